@@ -1,0 +1,181 @@
+"""What deterministic policy gradient algorithms share: networks, targets, optimizers, acting, randomness.
+
+Mechanics only. The mathematics of an update stands whole in each algorithm's own file.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from dpg_cli.networks import Actor, Critic, Normalizer
+from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction
+from dpg_cli.seeding import Purpose, torch_generator
+
+REGISTRY: dict[str, type["Algorithm"]] = {}
+A = TypeVar("A", bound="type[Algorithm]")
+N = TypeVar("N", Actor, Critic)
+
+
+class Batch(NamedTuple):
+    """Transitions, B for each of S members."""
+
+    obs: Tensor  # (S, B, obs_dim)
+    action: Tensor  # (S, B, action_dim), in [-1, 1]
+    reward: Tensor  # (S, B)
+    next_obs: Tensor  # (S, B, obs_dim); the true final observation where an episode ended
+    terminated: Tensor  # (S, B); 1 where nothing follows, 0 elsewhere, at a time limit too
+
+
+@dataclass(kw_only=True, eq=False)
+class Algorithm:
+    """A learner for S seeds at once. Its fields are its hyperparameters, as in `configs/algo/<name>.yaml`.
+
+    Args:
+        obs_dim: size of an observation.
+        action_dim: size of an action; actions are in [-1, 1].
+        seeds: one seed a member.
+        device: where everything lives.
+        dtype: of parameters and arithmetic.
+
+    Raises:
+        ValueError: hyperparameters that don't go together.
+    """
+
+    discount: Fraction
+    tau: PositiveFraction  # share of the online networks that an update moves the targets by
+    actor_lr: Positive
+    critic_lr: Positive
+    batch_size: Count
+    hidden_sizes: list[Count]
+    critic_weight_decay: NonNegative
+    critic_action_layer: Count
+    normalize_obs: bool
+
+    obs_dim: InitVar[int]
+    action_dim: InitVar[int]
+    seeds: InitVar[Sequence[int]]
+    device: InitVar[torch.device | str] = "cpu"
+    dtype: InitVar[torch.dtype] = torch.float32
+
+    def __post_init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        seeds: Sequence[int],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        """Build networks, targets (equal at the start) and optimizers."""
+        self._device, self._dtype = torch.device(device), dtype
+        self._generators = [torch_generator(seed, Purpose.ALGORITHM, self._device) for seed in seeds]
+        self._normalizer = Normalizer(len(seeds), obs_dim) if self.normalize_obs else None
+
+        generators = [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]
+        shared = (generators, dtype, self._normalizer or nn.Identity())
+        num_critics = getattr(self, "num_critics", 1)  # an algorithm with that hyperparameter has so many
+        self.actor = Actor(obs_dim, action_dim, self.hidden_sizes, *shared).to(self._device)
+        self.critic = Critic(
+            obs_dim, action_dim, self.hidden_sizes, *shared, num_critics, self.critic_action_layer
+        ).to(self._device)
+        self.target_actor, self.target_critic = target_of(self.actor), target_of(self.critic)
+        self.actor_optimizer = Adam(self.actor.parameters(), lr=self.actor_lr, fused=True)
+        self.critic_optimizer = Adam(
+            self.critic.parameters(), lr=self.critic_lr, weight_decay=self.critic_weight_decay, fused=True
+        )
+        self.updates = 0
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from one batch.
+
+        Args:
+            batch: B transitions for each member.
+
+        Returns:
+            Detached scalars by tag, each `(S,)`.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """The deterministic policy: `(S, N, obs_dim)` to actions `(S, N, action_dim)` in [-1, 1]."""
+        return self.actor(self._tensor(obs)).cpu().numpy()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def value(self, obs: np.ndarray) -> np.ndarray:
+        """Q(s, μ(s)) by the first critic: `(S, N, obs_dim)` to `(S, N)`."""
+        tensor = self._tensor(obs)
+        return self.critic.q1(tensor, self.actor(tensor)).cpu().numpy()  # type: ignore[no-any-return]
+
+    def observe(self, obs: np.ndarray) -> None:
+        """Take new observations `(S, N, obs_dim)` into the normaliser, where there is one."""
+        if self._normalizer is not None:
+            self._normalizer.update(self._tensor(obs))
+
+    def policy_state(self, member: int) -> dict[str, Tensor]:
+        """All that acting needs of one member, with a member axis of 1."""
+        return {name: tensor[member : member + 1].cpu() for name, tensor in self.actor.state_dict().items()}
+
+    # --- for the updates ---
+
+    def standard_normal(self, shape: Sequence[int]) -> Tensor:
+        """N(0, 1) of shape `(S, ...)`, each member from its own stream."""
+        draws = [
+            torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self._generators
+        ]
+        return torch.stack(draws)
+
+    def descend(self, optimizer: Adam, loss: Tensor) -> Tensor:
+        """One step of `optimizer` down `loss`.
+
+        Args:
+            optimizer: holds the parameters; gradients are taken with respect to them alone.
+            loss: `(S,)`. Members are summed, so that each one's gradient is its own.
+
+        Returns:
+            The norm of each member's gradient, `(S,)`.
+        """
+        parameters = optimizer.param_groups[0]["params"]
+        gradients = torch.autograd.grad(loss.sum(), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        norms = [torch.linalg.vector_norm(g, dim=[d for d in range(g.dim()) if d != g.dim() - 3]) for g in gradients]
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        """Polyak averaging of both targets: θ' ← τ θ + (1 - τ) θ'."""
+        for online, target in ((self.critic, self.target_critic), (self.actor, self.target_actor)):
+            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
+
+    # --- private ---
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, self._dtype)
+
+
+def register(algorithm: A) -> A:
+    """Make an algorithm known by its class's name in lower case."""
+    REGISTRY[algorithm.__name__.lower()] = algorithm
+    return algorithm
+
+
+def target_of(network: N) -> N:
+    """A target network, equal to `network` at the start; the two share the normaliser and no parameter."""
+    return copy.deepcopy(network, {id(network.normalizer): network.normalizer}).requires_grad_(False)
+
+
+def squared_error(q: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch and sum over the critics: `(K, S, B)` and `(S, B)` to `(S,)`."""
+    return (q - target).square().mean(dim=-1).sum(dim=0)
+
+
+def saturation(action: Tensor) -> Tensor:
+    """Share of action components at ±1, that is within 1% of the range's half: `(S, B, A)` to `(S,)`."""
+    return (action.abs() > 0.99).to(action.dtype).mean(dim=(-2, -1))

@@ -1,0 +1,57 @@
+"""Twin delayed deep deterministic policy gradient: Fujimoto et al. 2018, arXiv:1802.09477."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpg_cli.algorithms.base import Algorithm, Batch, register, saturation, squared_error
+from dpg_cli.ranges import Count, NonNegative
+
+
+@register
+@dataclass(kw_only=True, eq=False)
+class TD3(Algorithm):
+    """DDPG with three remedies against overestimated values (Fujimoto et al. 2018, Algorithm 1)."""
+
+    num_critics: Count
+    policy_noise: NonNegative  # standard deviation of the smoothing noise on target actions
+    noise_clip: NonNegative
+    policy_delay: Count  # critic updates for each update of actor and targets
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One update of the critics and, every `policy_delay`-th time, of actor and targets."""
+        obs, action, reward, next_obs, terminated = batch
+
+        with torch.no_grad():
+            # Target policy smoothing.
+            noise = self.policy_noise * self.standard_normal(action.shape)
+            noise = noise.clamp(-self.noise_clip, self.noise_clip)
+            next_action = (self.target_actor(next_obs) + noise).clamp(-1, 1)
+            # Clipped double Q: (K, S, B) -> (S, B).
+            next_q = self.target_critic(next_obs, next_action).amin(dim=0)
+            target = reward + self.discount * (1 - terminated) * next_q
+
+        q = self.critic(obs, action)
+        critic_loss = squared_error(q, target)
+        critic_norm = self.descend(self.critic_optimizer, critic_loss)
+        metrics = {
+            "loss/critic": critic_loss.detach(),
+            "value/q_mean": q.detach().mean(dim=(0, -1)),
+            "value/target_mean": target.mean(dim=-1),
+            "grad/critic_norm": critic_norm,
+        }
+
+        # Delayed policy updates.
+        self.updates += 1
+        if self.updates % self.policy_delay == 0:
+            policy_action = self.actor(obs)
+            actor_loss = -self.critic.q1(obs, policy_action).mean(dim=-1)
+            actor_norm = self.descend(self.actor_optimizer, actor_loss)
+            self.update_targets()
+            metrics |= {
+                "loss/actor": actor_loss.detach(),
+                "policy/saturation": saturation(policy_action.detach()),
+                "grad/actor_norm": actor_norm,
+            }
+        return metrics

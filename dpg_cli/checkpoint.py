@@ -1,0 +1,118 @@
+"""Checkpoints: whole folders, safetensors and JSON only, nothing that could run code.
+
+    checkpoints/step_000050000/   manifest.json  policy.safetensors
+    checkpoints/best_000045000/   the policy of the best evaluation
+    checkpoints/latest, best      relative links
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from dpg_cli.errors import UserError
+from dpg_cli.networks import Actor, Normalizer
+
+POLICY = "policy.safetensors"
+MANIFEST = "manifest.json"
+
+
+def save(run: Path, step: int, policy: Mapping[str, Tensor], versions: Mapping[str, str], keep: int) -> None:
+    """Write the checkpoint of a step, point `latest` at it and drop all but the newest `keep`."""
+    _write(run / "checkpoints", f"step_{step:09d}", step, policy, versions)
+    _link(run / "checkpoints", "latest", f"step_{step:09d}")
+    for old in sorted((run / "checkpoints").glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def save_best(run: Path, step: int, policy: Mapping[str, Tensor], versions: Mapping[str, str]) -> None:
+    """Write the policy of the best evaluation so far, point `best` at it and drop the one before."""
+    name = f"best_{step:09d}"
+    _write(run / "checkpoints", name, step, policy, versions)
+    _link(run / "checkpoints", "best", name)
+    for old in (run / "checkpoints").glob("best_*"):
+        if old.name != name:
+            shutil.rmtree(old)
+
+
+def find(run: Path, which: str) -> Path:
+    """The folder of `best`, `latest` or a step.
+
+    Raises:
+        UserError: there is none; the message names those that there are.
+    """
+    root = run / "checkpoints"
+    folder = root / which
+    if which.isdecimal():
+        names = (f"step_{int(which):09d}", f"best_{int(which):09d}")
+        folder = next((root / name for name in names if (root / name).is_dir()), folder)
+    if (which in ("best", "latest") or which.isdecimal()) and (folder / MANIFEST).is_file():
+        return folder
+    steps = sorted({int(p.name.split("_")[1]) for p in root.glob("*_*") if (p / MANIFEST).is_file()})
+    raise UserError(f"checkpoint={which}: no such checkpoint; there are best, latest and {steps}")
+
+
+def load_policy(folder: Path) -> tuple[Actor, int]:
+    """Rebuild one member's policy from a checkpoint, after checking its files against the manifest.
+
+    Returns:
+        The actor, with its normaliser, and the step it was saved at.
+
+    Raises:
+        UserError: a file is missing, damaged or not a policy.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        data = (folder / POLICY).read_bytes()
+        expected, step = manifest["files"][POLICY], int(manifest["step"])
+        if len(data) != expected["size"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise ValueError(f"{POLICY} does not match its checksum")
+        return _actor(load_tensors(data)), step
+    except Exception as error:
+        raise UserError(f"{folder}: damaged checkpoint: {type(error).__name__}: {error}") from error
+
+
+def _actor(state: dict[str, Tensor]) -> Actor:
+    weights = [state[f"layers.{i}.weight"] for i in range(sum(name.endswith(".weight") for name in state))]
+    obs_dim = weights[0].shape[-2]
+    normalizer = Normalizer(1, obs_dim) if "normalizer.mean" in state else nn.Identity()
+    hidden_sizes = [weight.shape[-1] for weight in weights[:-1]]
+    generators = [torch.Generator()]  # what it draws is overwritten
+    actor = Actor(obs_dim, weights[-1].shape[-1], hidden_sizes, generators, weights[0].dtype, normalizer)
+    actor.load_state_dict(state)
+    return actor
+
+
+def _write(
+    root: Path, name: str, step: int, policy: Mapping[str, Tensor], versions: Mapping[str, str]
+) -> None:
+    """A folder that appears whole or not at all: filled under another name, then renamed."""
+    temporary = root / f".{name}.{os.getpid()}"
+    temporary.mkdir(parents=True)
+    data = save_tensors({key: tensor.contiguous() for key, tensor in policy.items()})
+    files = {POLICY: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    manifest: dict[str, Any] = {"step": step, "files": files, "versions": dict(versions)}
+    _write_durably(temporary / POLICY, data)
+    _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
+    temporary.rename(root / name)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(root: Path, name: str, target: str) -> None:
+    temporary = root / f".{name}.{os.getpid()}"
+    temporary.symlink_to(target, target_is_directory=True)
+    temporary.replace(root / name)

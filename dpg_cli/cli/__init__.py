@@ -1,0 +1,1 @@
+"""The commands: where configs become objects."""

@@ -1,0 +1,140 @@
+"""From a checked config to the objects of a training."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dpg_cli.algorithms import ALGORITHMS, Algorithm
+from dpg_cli.config import TrainConfig
+from dpg_cli.envs import make_env
+from dpg_cli.errors import UserError
+from dpg_cli.noise import NOISES, Noise
+from dpg_cli.replay import Replay
+from dpg_cli.rollout import Env, Environments
+from dpg_cli.seeding import Purpose, generator
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
+
+
+class Training(NamedTuple):
+    """What `trainer.train` works with."""
+
+    algorithm: Algorithm
+    environments: Environments
+    evaluation_envs: list[list[Env]]
+    noise: Noise
+    replay: Replay
+
+    def close(self) -> None:
+        """Close every environment."""
+        self.environments.close()
+        for member in self.evaluation_envs:
+            for env in member:
+                env.close()
+
+
+def check(config: TrainConfig) -> None:
+    """Find, before anything is written, what would keep this training from starting.
+
+    Raises:
+        UserError: device, environment, network sizes or memory.
+    """
+    small = {"num_seeds": 1, "num_envs": 1, "eval": config.eval.model_copy(update={"episodes": 1})}
+    training = build(config.model_copy(update=small))
+    training.close()
+    obs_dim, action_dim = sizes(training.environments)
+    capacity = min(config.buffer_size, config.total_steps)
+    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, DTYPES[config.precision])
+    if choose_device(config.device).type == "cpu" and needed > (available := available_memory()):
+        raise UserError(
+            f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
+            f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB of memory are free"
+        )
+
+
+def build(config: TrainConfig) -> Training:
+    """Make everything.
+
+    Raises:
+        UserError: device, environment or network sizes.
+    """
+    device, dtype = choose_device(config.device), DTYPES[config.precision]
+    torch.set_num_threads(choose_threads(config.threads))
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    new_env = environment_maker(config)
+    environments = Environments([[new_env() for _ in range(config.num_envs)] for _ in seeds], seeds)
+    evaluation_envs = [[new_env() for _ in range(config.eval.episodes)] for _ in seeds]
+
+    obs_dim, action_dim = sizes(environments)
+    noise_name, noise_values = _named(config.noise)
+    noise_streams = [[generator(s, Purpose.NOISE, e) for e in range(config.num_envs)] for s in seeds]
+    algo_name, algo_values = _named(config.algo)
+    try:
+        algorithm = ALGORITHMS[algo_name](
+            **algo_values, obs_dim=obs_dim, action_dim=action_dim, seeds=seeds, device=device, dtype=dtype
+        )
+    except ValueError as error:
+        raise UserError(f"algo.{error}") from error
+    return Training(
+        algorithm=algorithm,
+        environments=environments,
+        evaluation_envs=evaluation_envs,
+        noise=NOISES[noise_name](**noise_values, action_dim=action_dim, generators=noise_streams),
+        replay=Replay(
+            min(config.buffer_size, config.total_steps + config.num_envs - 1),
+            obs_dim,
+            action_dim,
+            [generator(s, Purpose.REPLAY) for s in seeds],
+            device,
+            dtype,
+        ),
+    )
+
+
+def environment_maker(config: TrainConfig) -> Callable[[], Env]:
+    """What makes one environment of a config."""
+    env, dtype = config.env, {"float32": np.float32, "float64": np.float64}[config.precision]
+    return partial(make_env, env.id, env.kwargs, env.max_episode_steps, dtype)
+
+
+def sizes(environments: Environments) -> tuple[int, int]:
+    """Sizes of an observation and of an action."""
+    return environments.obs.shape[-1], environments.action_dim
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is a GPU where torch has one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UserError(f"device={name}: torch {torch.__version__} finds no GPU; use cpu or auto")
+        if device.index is not None and device.index >= count:
+            raise UserError(f"device={name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def choose_threads(threads: int | str) -> int:
+    """`auto` is as many as this process may use, at most `MAX_AUTO_THREADS`."""
+    return min(len(os.sched_getaffinity(0)), MAX_AUTO_THREADS) if isinstance(threads, str) else threads
+
+
+def available_memory() -> int:
+    """Bytes that can still be taken."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _named(values: dict[str, object]) -> tuple[str, dict[str, object]]:
+    rest = dict(values)
+    return str(rest.pop("name")), rest

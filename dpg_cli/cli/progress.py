@@ -1,0 +1,122 @@
+"""What a person sees of a training: a live panel on a terminal, one line an evaluation elsewhere."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dpg_cli.rollout import Episode, Evaluation
+from dpg_cli.trainer import Outcome
+
+
+class ProgressDisplay:
+    """Shows steps, speed, time left, the last training return and the best evaluation.
+
+    Args:
+        title: what is trained.
+        total_steps: environment steps for each seed.
+        console: where to write.
+    """
+
+    def __init__(self, title: str, total_steps: int, console: Console):
+        self._title = title
+        self._total = total_steps
+        self._console = console
+        self._start = time.monotonic()
+        self._window = (self._start, 0)  # since when and since which step speed is measured
+        self._speed = 0.0
+        self._step = 0
+        self._last_return: float | None = None
+        self._last: tuple[int, float, float] | None = None
+        self._best: tuple[int, float] | None = None
+        self._live = Live(self, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._start = time.monotonic()
+        self._window = (self._start, 0)
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+
+    def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
+        """`step` environment steps are made for each seed."""
+        self._step = step
+        if episodes:
+            self._last_return = float(np.mean([episode.episode_return for episode in episodes]))
+
+    def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:
+        """One evaluation a member; several are shown as mean and spread over members."""
+        means = [float(np.mean(evaluation.returns)) for evaluation in evaluations]
+        # One seed: the spread over its episodes. Several: the spread over seeds.
+        spread = float(np.std(evaluations[0].returns if len(means) == 1 else means))
+        mean = float(np.mean(means))
+        self._last = (step, mean, spread)
+        if self._best is None or mean > self._best[1]:
+            self._best = (step, mean)
+        if self._live is None:
+            elapsed = _duration(time.monotonic() - self._start)
+            self._console.print(
+                f"step {step:>9,} of {self._total:,}  return {mean:.1f} ± {spread:.1f}  "
+                f"best {self._best[1]:.1f}  {elapsed}",
+                highlight=False,
+            )
+
+    def __rich__(self) -> Group:
+        """The panel."""
+        now = time.monotonic()
+        since, at = self._window
+        if now - since > 5.0:
+            self._speed = (self._step - at) / (now - since)
+            self._window = (now, self._step)
+        speed = self._speed or self._step / max(now - self._start, 1e-9)
+        left = _duration((self._total - self._step) / speed) if speed > 0 else "–"
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(
+            f"{self._step:,} of {self._total:,} steps", f"{speed:,.0f} steps/s", f"{left} left",
+        )
+        training = "–" if self._last_return is None else f"{self._last_return:.1f}"
+        last = "–" if self._last is None else f"{self._last[1]:.1f} ± {self._last[2]:.1f}"
+        best = "–" if self._best is None else f"{self._best[1]:.1f} at {self._best[0]:,}"
+        grid.add_row(f"last episode {training}", f"evaluation {last}", f"best {best}")
+        return Group(Text(self._title, style="bold"), ProgressBar(self._total, min(self._step, self._total)), grid)
+
+
+def print_summary(console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path]) -> None:
+    """How the training went, where its results lie, and what to type next."""
+    for member, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
+        step, best = outcome.best(member)
+        console.print(
+            f"seed {seed}: last evaluation {outcome.final(member):.1f}, best {best:.1f} at step {step:,}",
+            highlight=False,
+        )
+        console.print(f"  run folder   {folder}", highlight=False, soft_wrap=True)
+        console.print(f"  evaluate     dpg-eval run={_quoted(folder)}", highlight=False, soft_wrap=True)
+    console.print(f"  curves       tensorboard --logdir {_quoted(folders[0].parent)}", highlight=False, soft_wrap=True)
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,175 @@
+"""`dpg-train`: train, or sweep with `-m`.
+
+A front stands before Hydra, which makes folders before any task runs and ends every error with 1. It composes and
+checks the config, so that a mistake costs no folder, claims the folder, and only then hands over.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HELP = """\
+dpg-train: train deterministic policy gradient agents.
+
+Examples
+  dpg-train                                              TD3 on HalfCheetah-v4
+  dpg-train algo=ddpg env=Pendulum-v1 noise=ou seed=3
+  dpg-train experiment=td3_paper env=InvertedDoublePendulum-v4
+  dpg-train env=Hopper-v5 algo.policy_delay=4 total_steps=3e5
+  dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
+  tensorboard --logdir outputs
+
+Groups (choose one each)
+  algo        {algo}
+  env         any Gymnasium id with continuous actions, also module:Id
+  noise       {noise}
+  experiment  {experiment}
+
+Keys
+  seed, num_seeds, num_envs, total_steps, random_steps, learning_starts, updates_per_step, buffer_size,
+  truncation_bootstraps, device, threads, precision, eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
+
+Flags
+  -m               sweep over comma-separated values, range(...), choice(...)
+  --cfg job        print the composed config and stop; add --resolve to fill in ${{...}}
+  --config-dir DIR add a folder of your own YAML files
+  --hydra-help     all of Hydra's flags
+"""
+
+
+def main() -> None:
+    """The console script."""
+    from dpg_cli.errors import UserError
+
+    try:
+        sys.exit(_run_command(sys.argv[1:]))
+    except UserError as error:
+        print(f"dpg-train: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    if "-h" in arguments or "--help" in arguments:
+        from dpg_cli.config import choices
+
+        print(HELP.format(**{group: ", ".join(choices(group)) for group in ("algo", "noise", "experiment")}), end="")
+        return 0
+
+    from hydra.types import RunMode
+
+    from dpg_cli import config as configs
+    from dpg_cli.errors import UserError
+
+    configs.register()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    flags, rest = parser.parse_known_args(arguments)
+    if "--experimental-rerun" in rest:
+        raise UserError("--experimental-rerun: refused, it would load a pickle")
+    if any(argument.startswith("-") for argument in rest):  # a look at the config, completion, Hydra's help
+        _hand_over(lambda _: None, arguments)
+        return 0
+
+    overrides = [_openly(override) for override in rest]
+    if any(override.partition("=")[0] == "resume" for override in overrides):
+        raise UserError("resume: this version cannot go on with a run yet")
+    if flags.config_dir is not None:
+        folder = Path(flags.config_dir).resolve()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir={flags.config_dir}: no such folder")
+        overrides.append(f"hydra.searchpath=[{_quoted(f'file://{folder}')},'gymnasium://']")
+
+    fixed = configs.without_sweeps(overrides) if flags.multirun else overrides
+    composed = configs.compose(fixed)
+    if flags.multirun or composed.hydra.mode is RunMode.MULTIRUN:
+        return _sweep(overrides, composed)
+    return _single(overrides, composed)
+
+
+def _single(overrides: Sequence[str], composed: "DictConfig") -> int:
+    """Train once; the exit code."""
+    from dpg_cli import config as configs
+    from dpg_cli.cli import build, job
+    from dpg_cli.run_dir import claim, command_line
+
+    checked = configs.validate(composed)
+    build.check(checked)
+    folder = Path(composed.hydra.run.dir)
+    claim(folder, "hydra.run.dir")
+    command, results = command_line(), []
+
+    def task(config: "DictConfig") -> None:
+        results.append(job.run(configs.validate(config), folder, command))
+
+    _hand_over(task, [*overrides, f"hydra.run.dir={_quoted(folder)}"])
+    return results[0].exit_code
+
+
+def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
+    """Train once for each combination of values; the exit code."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from dpg_cli import config as configs
+    from dpg_cli.cli import job
+    from dpg_cli.run_dir import claim, command_line
+
+    for combination in configs.combinations(overrides, composed):
+        configs.validate(configs.compose(combination))
+    folder = Path(composed.hydra.sweep.dir)
+    claim(folder, "hydra.sweep.dir")
+    command = command_line()
+
+    def task(config: "DictConfig") -> float:
+        where = Path(HydraConfig.get().runtime.output_dir)
+        result = job.run(configs.validate(config), where, command)
+        if result.outcome is None:
+            raise job.JobFailedError(result.message)
+        if result.outcome.interrupted:
+            sys.exit(result.exit_code)  # no Exception, so that it ends the sweep too
+        return result.outcome.score()
+
+    try:
+        _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+    except job.JobFailedError:
+        pass  # named below with all others
+    failed = job.failures(folder)
+    for name, reason in failed:
+        print(f"dpg-train: job {name} failed: {reason} (see {folder / name / 'train.log'})", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) -> None:
+    """Run Hydra's own command line, with errors as exceptions."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from dpg_cli.config import config_dir
+    from dpg_cli.errors import UserError
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _openly(override: str) -> str:
+    """What an environment is given is open: its keys need no `+`."""
+    return f"++{override}" if override.startswith("env.kwargs.") else override
+
+
+def _quoted(value: object) -> str:
+    """A string in Hydra's grammar."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"

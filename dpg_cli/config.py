@@ -1,0 +1,372 @@
+"""The config: where its tree lies, how it is composed, and what it may hold.
+
+Only this module and `cli/` know Hydra. The YAML files hold the values; this schema and the fields of algorithms
+and noises hold types and ranges, and `validate()` checks the one against the other.
+"""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from dpg_cli.errors import UserError
+from dpg_cli.ranges import Count, CountOrZero, Positive
+
+GROUPS = ("algo", "env", "noise", "experiment")
+
+
+class Strict(BaseModel):
+    """No unknown key, no conversion but from whole to floating numbers, nothing infinite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class EnvConfig(Strict):
+    """`configs/schema.yaml` and `configs/env/<id>.yaml`."""
+
+    id: Annotated[str, Field(min_length=1)]
+    kwargs: dict[str, Any]
+    max_episode_steps: Count | None
+    total_steps: Count
+    random_steps: CountOrZero
+    paper_random_steps: CountOrZero
+
+
+class EvalConfig(Strict):
+    """Evaluations."""
+
+    every: Count
+    episodes: Count
+
+
+class CheckpointConfig(Strict):
+    """Checkpoints."""
+
+    every: Count
+    keep: Count
+
+
+class LogConfig(Strict):
+    """Records of scalars."""
+
+    every: Count
+
+
+class TrainConfig(Strict):
+    """`configs/train.yaml`, which says what each key is."""
+
+    seed: CountOrZero
+    num_seeds: Count
+    num_envs: Count
+    total_steps: Count
+    random_steps: CountOrZero
+    learning_starts: CountOrZero
+    updates_per_step: Positive
+    buffer_size: Count
+    truncation_bootstraps: bool
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    threads: Literal["auto"] | Count
+    precision: Literal["float32", "float64"]
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+    algo: dict[str, Any]
+    env: EnvConfig
+    noise: dict[str, Any]
+
+
+def config_dir() -> Path:
+    """The config tree: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+
+
+def choices(group: str) -> list[str]:
+    """The names of the files in a group."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+class EnvironmentIds(ConfigSource):
+    """Lets `env=<id>` name any environment, with or without a file of its own; a real file wins."""
+
+    @staticmethod
+    def scheme() -> str:
+        """`gymnasium://`."""
+        return "gymnasium"
+
+    def available(self) -> bool:
+        """Always."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """`env` and the folders that an id with slashes makes."""
+        return config_path.strip("/") in ("", "env") or self._below_env(config_path + "/")
+
+    def is_config(self, config_path: str) -> bool:
+        """Everything below `env` is some environment's id; whether it exists is asked when it is made."""
+        return self._below_env(config_path)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """`{id: <id>}`."""
+        env_id = config_path.removesuffix(".yaml").removeprefix("env/")
+        return ConfigResult(
+            provider=self.provider,
+            path=f"{self.scheme()}://{self.path}",
+            config=OmegaConf.create({"id": env_id}),
+            header={"package": None},
+        )
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Registered ids, for tab completion and for messages."""
+        path = config_path.strip("/")
+        if path == "":
+            return ["env"] if results_filter in (None, ObjectType.GROUP) else []
+        import gymnasium  # here, since only completion needs it
+
+        prefix = path.removeprefix("env").strip("/")
+        rests = [i.removeprefix(prefix).lstrip("/") for i in gymnasium.registry if i.startswith(prefix)]
+        configs = {rest for rest in rests if "/" not in rest}
+        groups = {rest.split("/")[0] for rest in rests if "/" in rest}
+        if results_filter is ObjectType.CONFIG:
+            return sorted(configs)
+        return sorted(groups if results_filter is ObjectType.GROUP else groups | configs)
+
+    @staticmethod
+    def _below_env(path: str) -> bool:
+        return path.startswith("env/") and len(path.removesuffix(".yaml")) > len("env/")
+
+
+def register() -> None:
+    """Tell Hydra of the environment ids, and OmegaConf of `${path_name:...}`."""
+    Plugins.instance().register(EnvironmentIds)
+    OmegaConf.register_new_resolver("path_name", lambda name: re.sub(r"[/:]", "_", name), replace=True)
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Compose the tree with overrides in Hydra's grammar, the `hydra` node included.
+
+    Raises:
+        UserError: an unknown key or choice, or a syntax error.
+    """
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
+            return hydra_compose("train", list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError too
+        raise UserError(_composition_message(error, overrides)) from error
+
+
+def without_sweeps(overrides: Sequence[str]) -> list[str]:
+    """The overrides that have one value.
+
+    Raises:
+        UserError: a syntax error.
+    """
+    return [text for text, parsed in zip(overrides, _parse(overrides), strict=True) if not parsed.is_sweep_override()]
+
+
+def combinations(overrides: Sequence[str], composed: DictConfig) -> Iterator[list[str]]:
+    """The overrides of each job of a sweep by Hydra's own sweeper; those with one value, by any other.
+
+    Raises:
+        UserError: a syntax error.
+    """
+    if not str(composed.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        yield without_sweeps(overrides)
+        return
+    params = [f"{key}={value}" for key, value in (composed.hydra.sweeper.params or {}).items()]
+    axes: dict[str, list[str]] = {}
+    texts = [*params, *overrides]
+    for text, parsed in zip(texts, _parse(texts), strict=True):
+        key = parsed.get_key_element()
+        swept = parsed.is_discrete_sweep()
+        axes[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()] if swept else [text]
+    yield from (list(combination) for combination in itertools.product(*axes.values()))
+
+
+def validate(config: DictConfig) -> TrainConfig:
+    """Resolve a composed config and check every key, type and range.
+
+    Raises:
+        UserError: names the first key that is wrong, its value and what would be right.
+    """
+    from dpg_cli.algorithms import ALGORITHMS  # here, since torch takes seconds to import
+    from dpg_cli.noise import NOISES
+
+    try:
+        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        tree = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {_first_line(error)}") from error
+    assert isinstance(tree, dict)
+    checked = _check(TrainConfig, _whole_numbers(tree))
+    algo = _check_choice("algo", ALGORITHMS, checked.algo)
+    noise = _check_choice("noise", NOISES, checked.noise)
+    if checked.buffer_size < algo["batch_size"]:
+        raise UserError(
+            f"buffer_size={checked.buffer_size}: must be at least algo.batch_size={algo['batch_size']}"
+        )
+    if checked.buffer_size < checked.num_envs:
+        raise UserError(f"buffer_size={checked.buffer_size}: must be at least num_envs={checked.num_envs}")
+    return checked.model_copy(update={"algo": algo, "noise": noise})
+
+
+def load(text: str) -> TrainConfig:
+    """The config of a run from its `config.yaml`. Nothing in it is resolved or run.
+
+    Raises:
+        UserError: it is not such a file.
+    """
+    import yaml
+
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"config.yaml: {_first_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise UserError("config.yaml: must be a mapping")
+    return _check(TrainConfig, tree)
+
+
+def dump(config: TrainConfig) -> str:
+    """The resolved config as YAML, for `load()`."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(_composition_message(error, overrides)) from error
+
+
+def _check(model: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_validation_message(model, error, prefix)) from error
+
+
+def _check_choice(group: str, registry: Mapping[str, type], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a group whose keys are the fields of a registered class."""
+    name = values.get("name")
+    if name not in registry:
+        raise UserError(f"{group}.name={name}: must be one of {', '.join(registry)}")
+    hints = get_type_hints(registry[name], include_extras=True)
+    keys: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(registry[name])}
+    model = create_model(name, __base__=Strict, name=(str, ...), **keys)
+    checked: dict[str, Any] = _check(model, values, f"{group}.").model_dump()
+    return checked
+
+
+def _whole_numbers(tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """1e6 is written as a count and read as a float: make it one again, but for what an environment is given."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: child if key == "kwargs" else whole(child) for key, child in value.items()}
+        if isinstance(value, list):
+            return [whole(child) for child in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return {key: whole(value) for key, value in tree.items()}
+
+
+def _validation_message(model: type[BaseModel], error: ValidationError, prefix: str) -> str:
+    first, *others = error.errors()
+    if first["type"] == "extra_forbidden":
+        *parents, name = (str(part) for part in first["loc"])
+        for parent in parents:
+            annotation = model.model_fields[parent].annotation
+            assert isinstance(annotation, type)
+            model = annotation
+        return _unknown_key(prefix + ".".join([*parents, name]), _keys(model, prefix + "".join(f"{p}." for p in parents)))
+    key, expected = _key(first["loc"]), _expectation(first)
+    for other in others:  # the other branches of a union
+        if _key(other["loc"]) == key:
+            expected += f" or {_expectation(other).removeprefix('should be ')}"
+    if first["type"] == "missing":
+        return f"{prefix}{key}: missing"
+    return f"{prefix}{key}={first['input']}: {expected}"
+
+
+def _key(location: Iterable[int | str]) -> str:
+    # A union's branch stands in the location as a part that is no identifier.
+    return ".".join(str(part) for part in location if isinstance(part, int) or str(part).isidentifier())
+
+
+def _expectation(error: Mapping[str, Any]) -> str:
+    if error["type"] == "string_pattern_mismatch":
+        return "should be auto, cpu, cuda or cuda:N"
+    return str(error["msg"]).replace("Input should be", "should be")
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    return [prefix + name for name in model.model_fields]
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> str:
+    return f"{key}: unknown key{_closest(key, known)}"
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # perhaps only the group before the dot is missing or wrong
+        last = word.rpartition(".")[2]
+        close = [k for k in known if k.rpartition(".")[2] == last][:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _composition_message(error: Exception, overrides: Sequence[str]) -> str:
+    text = _first_line(error)
+    if match := re.search(r"Could not find '(\w+)/([^']+)'", str(error)):
+        group, name = match.groups()
+        known = choices(group)
+        return f"{group}={name}: must be one of {', '.join(known)}{_closest(name, known)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1].partition("@")[0], _known_keys(overrides))
+    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"{match[1]}: several values; add -m to sweep over them, or write a list as key=[a,b]"
+    if match := re.search(r"Error parsing override '(.+)'", text):
+        return f"{match[1]}: not of the form key=value ({str(error).splitlines()[1].strip()})"
+    return text
+
+
+def _known_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that there are with these overrides' choices of groups."""
+    groups = [o for o in overrides if o.partition("=")[0] in GROUPS]
+    try:
+        config = compose(groups)
+    except UserError:
+        return list(GROUPS)
+
+    def walk(node: Mapping[Any, Any], prefix: str) -> list[str]:
+        keys = []
+        for key, value in node.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, dict):
+                keys += walk(value, f"{prefix}{key}.")
+        return keys
+
+    tree = OmegaConf.to_container(config)
+    assert isinstance(tree, dict)
+    return [*walk(tree, ""), "experiment"]
+
+
+def _first_line(error: object) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,140 @@
+"""Environments: any Gymnasium id, seen from inside as flat observations and actions in [-1, 1]."""
+
+import difflib
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from dpg_cli.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class UnitActions(gym.ActionWrapper[Any, Any, Any]):
+    """Takes actions in [-1, 1]^n and maps them onto the environment's own box, whatever its bounds and shape."""
+
+    def __init__(self, env: gym.Env[Any, Any]):
+        super().__init__(env)
+        box = env.action_space
+        assert isinstance(box, spaces.Box)
+        self._box = box
+        self._low, self._high = box.low.astype(np.float64).ravel(), box.high.astype(np.float64).ravel()
+        self.action_space = spaces.Box(-1.0, 1.0, (self._low.size,), np.float32)
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        """From [-1, 1]^n to the box; clipped, so that rounding never leaves it."""
+        scaled = self._low + 0.5 * (np.asarray(action, np.float64) + 1.0) * (self._high - self._low)
+        return np.clip(scaled.reshape(self._box.shape).astype(self._box.dtype), self._box.low, self._box.high)
+
+
+def make_env(
+    env_id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    dtype: type[np.floating[Any]] = np.float32,
+) -> gym.Env[np.ndarray, np.ndarray]:
+    """Make one environment.
+
+    Args:
+        env_id: any registered id, or `module:Id` for a module that registers it.
+        kwargs: passed on to `gymnasium.make`.
+        max_episode_steps: a time limit in place of the id's own; None keeps that.
+        dtype: of the observations.
+
+    Returns:
+        An environment with a flat Box of observations and the actions [-1, 1]^n.
+
+    Raises:
+        UserError: no such id, its arguments or dependencies are wrong, or its spaces are not for continuous
+            control from a state.
+    """
+    _find(env_id)
+    if (mujoco := sys.modules.get("mujoco")) is not None:
+        # Otherwise such a warning goes to stderr and into a MUJOCO_LOG.TXT in the working directory.
+        mujoco.set_mju_user_warning(lambda message: logging.getLogger("mujoco").warning(message))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            env = gym.make(
+                env_id,
+                max_episode_steps=max_episode_steps,
+                disable_env_checker=True,
+                **dict(kwargs or {}),
+            )
+    except Exception as error:
+        raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}") from error
+    for warning in caught:
+        log.info("%s", _one_line(warning.message))
+    try:
+        _check_action_space(env_id, env.action_space)
+        _check_observation_space(env_id, env.observation_space)
+    except UserError:
+        env.close()
+        raise
+    return UnitActions(gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), dtype))
+
+
+def newer_version(env_id: str) -> str | None:
+    """The id of the newest version of a registered environment, if `env_id` is an older one."""
+    namespace, name, version = gym.envs.registration.parse_env_id(env_id.rpartition(":")[2])
+    newest = gym.envs.registration.find_highest_version(namespace, name)
+    if version is None or newest is None or newest <= version:
+        return None
+    return gym.envs.registration.get_env_id(namespace, name, newest)
+
+
+def _find(env_id: str) -> None:
+    """Import what registers `env_id` and what makes it, or say why not."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise UserError(f"env.id={env_id}: module {module} cannot be imported: {_one_line(error)}") from error
+    spec = gym.registry.get(name)
+    if spec is None:
+        close = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"env.id={env_id}: no environment of that id is registered{hint}")
+    if isinstance(spec.entry_point, str):
+        try:
+            gym.envs.registration.load_env_creator(spec.entry_point)
+        except Exception as error:
+            raise UserError(f"env.id={env_id}: cannot be loaded: {_one_line(error)}") from error
+
+
+def _check_action_space(env_id: str, space: spaces.Space[Any]) -> None:
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise UserError(f"env.id={env_id}: its actions are {space}; they must be continuous, a Box of floats")
+    if not space.is_bounded():
+        raise UserError(f"env.id={env_id}: its actions are {space}; they must be bounded on both sides")
+    if space.shape is None or 0 in space.shape:
+        raise UserError(f"env.id={env_id}: its actions are {space}; there must be at least one")
+
+
+def _check_observation_space(env_id: str, space: spaces.Space[Any]) -> None:
+    for leaf in _leaves(space):
+        if isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8 and len(leaf.shape) >= 2:
+            raise UserError(f"env.id={env_id}: it observes images, {leaf}; only states are supported")
+    if not space.is_np_flattenable:
+        raise UserError(f"env.id={env_id}: its observations, {space}, cannot be flattened to numbers")
+
+
+def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
+    if isinstance(space, spaces.Dict):
+        return [leaf for child in space.spaces.values() for leaf in _leaves(child)]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for child in space.spaces for leaf in _leaves(child)]
+    return [space]
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).replace("\x1b[33m", "").replace("\x1b[0m", "").split())
+    return text or type(error).__name__

@@ -1,0 +1,114 @@
+"""Exploration noise: added to the policy's actions, which lie in [-1, 1].
+
+Every member and environment draws from its own generator. A noise's fields are its hyperparameters, as in
+`configs/noise/<name>.yaml`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
+
+import numpy as np
+
+from dpg_cli.ranges import Count, NonNegative, Positive
+
+
+@dataclass(kw_only=True, eq=False)
+class Noise:
+    """A noise process for every member and environment.
+
+    Args:
+        action_dim: A, the size of an action.
+        generators: by member and environment, S lists of E.
+    """
+
+    action_dim: InitVar[int]
+    generators: InitVar[Sequence[Sequence[np.random.Generator]]]
+
+    def __post_init__(self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]]) -> None:
+        """Keep the streams."""
+        self._generators = generators
+        self._shape = (len(generators), len(generators[0]), action_dim)
+
+    def scale_at(self, step: int) -> float:
+        """The scale at an environment step, in units of the action range's half."""
+        raise NotImplementedError
+
+    def sample(self, step: int) -> np.ndarray:
+        """Noise for one step of every environment, `(S, E, A)`."""
+        raise NotImplementedError
+
+    def reset(self, ended: np.ndarray) -> None:
+        """Forget the episodes that ended, where `ended`, `(S, E)`, is true."""
+
+    def _standard_normal(self) -> np.ndarray:
+        return np.array([[g.standard_normal(self._shape[-1]) for g in member] for member in self._generators])
+
+
+@dataclass(kw_only=True, eq=False)
+class NoNoise(Noise):
+    """The bare policy."""
+
+    def scale_at(self, step: int) -> float:
+        """0."""
+        return 0.0
+
+    def sample(self, step: int) -> np.ndarray:
+        """Zeros."""
+        return np.zeros(self._shape)
+
+
+@dataclass(kw_only=True, eq=False)
+class Gaussian(Noise):
+    """N(0, scale²), independent at every step (Fujimoto et al. 2018)."""
+
+    scale: NonNegative
+    final_scale: NonNegative
+    decay_steps: Count | None  # None: the scale is constant
+
+    def scale_at(self, step: int) -> float:
+        """See `linear_decay`."""
+        return linear_decay(step, self.scale, self.final_scale, self.decay_steps)
+
+    def sample(self, step: int) -> np.ndarray:
+        """Noise for one step of every environment, `(S, E, A)`."""
+        return self.scale_at(step) * self._standard_normal()
+
+
+@dataclass(kw_only=True, eq=False)
+class OrnsteinUhlenbeck(Noise):
+    """x ← x - θ x dt + √dt N(0, 1), from 0 at an episode's start; the noise is scale · x (Lillicrap et al. 2016)."""
+
+    scale: NonNegative
+    final_scale: NonNegative
+    decay_steps: Count | None  # None: the scale is constant
+    theta: NonNegative
+    dt: Positive
+
+    def __post_init__(self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]]) -> None:
+        """Start at 0."""
+        super().__post_init__(action_dim, generators)
+        self._x = np.zeros(self._shape)
+
+    def scale_at(self, step: int) -> float:
+        """See `linear_decay`."""
+        return linear_decay(step, self.scale, self.final_scale, self.decay_steps)
+
+    def sample(self, step: int) -> np.ndarray:
+        """Noise for one step of every environment, `(S, E, A)`."""
+        self._x += -self.theta * self._x * self.dt + math.sqrt(self.dt) * self._standard_normal()
+        return self.scale_at(step) * self._x
+
+    def reset(self, ended: np.ndarray) -> None:
+        """Back to 0 where an episode ended."""
+        self._x[ended] = 0.0
+
+
+def linear_decay(step: int, scale: float, final_scale: float, decay_steps: int | None) -> float:
+    """`scale`, or on the line from it at step 0 to `final_scale` at step `decay_steps` and after."""
+    if decay_steps is None:
+        return scale
+    return scale + min(step / decay_steps, 1.0) * (final_scale - scale)
+
+
+NOISES: dict[str, type[Noise]] = {"gaussian": Gaussian, "none": NoNoise, "ou": OrnsteinUhlenbeck}

@@ -1,0 +1,115 @@
+"""A run's folder: claimed by one run alone, and `run.json`, which says what the run is and how it went."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dpg_cli import __version__
+from dpg_cli.errors import UserError
+
+
+def claim(folder: Path, key: str) -> None:
+    """Create a folder that must not exist yet, so that two runs never share one.
+
+    Args:
+        folder: to create, with its parents.
+        key: what the user would set to choose another, for messages.
+
+    Raises:
+        UserError: it exists or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=False)
+    except FileExistsError as error:
+        raise UserError(f"{key}={folder}: exists already; choose a folder that does not") from error
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
+
+
+class RunFile:
+    """`run.json`, replaced whole at every change.
+
+    Args:
+        folder: the run folder.
+        command: the command line.
+    """
+
+    def __init__(self, folder: Path, command: Sequence[str]):
+        self._path = folder / "run.json"
+        self._content: dict[str, Any] = {
+            "status": "running",
+            "command": list(command),
+            "versions": versions(),
+            "git": git_revision(),
+            "machine": {"host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count()},
+            "started": _now(),
+            "ended": None,
+            "last_step": 0,
+            "error": None,
+        }
+        self._write()
+
+    def end(self, status: str, *, last_step: int | None = None, error: str | None = None) -> None:
+        """Record how the run ended: `done`, `failed` or `interrupted`."""
+        self._content |= {"status": status, "ended": _now(), "error": error}
+        if last_step is not None:
+            self._content["last_step"] = last_step
+        self._write()
+
+    def reached(self, step: int) -> None:
+        """Record the last step."""
+        self._content["last_step"] = step
+        self._write()
+
+    def _write(self) -> None:
+        temporary = self._path.with_name(f".run.json.{os.getpid()}")
+        temporary.write_text(json.dumps(self._content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self._path)
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of what a run's numbers depend on."""
+    packages = {name: _version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")}
+    return {"python": platform.python_version(), **packages, "dpg_cli": __version__}
+
+
+def git_revision() -> Mapping[str, Any]:
+    """Revision of the checkout that this code runs from, else of the working directory; nulls outside git."""
+    checkout = Path(__file__).resolve().parents[1]
+    where = checkout if (checkout / ".git").exists() else Path.cwd()
+    revision = _git(where, "rev-parse", "HEAD")
+    dirty = None if revision is None else bool(_git(where, "status", "--porcelain"))
+    return {"revision": revision, "dirty": dirty}
+
+
+def command_line() -> list[str]:
+    """The command as it was given, the program by its name alone."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _git(where: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(where), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
