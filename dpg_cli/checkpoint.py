@@ -1,8 +1,7 @@
 """Checkpoints: whole folders, safetensors and JSON only, nothing that could run code.
 
-    checkpoints/step_000050000/   manifest.json  policy.safetensors
-    checkpoints/best_000045000/   the policy of the best evaluation
-    checkpoints/latest, best      relative links
+In `checkpoints/`, `step_000050000/` and the like hold `manifest.json` and `policy.safetensors`; `best_000045000/`
+holds the policy of the best evaluation; `latest` and `best` are relative links.
 """
 
 import hashlib
@@ -91,9 +90,7 @@ def _actor(state: dict[str, Tensor]) -> Actor:
     return actor
 
 
-def _write(
-    root: Path, name: str, step: int, policy: Mapping[str, Tensor], versions: Mapping[str, str]
-) -> None:
+def _write(root: Path, name: str, step: int, policy: Mapping[str, Tensor], versions: Mapping[str, str]) -> None:
     """A folder that appears whole or not at all: filled under another name, then renamed."""
     temporary = root / f".{name}.{os.getpid()}"
     temporary.mkdir(parents=True)

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -208,18 +208,16 @@ def validate(config: DictConfig) -> TrainConfig:
     from dpg_cli.noise import NOISES
 
     try:
-        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         tree = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     assert isinstance(tree, dict)
-    checked = _check(TrainConfig, _whole_numbers(tree))
+    checked: TrainConfig = _check(TrainConfig, _whole_numbers(tree))
     algo = _check_choice("algo", ALGORITHMS, checked.algo)
     noise = _check_choice("noise", NOISES, checked.noise)
     if checked.buffer_size < algo["batch_size"]:
-        raise UserError(
-            f"buffer_size={checked.buffer_size}: must be at least algo.batch_size={algo['batch_size']}"
-        )
+        raise UserError(f"buffer_size={checked.buffer_size}: must be at least algo.batch_size={algo['batch_size']}")
     if checked.buffer_size < checked.num_envs:
         raise UserError(f"buffer_size={checked.buffer_size}: must be at least num_envs={checked.num_envs}")
     return checked.model_copy(update={"algo": algo, "noise": noise})
@@ -239,7 +237,8 @@ def load(text: str) -> TrainConfig:
         raise UserError(f"config.yaml: {_first_line(error)}") from error
     if not isinstance(tree, dict):
         raise UserError("config.yaml: must be a mapping")
-    return _check(TrainConfig, tree)
+    checked: TrainConfig = _check(TrainConfig, tree)
+    return checked
 
 
 def dump(config: TrainConfig) -> str:
@@ -263,7 +262,7 @@ def _check(model: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any
 
 def _check_choice(group: str, registry: Mapping[str, type], values: Mapping[str, Any]) -> dict[str, Any]:
     """Check a group whose keys are the fields of a registered class."""
-    name = values.get("name")
+    name = str(values.get("name"))
     if name not in registry:
         raise UserError(f"{group}.name={name}: must be one of {', '.join(registry)}")
     hints = get_type_hints(registry[name], include_extras=True)
@@ -294,7 +293,8 @@ def _validation_message(model: type[BaseModel], error: ValidationError, prefix: 
             annotation = model.model_fields[parent].annotation
             assert isinstance(annotation, type)
             model = annotation
-        return _unknown_key(prefix + ".".join([*parents, name]), _keys(model, prefix + "".join(f"{p}." for p in parents)))
+        prefix += "".join(f"{parent}." for parent in parents)
+        return _unknown_key(prefix + name, [prefix + field for field in model.model_fields])
     key, expected = _key(first["loc"]), _expectation(first)
     for other in others:  # the other branches of a union
         if _key(other["loc"]) == key:
@@ -313,10 +313,6 @@ def _expectation(error: Mapping[str, Any]) -> str:
     if error["type"] == "string_pattern_mismatch":
         return "should be auto, cpu, cuda or cuda:N"
     return str(error["msg"]).replace("Input should be", "should be")
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    return [prefix + name for name in model.model_fields]
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> str:

@@ -31,7 +31,9 @@ class UnitActions(gym.ActionWrapper[Any, Any, Any]):
     def action(self, action: np.ndarray) -> np.ndarray:
         """From [-1, 1]^n to the box; clipped, so that rounding never leaves it."""
         scaled = self._low + 0.5 * (np.asarray(action, np.float64) + 1.0) * (self._high - self._low)
-        return np.clip(scaled.reshape(self._box.shape).astype(self._box.dtype), self._box.low, self._box.high)
+        shaped = scaled.reshape(self._box.shape).astype(self._box.dtype)
+        clipped: np.ndarray = np.clip(shaped, self._box.low, self._box.high)
+        return clipped
 
 
 def make_env(
@@ -58,7 +60,7 @@ def make_env(
     _find(env_id)
     if (mujoco := sys.modules.get("mujoco")) is not None:
         # Otherwise such a warning goes to stderr and into a MUJOCO_LOG.TXT in the working directory.
-        mujoco.set_mju_user_warning(lambda message: logging.getLogger("mujoco").warning(message))
+        mujoco.set_mju_user_warning(lambda message: log.info("mujoco: %s", message))
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -68,17 +70,20 @@ def make_env(
                 disable_env_checker=True,
                 **dict(kwargs or {}),
             )
+            try:
+                _check_action_space(env_id, env.action_space)
+                _check_observation_space(env_id, env.observation_space)
+            except UserError:
+                env.close()
+                raise
+            flat = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), dtype)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}") from error
     for warning in caught:
         log.info("%s", _one_line(warning.message))
-    try:
-        _check_action_space(env_id, env.action_space)
-        _check_observation_space(env_id, env.observation_space)
-    except UserError:
-        env.close()
-        raise
-    return UnitActions(gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), dtype))
+    return UnitActions(flat)
 
 
 def newer_version(env_id: str) -> str | None:

@@ -97,7 +97,7 @@ class Recorder:
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._evaluations = (folder / "evaluations.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
         self._write_config(config)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -105,8 +105,8 @@ class Recorder:
         now = time.time()
         _append(self._metrics, {"step": step, "time": now, **values})
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step, now)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(tag, value, step, now)
+        self._writer.flush()
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """One evaluation: its episodes into `evaluations.jsonl`, its scalars as a record."""
@@ -123,18 +123,18 @@ class Recorder:
 
     def close(self) -> None:
         """Close every file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
         self._metrics.close()
         self._evaluations.close()
 
     def _write_config(self, config: Mapping[str, Any]) -> None:
         # The three summaries of the HParams tab through this writer: add_hparams would make a sub-run.
         for summary in hparams(_flat(config), {"eval/return_mean": None}):  # type: ignore[no-untyped-call]
-            self._writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
         text = "".join(f"    {line}\n" for line in json.dumps(config, indent=2).splitlines())
-        self._writer.add_text("config", text)  # type: ignore[no-untyped-call]
-        self._writer.add_custom_scalars(LAYOUT)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.add_text("config", text)
+        self._writer.add_custom_scalars(LAYOUT)
+        self._writer.flush()
 
 
 def _append(file: Any, record: Mapping[str, Any]) -> None:

@@ -52,9 +52,7 @@ class Linear(nn.Module):
         """`(S, B, in)` or `(*members, B, in)` to `(*members, B, out)`."""
         members = self.weight.shape[:-2]
         x = x.expand(*members, *x.shape[-2:])
-        out = torch.baddbmm(
-            self.bias.flatten(0, -3), x.reshape(-1, *x.shape[-2:]), self.weight.flatten(0, -3)
-        )
+        out = torch.baddbmm(self.bias.flatten(0, -3), x.reshape(-1, *x.shape[-2:]), self.weight.flatten(0, -3))
         return out.view(*members, *out.shape[-2:])
 
 
@@ -120,6 +118,7 @@ class Actor(nn.Module):
     ):
         super().__init__()
         sizes = [obs_dim, *hidden_sizes, action_dim]
+        self.obs_dim, self.action_dim, self.dtype = obs_dim, action_dim, dtype
         self.normalizer = normalizer
         self.layers = nn.ModuleList(Linear(m, n, generators, dtype) for m, n in pairwise(sizes))
 
@@ -175,7 +174,7 @@ class Critic(nn.Module):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`."""
-        x = self.normalizer(obs)
+        x: Tensor = self.normalizer(obs)
         for index, layer in enumerate(self.layers):
             if index > 0:
                 x = torch.relu(x)
@@ -186,4 +185,5 @@ class Critic(nn.Module):
 
     def q1(self, obs: Tensor, action: Tensor) -> Tensor:
         """The first critic's values, `(S, B)`: what the actor ascends."""
-        return self(obs, action)[0]
+        q: Tensor = self(obs, action)
+        return q[0]

@@ -67,5 +67,5 @@ class Replay:
         places += capacity * np.arange(members)[:, None]
         index = torch.from_numpy(places.ravel()).to(self._rows.device)
         rows = self._rows.view(-1, width).index_select(0, index).view(members, batch_size, width)
-        obs, action, reward, next_obs, terminated = rows.split(self._widths, dim=-1)
+        obs, action, reward, next_obs, terminated = torch.split(rows, self._widths, dim=-1)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))

@@ -1,7 +1,7 @@
 """Acting in environments: `collect()` for training, `evaluate()` for measuring."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -44,7 +44,8 @@ class Environments:
     def __init__(self, envs: Sequence[Sequence[Env]], seeds: Sequence[int]):
         self.envs = envs
         self.seeds = seeds
-        shape = (len(envs), len(envs[0]))
+        self.num_envs = len(envs[0])
+        shape = (len(envs), self.num_envs)
         space = envs[0][0].observation_space
         self.obs = np.empty((*shape, space.shape[0]), space.dtype)  # type: ignore[index]
         self._returns = np.zeros(shape)
@@ -131,7 +132,7 @@ def collect(
     Yields:
         Environment steps made for each seed, the transition, and the episodes that it ended.
     """
-    num_envs = environments.obs.shape[1]
+    num_envs = environments.num_envs
     while step < total_steps:
         if step < random_steps:
             action = environments.random_action()
@@ -144,6 +145,69 @@ def collect(
         yield step, transition, episodes
 
 
+class Trajectories(NamedTuple):
+    """Whole episodes, N for each of S members, padded to the longest, T steps."""
+
+    obs: np.ndarray  # (T, S, N, obs_dim)
+    reward: np.ndarray  # (T, S, N); 0 after an episode's end
+    made: np.ndarray  # (T, S, N) bool; whether the episode had that step
+    terminated: np.ndarray  # (S, N) bool; whether it ended by termination, not by truncation
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted returns, `(S, N)`."""
+        total: np.ndarray = self.reward.sum(axis=0)
+        return total
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps, `(S, N)`."""
+        steps: np.ndarray = self.made.sum(axis=0)
+        return steps
+
+
+def run_episodes(
+    act: Callable[[np.ndarray], np.ndarray],
+    envs: Sequence[Sequence[Env]],
+    env_seeds: Sequence[Sequence[int]],
+    *,
+    seeds: Sequence[int],
+    step: int,
+) -> Trajectories:
+    """Run one episode in every environment, all as one batch.
+
+    Args:
+        act: the policy, `(S, N, obs_dim)` to `(S, N, action_dim)`.
+        envs: by member and episode, S lists of N.
+        env_seeds: what each environment is reset with.
+        seeds: one a member, for messages.
+        step: the environment step of the policy, for messages.
+
+    Raises:
+        DivergedError: an action, a reward or an observation is not finite.
+    """
+    first = [
+        [env.reset(seed=seed)[0] for env, seed in zip(*member, strict=True)]
+        for member in zip(envs, env_seeds, strict=True)
+    ]
+    obs = np.array(first)
+    check_finite(seeds, step, obs=obs)
+    running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
+    observations, rewards, made = [], [], []
+    while running.any():
+        action = act(obs)
+        check_finite(seeds, step, action=action)
+        observations.append(obs.copy())
+        made.append(running.copy())
+        reward = np.zeros(obs.shape[:2])
+        for s, i in np.argwhere(running):
+            obs[s, i], reward[s, i], terminated[s, i], truncated, _ = envs[s][i].step(action[s, i])
+            running[s, i] = not (terminated[s, i] or truncated)
+        check_finite(seeds, step, reward=reward, obs=obs)
+        rewards.append(reward)
+    return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated)
+
+
 class Evaluation(NamedTuple):
     """The deterministic policy of one member over N episodes."""
 
@@ -152,12 +216,10 @@ class Evaluation(NamedTuple):
     value_bias: float | None  # None where no state's remaining return is known well enough
 
 
-def evaluate(
-    algorithm: Algorithm, envs: Sequence[Sequence[Env]], seeds: Sequence[int], step: int
-) -> list[Evaluation]:
-    """Run every member's policy without noise, all episodes as one batch.
+def evaluate(algorithm: Algorithm, envs: Sequence[Sequence[Env]], seeds: Sequence[int], step: int) -> list[Evaluation]:
+    """Run every member's policy without noise.
 
-    Episode i at step t starts from the stream (seed, evaluation, t, i), so an evaluation leaves nothing behind.
+    Episode i at step t starts from the stream (seed, evaluation, t, i): an evaluation leaves nothing behind.
 
     Args:
         algorithm: the policy and its critic.
@@ -171,61 +233,37 @@ def evaluate(
     Raises:
         DivergedError: an action, a reward or an observation is not finite.
     """
-    obs = np.array(
-        [
-            [env.reset(seed=integer(seed, Purpose.EVALUATION, step, i))[0] for i, env in enumerate(member)]
-            for member, seed in zip(envs, seeds, strict=True)
-        ]
-    )
-    running = np.ones(obs.shape[:2], bool)
-    terminated = np.zeros(obs.shape[:2], bool)
-    observations, rewards, made = [], [], []
-    while running.any():
-        action = algorithm.act(obs)
-        check_finite(seeds, step, action=action)
-        observations.append(obs.copy())
-        made.append(running.copy())
-        reward = np.zeros(obs.shape[:2])
-        for s, i in np.argwhere(running):
-            obs[s, i], reward[s, i], terminated[s, i], truncated, _ = envs[s][i].step(action[s, i])
-            running[s, i] = not (terminated[s, i] or truncated)
-        check_finite(seeds, step, reward=reward, obs=obs)
-        rewards.append(reward)
-
-    reward, steps = np.stack(rewards), np.stack(made)  # (T, S, N); 0 and false after an episode's end
-    lengths = steps.sum(axis=0)
-    returns = reward.sum(axis=0)
-    bias = _value_bias(algorithm, observations, reward, steps, lengths, terminated)
+    env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(len(envs[0]))] for seed in seeds]
+    trajectories = run_episodes(algorithm.act, envs, env_seeds, seeds=seeds, step=step)
+    q = np.stack([algorithm.value(obs) for obs in trajectories.obs])
+    biases = value_bias(trajectories, q, algorithm.discount)
     return [
-        Evaluation(returns[s].tolist(), lengths[s].tolist(), bias[s]) for s in range(len(seeds))
+        Evaluation(returns.tolist(), lengths.tolist(), bias)
+        for returns, lengths, bias in zip(trajectories.returns, trajectories.lengths, biases, strict=True)
     ]
 
 
-def _value_bias(
-    algorithm: Algorithm,
-    observations: Sequence[np.ndarray],
-    reward: np.ndarray,
-    steps: np.ndarray,
-    lengths: np.ndarray,
-    terminated: np.ndarray,
-) -> list[float | None]:
+def value_bias(trajectories: Trajectories, q: np.ndarray, discount: float) -> list[float | None]:
     """Mean of Q(s, μ(s)) minus the discounted return that followed, for each member.
 
-    Only states count whose return is known: the episode ended by termination, or what a truncation cut off is
+    Only states count whose return is known: the episode ended by termination, or what its truncation cut off is
     worth less than 1%, discount^k < 0.01 with k steps left.
+
+    Args:
+        trajectories: of the deterministic policy.
+        q: the critic's values at their observations, `(T, S, N)`.
+        discount: a step.
     """
-    q = np.stack([algorithm.value(obs) for obs in observations])
+    _, reward, made, terminated = trajectories
     following = np.zeros_like(reward)
     tail = np.zeros(reward.shape[1:])
     for t in reversed(range(len(reward))):
-        tail = reward[t] + algorithm.discount * tail
+        tail = reward[t] + discount * tail
         following[t] = tail
-    left = lengths - np.arange(len(reward))[:, None, None]
-    known = steps & (terminated | (algorithm.discount ** np.maximum(left, 0) < 0.01))
-    return [
-        float((q - following)[:, s][known[:, s]].mean()) if known[:, s].any() else None
-        for s in range(reward.shape[1])
-    ]
+    left = trajectories.lengths - np.arange(len(reward))[:, None, None]
+    known = made & (terminated | (discount ** np.maximum(left, 0) < 0.01))
+    difference = q - following
+    return [float(difference[:, s][known[:, s]].mean()) if known[:, s].any() else None for s in range(reward.shape[1])]
 
 
 def check_finite(seeds: Sequence[int], step: int, **quantities: np.ndarray) -> None:

@@ -104,8 +104,8 @@ def train(
 ) -> Outcome:
     """Train S members, each in its own environments and folder.
 
-    Steps are environment steps for each seed throughout. With E environments a seed, a stride fires when it is
-    crossed, and the updates of a vector step follow it.
+    Steps are environment steps for each seed throughout. With E environments a seed, a stride fires when it
+    is crossed, and the updates of a vector step follow it.
 
     Args:
         algorithm: learns and acts.
@@ -135,7 +135,7 @@ def train(
         DivergedError: an action, a reward, an observation or a loss is not finite.
     """
     seeds = environments.seeds
-    num_envs = environments.obs.shape[1]
+    num_envs = environments.num_envs
     first_update = max(learning_starts, algorithm.batch_size - 1)
     averages = Averages(len(seeds))
     outcome = Outcome([[] for _ in seeds])

@@ -80,9 +80,9 @@ class Algorithm:
         shared = (generators, dtype, self._normalizer or nn.Identity())
         num_critics = getattr(self, "num_critics", 1)  # an algorithm with that hyperparameter has so many
         self.actor = Actor(obs_dim, action_dim, self.hidden_sizes, *shared).to(self._device)
-        self.critic = Critic(
-            obs_dim, action_dim, self.hidden_sizes, *shared, num_critics, self.critic_action_layer
-        ).to(self._device)
+        self.critic = Critic(obs_dim, action_dim, self.hidden_sizes, *shared, num_critics, self.critic_action_layer).to(
+            self._device
+        )
         self.target_actor, self.target_critic = target_of(self.actor), target_of(self.critic)
         self.actor_optimizer = Adam(self.actor.parameters(), lr=self.actor_lr, fused=True)
         self.critic_optimizer = Adam(
@@ -104,13 +104,14 @@ class Algorithm:
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The deterministic policy: `(S, N, obs_dim)` to actions `(S, N, action_dim)` in [-1, 1]."""
-        return self.actor(self._tensor(obs)).cpu().numpy()  # type: ignore[no-any-return]
+        action: Tensor = self.actor(self._tensor(obs))
+        return action.cpu().numpy()
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
         """Q(s, μ(s)) by the first critic: `(S, N, obs_dim)` to `(S, N)`."""
         tensor = self._tensor(obs)
-        return self.critic.q1(tensor, self.actor(tensor)).cpu().numpy()  # type: ignore[no-any-return]
+        return self.critic.q1(tensor, self.actor(tensor)).cpu().numpy()
 
     def observe(self, obs: np.ndarray) -> None:
         """Take new observations `(S, N, obs_dim)` into the normaliser, where there is one."""
@@ -125,9 +126,7 @@ class Algorithm:
 
     def standard_normal(self, shape: Sequence[int]) -> Tensor:
         """N(0, 1) of shape `(S, ...)`, each member from its own stream."""
-        draws = [
-            torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self._generators
-        ]
+        draws = [torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self._generators]
         return torch.stack(draws)
 
     def descend(self, optimizer: Adam, loss: Tensor) -> Tensor:
@@ -145,8 +144,7 @@ class Algorithm:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
-        norms = [torch.linalg.vector_norm(g, dim=[d for d in range(g.dim()) if d != g.dim() - 3]) for g in gradients]
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        return member_norm(gradients)
 
     @torch.no_grad()
     def update_targets(self) -> None:
@@ -169,6 +167,13 @@ def register(algorithm: A) -> A:
 def target_of(network: N) -> N:
     """A target network, equal to `network` at the start; the two share the normaliser and no parameter."""
     return copy.deepcopy(network, {id(network.normalizer): network.normalizer}).requires_grad_(False)
+
+
+def member_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm over all of `tensors`, each `(*critics, S, rows, columns)`, for each member: `(S,)`."""
+    norms = [torch.linalg.vector_norm(t, dim=[d for d in range(t.dim()) if d != t.dim() - 3]) for t in tensors]
+    stacked: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return stacked
 
 
 def squared_error(q: Tensor, target: Tensor) -> Tensor:

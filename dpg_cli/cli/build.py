@@ -1,9 +1,9 @@
 """From a checked config to the objects of a training."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from dpg_cli.rollout import Env, Environments
 from dpg_cli.seeding import Purpose, generator
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+NUMPY_DTYPES: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float64": np.float64}
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
 
 
@@ -44,7 +45,8 @@ def check(config: TrainConfig) -> None:
     Raises:
         UserError: device, environment, network sizes or memory.
     """
-    small = {"num_seeds": 1, "num_envs": 1, "eval": config.eval.model_copy(update={"episodes": 1})}
+    one_episode = config.eval.model_copy(update={"episodes": 1})
+    small = {"num_seeds": 1, "num_envs": 1, "buffer_size": 1, "eval": one_episode}
     training = build(config.model_copy(update=small))
     training.close()
     obs_dim, action_dim = sizes(training.environments)
@@ -98,8 +100,8 @@ def build(config: TrainConfig) -> Training:
 
 def environment_maker(config: TrainConfig) -> Callable[[], Env]:
     """What makes one environment of a config."""
-    env, dtype = config.env, {"float32": np.float32, "float64": np.float64}[config.precision]
-    return partial(make_env, env.id, env.kwargs, env.max_episode_steps, dtype)
+    env = config.env
+    return partial(make_env, env.id, env.kwargs, env.max_episode_steps, NUMPY_DTYPES[config.precision])
 
 
 def sizes(environments: Environments) -> tuple[int, int]:
@@ -135,6 +137,6 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _named(values: dict[str, object]) -> tuple[str, dict[str, object]]:
+def _named(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     rest = dict(values)
     return str(rest.pop("name")), rest

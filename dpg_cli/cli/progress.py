@@ -1,5 +1,6 @@
 """What a person sees of a training: a live panel on a terminal, one line an evaluation elsewhere."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,14 +88,13 @@ class ProgressDisplay:
         speed = self._speed or self._step / max(now - self._start, 1e-9)
         left = _duration((self._total - self._step) / speed) if speed > 0 else "–"
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(
-            f"{self._step:,} of {self._total:,} steps", f"{speed:,.0f} steps/s", f"{left} left",
-        )
+        grid.add_row(f"{self._step:,} of {self._total:,} steps", f"{speed:,.0f} steps/s", f"{left} left")
         training = "–" if self._last_return is None else f"{self._last_return:.1f}"
         last = "–" if self._last is None else f"{self._last[1]:.1f} ± {self._last[2]:.1f}"
         best = "–" if self._best is None else f"{self._best[1]:.1f} at {self._best[0]:,}"
         grid.add_row(f"last episode {training}", f"evaluation {last}", f"best {best}")
-        return Group(Text(self._title, style="bold"), ProgressBar(self._total, min(self._step, self._total)), grid)
+        bar = ProgressBar(self._total, min(self._step, self._total))
+        return Group(Text(self._title, style="bold"), bar, grid)
 
 
 def print_summary(console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path]) -> None:
@@ -107,12 +107,11 @@ def print_summary(console: Console, outcome: Outcome, seeds: Sequence[int], fold
         )
         console.print(f"  run folder   {folder}", highlight=False, soft_wrap=True)
         console.print(f"  evaluate     dpg-eval run={_quoted(folder)}", highlight=False, soft_wrap=True)
-    console.print(f"  curves       tensorboard --logdir {_quoted(folders[0].parent)}", highlight=False, soft_wrap=True)
+    logdir = _quoted(folders[0].parent)
+    console.print(f"  curves       tensorboard --logdir {logdir}", highlight=False, soft_wrap=True)
 
 
 def _quoted(path: Path) -> str:
-    import shlex
-
     return shlex.quote(str(path))
 
 

@@ -5,6 +5,7 @@ checks the config, so that a mistake costs no folder, claims the folder, and onl
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -60,7 +61,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         from dpg_cli.config import choices
 
-        print(HELP.format(**{group: ", ".join(choices(group)) for group in ("algo", "noise", "experiment")}), end="")
+        names = {group: ", ".join(choices(group)) for group in ("algo", "noise", "experiment")}
+        print(HELP.format(**names), end="")
         return 0
 
     from hydra.types import RunMode
@@ -137,10 +139,8 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
             sys.exit(result.exit_code)  # no Exception, so that it ends the sweep too
         return result.outcome.score()
 
-    try:
+    with contextlib.suppress(job.JobFailedError):  # named below with all others
         _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
-    except job.JobFailedError:
-        pass  # named below with all others
     failed = job.failures(folder)
     for name, reason in failed:
         print(f"dpg-train: job {name} failed: {reason} (see {folder / name / 'train.log'})", file=sys.stderr)

@@ -1,0 +1,52 @@
+"""Plain `key=value` arguments, for the commands that are no Hydra programs."""
+
+import difflib
+from collections.abc import Sequence
+
+from dpg_cli.errors import UserError
+
+
+def parse(arguments: Sequence[str], known: Sequence[str], required: Sequence[str]) -> dict[str, str]:
+    """Values by key.
+
+    Args:
+        arguments: as given on the command line.
+        known: the keys that there are.
+        required: those that must be given.
+
+    Raises:
+        UserError: an argument that is not key=value, an unknown, repeated or missing key.
+    """
+    values: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument}: not of the form key=value")
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+            raise UserError(f"{key}: unknown key{hint}")
+        if key in values:
+            raise UserError(f"{key}: given twice")
+        values[key] = value
+    for key in required:
+        if not values.get(key):
+            raise UserError(f"{key}: missing")
+    return values
+
+
+def whole(values: dict[str, str], key: str, default: int, minimum: int) -> int:
+    """The count under a key; `1e3` and `1_000` are counts too.
+
+    Raises:
+        UserError: it is none, or below `minimum`.
+    """
+    if key not in values:
+        return default
+    try:
+        number = float(values[key])
+    except ValueError:
+        number = float("nan")
+    if not number.is_integer() or number < minimum:
+        raise UserError(f"{key}={values[key]}: should be a whole number, at least {minimum}")
+    return int(number)

@@ -1,0 +1,108 @@
+"""`dpg-eval`: run a trained policy."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+HELP = """\
+dpg-eval: evaluate a trained policy, without exploration noise.
+
+Examples
+  dpg-eval run=outputs/Pendulum-v1/ddpg/2026-11-22_13-27-16-377661
+  dpg-eval run=RUN_DIR checkpoint=latest episodes=100
+  dpg-eval run=RUN_DIR checkpoint=50000 seed=7
+
+Keys
+  run         a run folder
+  checkpoint  best (default), latest, or a step
+  episodes    how many (default 10)
+  seed        of the environments' first states (default 0); they are never those of the training's evaluations
+  trust       true: import the module that an id such as my_pkg:MyEnv-v0 names (default false)
+"""
+
+
+def main() -> None:
+    """The console script."""
+    from dpg_cli.errors import UserError
+
+    try:
+        sys.exit(_run_command(sys.argv[1:]))
+    except UserError as error:
+        print(f"dpg-eval: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        print(f"dpg-eval: failed: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(HELP, end="")
+        return 0
+
+    from dpg_cli.cli.arguments import parse, whole
+    from dpg_cli.errors import UserError
+
+    values = parse(arguments, ("run", "checkpoint", "episodes", "seed", "trust"), required=("run",))
+    episodes, seed = whole(values, "episodes", 10, minimum=1), whole(values, "seed", 0, minimum=0)
+    trust = values.get("trust", "false")
+    if trust not in ("true", "false"):
+        raise UserError(f"trust={trust}: should be true or false")
+    run, which = Path(values["run"]), values.get("checkpoint", "best")
+    if not run.is_dir():
+        raise UserError(f"run={run}: no such folder")
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"run={run}: no run folder, there is no config.yaml in it")
+    if members := sorted(run.glob("seed_*/config.yaml")):
+        raise UserError(f"run={run}: holds several seeds; name one, such as run={members[0].parent}")
+
+    import torch
+
+    from dpg_cli import checkpoint, config, rollout
+    from dpg_cli.envs import make_env
+    from dpg_cli.seeding import Purpose, integer
+
+    settings = config.load((run / "config.yaml").read_text(encoding="utf-8"))
+    env_id = settings.env.id
+    if ":" in env_id and trust != "true":
+        raise UserError(
+            f"env.id={env_id}: this would import code that the run folder names; if you trust it, trust=true"
+        )
+    actor, step = checkpoint.load_policy(checkpoint.find(run, which))
+    envs = [make_env(env_id, settings.env.kwargs, settings.env.max_episode_steps) for _ in range(episodes)]
+    observed, acting = envs[0].observation_space.shape, envs[0].action_space.shape
+    if (observed, acting) != ((actor.obs_dim,), (actor.action_dim,)):
+        raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}, the policy's are not")
+
+    @torch.no_grad()
+    def act(obs: np.ndarray) -> np.ndarray:
+        action: torch.Tensor = actor(torch.from_numpy(obs).to(actor.dtype))
+        return action.numpy()
+
+    env_seeds = [integer(seed, Purpose.TEST, episode) for episode in range(episodes)]
+    trajectories = rollout.run_episodes(act, [envs], [env_seeds], seeds=[seed], step=step)
+    for env in envs:
+        env.close()
+    _print(env_id, which, step, trajectories.returns[0], trajectories.lengths[0])
+    return 0
+
+
+def _print(env_id: str, which: str, step: int, returns: np.ndarray, lengths: np.ndarray) -> None:
+    table = Table(box=None, header_style="", pad_edge=False)
+    for header in ("episode", "return", "length"):
+        table.add_column(header, justify="right")
+    for episode, (value, length) in enumerate(zip(returns, lengths, strict=True)):
+        table.add_row(str(episode), f"{value:.2f}", str(length))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{env_id}, checkpoint {which} (step {step:,}), {len(returns)} episodes: "
+        f"return {returns.mean():.2f} ± {returns.std():.2f}, length {lengths.mean():.1f}",
+        soft_wrap=True,
+    )
