@@ -1,6 +1,7 @@
 """Environments: any Gymnasium id, seen from inside as flat observations and actions in [-1, 1]."""
 
 import difflib
+import functools
 import importlib
 import logging
 import sys
@@ -60,7 +61,7 @@ def make_env(
     _find(env_id)
     if (mujoco := sys.modules.get("mujoco")) is not None:
         # Otherwise such a warning goes to stderr and into a MUJOCO_LOG.TXT in the working directory.
-        mujoco.set_mju_user_warning(lambda message: log.info("mujoco: %s", message))
+        mujoco.set_mju_user_warning(lambda message: _log_once(f"mujoco: {message}"))
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -82,7 +83,7 @@ def make_env(
     except Exception as error:
         raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}") from error
     for warning in caught:
-        log.info("%s", _one_line(warning.message))
+        _log_once(_one_line(warning.message))
     return UnitActions(flat)
 
 
@@ -138,6 +139,12 @@ def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
     if isinstance(space, spaces.Tuple):
         return [leaf for child in space.spaces for leaf in _leaves(child)]
     return [space]
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    """A run makes a dozen environments; what each of them warns of is said once."""
+    log.info(message)
 
 
 def _one_line(error: object) -> str:

@@ -57,7 +57,7 @@ class Environments:
         """Start every environment's first episode, each from its own seed."""
         for index, env, seed in self._each():
             self.obs[index] = env.reset(seed=integer(seed, Purpose.ENVIRONMENT, index[1]))[0]
-        check_finite(self.seeds, 0, obs=self.obs)
+        check_finite(self.seeds, "step 0", obs=self.obs)
 
     def random_action(self) -> np.ndarray:
         """Uniform actions in [-1, 1], `(S, E, action_dim)`."""
@@ -77,13 +77,13 @@ class Environments:
         Raises:
             DivergedError: an action, a reward or an observation is not finite.
         """
-        check_finite(self.seeds, step, action=action)
+        check_finite(self.seeds, f"step {step}", action=action)
         obs, next_obs = self.obs, np.empty_like(self.obs)
         reward = np.empty(action.shape[:2])
         terminated, truncated = np.empty(action.shape[:2], bool), np.empty(action.shape[:2], bool)
         for i, env, _ in self._each():
             next_obs[i], reward[i], terminated[i], truncated[i], _ = env.step(action[i])
-        check_finite(self.seeds, step, reward=reward, obs=next_obs)
+        check_finite(self.seeds, f"step {step}", reward=reward, obs=next_obs)
         self._returns += reward
         self._lengths += 1
         self.obs = next_obs.copy()
@@ -94,7 +94,7 @@ class Environments:
             self._returns[i], self._lengths[i] = 0.0, 0
             self.obs[i] = self.envs[i[0]][i[1]].reset()[0]
         if episodes:
-            check_finite(self.seeds, step, obs=self.obs)
+            check_finite(self.seeds, f"step {step}", obs=self.obs)
         return Transition(obs, action, reward, next_obs, terminated, truncated), episodes
 
     def close(self) -> None:
@@ -190,20 +190,21 @@ def run_episodes(
         [env.reset(seed=seed)[0] for env, seed in zip(*member, strict=True)]
         for member in zip(envs, env_seeds, strict=True)
     ]
-    obs = np.array(first)
-    check_finite(seeds, step, obs=obs)
+    obs: np.ndarray = np.array(first)
+    when = f"evaluation at step {step}"
+    check_finite(seeds, when, obs=obs)
     running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
     observations, rewards, made = [], [], []
     while running.any():
         action = act(obs)
-        check_finite(seeds, step, action=action)
+        check_finite(seeds, when, action=action)
         observations.append(obs.copy())
         made.append(running.copy())
         reward = np.zeros(obs.shape[:2])
         for s, i in np.argwhere(running):
             obs[s, i], reward[s, i], terminated[s, i], truncated, _ = envs[s][i].step(action[s, i])
             running[s, i] = not (terminated[s, i] or truncated)
-        check_finite(seeds, step, reward=reward, obs=obs)
+        check_finite(seeds, when, reward=reward, obs=obs)
         rewards.append(reward)
     return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated)
 
@@ -266,13 +267,13 @@ def value_bias(trajectories: Trajectories, q: np.ndarray, discount: float) -> li
     return [float(difference[:, s][known[:, s]].mean()) if known[:, s].any() else None for s in range(reward.shape[1])]
 
 
-def check_finite(seeds: Sequence[int], step: int, **quantities: np.ndarray) -> None:
+def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> None:
     """Raise for the first quantity, `(S, ...)`, that holds NaN or infinity.
 
     Raises:
-        DivergedError: it names seed, step and quantity.
+        DivergedError: it names seed, `when` and quantity.
     """
     for name, values in quantities.items():
         if not np.isfinite(values).all():
             member = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise DivergedError(f"seed {seeds[member]}, step {step}: {name} is not finite")
+            raise DivergedError(f"seed {seeds[member]}, {when}: {name} is not finite")

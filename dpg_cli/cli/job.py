@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +81,9 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
         title += f"  (an older version; the newest is {newest})"
     watcher = Watcher(ProgressDisplay(title, config.total_steps, console), run_files)
     stop = StopRequest()
+    logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
     try:
-        with stop, warnings.catch_warnings():
-            logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
+        with stop:
             outcome = _train(config, folders, watcher, stop)
     except Exception as error:
         expected = isinstance(error, DivergedError | UserError)
@@ -94,6 +93,8 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
             run_file.end("failed", last_step=watcher.step, error=message)
         print(f"dpg-train: failed: {message} (log: {folder / 'train.log'})", file=sys.stderr)
         return Result(1, message=message)
+    finally:
+        logging.captureWarnings(False)
 
     for run_file in run_files:
         run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)

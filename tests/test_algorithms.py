@@ -1,0 +1,307 @@
+"""Every equation of an update, in float64 with tiny networks, against values computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dpg_cli.algorithms import ALGORITHMS, Algorithm, Batch
+from dpg_cli.config import choices, config_dir
+
+
+def make(name, *, seeds=(0,), obs_dim=3, action_dim=2, dtype=torch.float64, **changes) -> Algorithm:
+    values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
+    values.pop("name")
+    values |= {"hidden_sizes": [8, 8], "batch_size": 5} | changes
+    return ALGORITHMS[name](**values, obs_dim=obs_dim, action_dim=action_dim, seeds=seeds, dtype=dtype)
+
+
+def make_batch(size=5, members=1, obs_dim=3, action_dim=2, seed=0) -> Batch:
+    g = np.random.default_rng(seed)
+    return Batch(
+        torch.from_numpy(g.normal(size=(members, size, obs_dim))),
+        torch.from_numpy(g.uniform(-1, 1, size=(members, size, action_dim))),
+        torch.from_numpy(g.normal(size=(members, size))),
+        torch.from_numpy(g.normal(size=(members, size, obs_dim))),
+        torch.from_numpy((g.random((members, size)) < 0.4).astype(np.float64)),
+    )
+
+
+def mlp(network, x, members=(0,)):
+    """The layers of one member, by hand in NumPy."""
+    weights = [
+        (layer.weight.detach().numpy()[members], layer.bias.detach().numpy()[members][0]) for layer in network.layers
+    ]
+    for weight, bias in weights[:-1]:
+        x = np.maximum(x @ weight + bias, 0)
+    return x @ weights[-1][0] + weights[-1][1]
+
+
+def mu(actor, obs):
+    return np.tanh(mlp(actor, obs))
+
+
+def q(critic, k, obs, action):
+    return mlp(critic, np.concatenate([obs, action], axis=-1), (k, 0))[:, 0]
+
+
+def parameters(algorithm):
+    networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
+    return [p.detach().clone() for network in networks for p in network.parameters()]
+
+
+def numpy_batch(batch):
+    return [tensor[0].numpy() for tensor in batch]
+
+
+def linear(network, weight, bias=0.0):
+    """Make a network without hidden layers compute given weights."""
+    with torch.no_grad():
+        layer = network.layers[0]
+        layer.weight.copy_(torch.as_tensor(weight, dtype=torch.float64).reshape(layer.weight.shape))
+        layer.bias.fill_(bias)
+
+
+def one_transition(terminated):
+    """s = 1, a = 0.5, r = 2, s' = 3."""
+    values = ([[[1.0]]], [[[0.5]]], [[2.0]], [[[3.0]]], [[terminated]])
+    return Batch(*(torch.tensor(value, dtype=torch.float64) for value in values))
+
+
+def scalar(name, **changes):
+    """μ(s) = tanh(0.1 s); Q(s, a) = 0.4 s + 0.7 a; targets μ'(s) = tanh(0.2 s), Q'(s, a) = 0.5 s + 0.6 a."""
+    algorithm = make(name, obs_dim=1, action_dim=1, hidden_sizes=[], batch_size=1, **changes)
+    linear(algorithm.actor, [0.1])
+    linear(algorithm.target_actor, [0.2])
+    with torch.no_grad():
+        for critic, weight in ((algorithm.critic, [0.4, 0.7]), (algorithm.target_critic, [0.5, 0.6])):
+            critic.layers[0].weight.copy_(
+                torch.tensor(weight, dtype=torch.float64)[:, None].expand_as(critic.layers[0].weight)
+            )
+            critic.layers[0].bias.zero_()
+    return algorithm
+
+
+Q_ONLINE = 0.4 * 1 + 0.7 * 0.5
+Q_NEXT = 0.5 * 3 + 0.6 * np.tanh(0.2 * 3)
+
+
+@pytest.mark.parametrize("terminated", [0.0, 1.0])
+@pytest.mark.parametrize(("name", "changes"), [("ddpg", {}), ("td3", {"policy_noise": 0.0})])
+def test_target_bootstraps_unless_the_episode_terminated(name, changes, terminated):
+    metrics = scalar(name, discount=0.9, **changes).update(one_transition(terminated))
+    target = 2 + 0.9 * (1 - terminated) * Q_NEXT
+    assert metrics["value/target_mean"].item() == pytest.approx(target, rel=1e-12)
+    assert metrics["value/q_mean"].item() == pytest.approx(Q_ONLINE, rel=1e-12)
+    critics = 2 if name == "td3" else 1
+    assert metrics["loss/critic"].item() == pytest.approx(critics * (Q_ONLINE - target) ** 2, rel=1e-12)
+    # dL/dw = 2 (Q - y) (s, a, 1) for each critic
+    norm = 2 * abs(Q_ONLINE - target) * np.sqrt((1 + 0.25 + 1) * critics)
+    assert metrics["grad/critic_norm"].item() == pytest.approx(norm, rel=1e-12)
+
+
+def test_ddpg_update_by_hand():
+    algorithm = scalar("ddpg", discount=0.9, tau=0.01, actor_lr=0.02, critic_lr=0.03)
+    metrics = algorithm.update(one_transition(0.0))
+    # Adam's first step moves each parameter by its rate against the gradient's sign (up to its ε of 1e-8).
+    sign = np.sign(Q_ONLINE - (2 + 0.9 * Q_NEXT))
+    critic = np.array([0.4, 0.7]) - 0.03 * sign
+    weight = algorithm.critic.layers[0].weight.detach().numpy().ravel()
+    np.testing.assert_allclose(weight, critic, atol=1e-8)
+    # The actor ascends the *updated* critic: loss = -Q(1, μ(1)), dloss/dw = -(∂Q/∂a) (1 - μ²) s.
+    action = np.tanh(0.1)
+    assert metrics["loss/actor"].item() == pytest.approx(-(weight @ [1, action] - 0.03 * sign), abs=1e-8)
+    gradient = weight[1] * (1 - action**2)
+    assert metrics["grad/actor_norm"].item() == pytest.approx(abs(gradient) * np.sqrt(2), rel=1e-12)
+    actor = algorithm.actor.layers[0].weight.item()
+    assert actor == pytest.approx(0.1 + 0.02 * np.sign(gradient), abs=1e-8)
+    # θ' ← τ θ + (1 - τ) θ'
+    np.testing.assert_allclose(
+        algorithm.target_critic.layers[0].weight.detach().numpy().ravel(),
+        0.01 * weight + 0.99 * np.array([0.5, 0.6]),
+        rtol=1e-12,
+    )
+    assert algorithm.target_actor.layers[0].weight.item() == pytest.approx(0.01 * actor + 0.99 * 0.2, rel=1e-12)
+
+
+def test_td3_target_takes_the_minimum_of_the_critics_for_each_transition():
+    algorithm, batch = make("td3", policy_noise=0.0, hidden_sizes=[]), make_batch(size=64)
+    obs, action, reward, next_obs, terminated = numpy_batch(batch)
+    next_action = mu(algorithm.target_actor, next_obs)
+    q1, q2 = (q(algorithm.target_critic, k, next_obs, next_action) for k in (0, 1))
+    assert 0 < (q1 < q2).mean() < 1  # each is the smaller one somewhere
+    target = reward + 0.99 * (1 - terminated) * np.minimum(q1, q2)
+    loss = sum(((q(algorithm.critic, k, obs, action) - target) ** 2).mean() for k in (0, 1))
+    metrics = algorithm.update(batch)
+    assert metrics["value/target_mean"].item() == pytest.approx(target.mean(), rel=1e-12)
+    assert metrics["loss/critic"].item() == pytest.approx(loss, rel=1e-12)
+
+
+def test_td3_smooths_target_actions_with_clipped_noise():
+    algorithm, batch = make("td3", policy_noise=0.4, noise_clip=0.3), make_batch(size=200)
+    drawn = {}
+    draw = algorithm.standard_normal
+
+    def remember(shape):
+        drawn["noise"] = draw(shape)
+        return drawn["noise"]
+
+    algorithm.standard_normal = remember
+    _, _, reward, next_obs, terminated = numpy_batch(batch)
+    policy = mu(algorithm.target_actor, next_obs)
+    q_target = [lambda a, k=k: q(algorithm.target_critic, k, next_obs, a) for k in (0, 1)]
+    # the values are taken before the update moves the targets: policy_delay is 2
+    metrics = algorithm.update(batch)
+    noise = np.clip(0.4 * drawn["noise"][0].numpy(), -0.3, 0.3)
+    assert (np.abs(noise) == 0.3).any()
+    action = np.clip(policy + noise, -1, 1)
+    target = reward + 0.99 * (1 - terminated) * np.minimum(q_target[0](action), q_target[1](action))
+    assert metrics["value/target_mean"].item() == pytest.approx(target.mean(), rel=1e-12)
+
+
+def test_td3_target_actions_stay_in_range():
+    algorithm = scalar("td3", policy_noise=5.0, noise_clip=5.0, discount=1.0)
+    linear(algorithm.target_actor, [1.0])  # μ'(3) is near 1
+    targets = [algorithm.update(one_transition(0.0))["value/target_mean"].item() for _ in range(1)]
+    assert targets[0] <= 2 + 0.5 * 3 + 0.6 + 1e-12
+    assert targets[0] >= 2 + 0.5 * 3 - 0.6 - 1e-12
+
+
+@pytest.mark.parametrize("delay", [1, 2, 3])
+def test_td3_delays_actor_and_targets(delay):
+    algorithm = make("td3", policy_delay=delay)
+    for update in range(1, 7):
+        before = parameters(algorithm)
+        metrics = algorithm.update(make_batch(seed=update))
+        changed = [not torch.equal(a, b) for a, b in zip(before, parameters(algorithm), strict=True)]
+        actor, critic, target_actor, target_critic = np.array_split(changed, 4)
+        assert all(critic)
+        due = update % delay == 0
+        assert all(actor) is due
+        assert all(target_actor) is due
+        assert all(target_critic) is due
+        assert ("loss/actor" in metrics) is due
+
+
+def test_td3_actor_ascends_the_first_critic_alone():
+    algorithm, batch = make("td3", policy_delay=1), make_batch()
+    obs = batch.obs[0].numpy()
+    before = mu(algorithm.actor, obs)
+    metrics = algorithm.update(batch)
+    assert metrics["loss/actor"].item() == pytest.approx(-q(algorithm.critic, 0, obs, before).mean(), rel=1e-12)
+
+
+def test_td3_without_its_parts_is_ddpg():
+    """One critic, no smoothing, no delay: the same update, to the last bit of the drawn initial weights."""
+    changes = {"actor_lr": 1e-3, "critic_lr": 1e-3}
+    ddpg = make("ddpg", **changes)
+    td3 = make("td3", num_critics=1, policy_noise=0.0, policy_delay=1, **changes)
+    for update in range(5):
+        batch = make_batch(seed=update)
+        left, right = ddpg.update(batch), td3.update(batch)
+        for tag, value in left.items():
+            assert value.item() == pytest.approx(right[tag].item(), rel=1e-12), tag
+    for a, b in zip(parameters(ddpg), parameters(td3), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_critic_weight_decay_is_l2_on_the_critic_alone():
+    plain, decayed = make("ddpg"), make("ddpg", critic_weight_decay=0.1)
+    batch = make_batch()
+    norms = [algorithm.update(batch)["grad/critic_norm"].item() for algorithm in (plain, decayed)]
+    assert norms[0] == norms[1]  # the loss's own gradient is what is reported
+    decay = [a.critic_optimizer.param_groups[0]["weight_decay"] for a in (plain, decayed)]
+    assert decay == [0.0, 0.1]
+    assert decayed.actor_optimizer.param_groups[0]["weight_decay"] == 0.0
+    # Where the loss is flat only the decay moves a weight: towards zero, by Adam's first step.
+    algorithm = scalar("ddpg", critic_weight_decay=0.1, critic_lr=0.01, discount=0.0)
+    batch = Batch(*(torch.zeros_like(t) for t in one_transition(1.0)))
+    algorithm.update(batch)
+    np.testing.assert_allclose(
+        algorithm.critic.layers[0].weight.detach().numpy().ravel(), [0.4 - 0.01, 0.7 - 0.01], atol=1e-6
+    )
+
+
+def test_normalised_observations_reach_every_network():
+    algorithm = make("ddpg", normalize_obs=True)
+    g = np.random.default_rng(0)
+    seen = g.normal(3.0, 2.0, size=(1, 1000, 3))
+    algorithm.observe(seen)
+    mean, std = seen.mean(axis=1), np.sqrt(seen.var(axis=1) + 1e-8)
+    obs = g.normal(3.0, 2.0, size=(1, 4, 3))
+    normalized = (obs[0] - mean) / std
+    np.testing.assert_allclose(algorithm.act(obs)[0], mu(algorithm.actor, normalized), rtol=1e-10)
+    np.testing.assert_allclose(
+        algorithm.value(obs)[0],
+        q(algorithm.critic, 0, normalized, mu(algorithm.actor, normalized)),
+        rtol=1e-10,
+    )
+    batch = make_batch(size=20)
+    next_obs = (batch.next_obs[0].numpy() - mean) / std
+    next_q = q(algorithm.target_critic, 0, next_obs, mu(algorithm.target_actor, next_obs))
+    target = batch.reward[0].numpy() + 0.99 * (1 - batch.terminated[0].numpy()) * next_q
+    assert algorithm.update(batch)["value/target_mean"].item() == pytest.approx(target.mean(), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_members_train_as_if_alone(name):
+    """Two members' updates equal each one's alone."""
+    together = make(name, seeds=(3, 8))
+    alone = [make(name, seeds=(seed,)) for seed in (3, 8)]
+    for update in range(20):
+        batch = make_batch(members=2, seed=update)
+        metrics = together.update(batch)
+        for member, algorithm in enumerate(alone):
+            own = algorithm.update(Batch(*(tensor[member : member + 1] for tensor in batch)))
+            for tag, value in own.items():
+                torch.testing.assert_close(metrics[tag][member : member + 1], value, rtol=1e-10, atol=1e-12)
+    for member, algorithm in enumerate(alone):
+        for both, own in zip(parameters(together), parameters(algorithm), strict=True):
+            axis = both.dim() - 3
+            torch.testing.assert_close(both.narrow(axis, member, 1), own, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_targets_start_equal_and_share_no_memory(name):
+    algorithm = make(name)
+    for online, target in ((algorithm.actor, algorithm.target_actor), (algorithm.critic, algorithm.target_critic)):
+        for a, b in zip(online.parameters(), target.parameters(), strict=True):
+            assert torch.equal(a, b)
+            assert a.data_ptr() != b.data_ptr()
+            assert not b.requires_grad
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_same_seed_same_updates_and_another_seed_others(name):
+    def trained(seed):
+        algorithm = make(name, seeds=(seed,), dtype=torch.float32)
+        for update in range(10):
+            algorithm.update(Batch(*(tensor.float() for tensor in make_batch(seed=update))))
+        return parameters(algorithm)
+
+    first, again, other = trained(1), trained(1), trained(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_update_returns_detached_scalars_for_each_member(name):
+    metrics = make(name, seeds=(0, 1, 2)).update(make_batch(members=3))
+    for tag, value in metrics.items():
+        assert value.shape == (3,), tag
+        assert not value.requires_grad, tag
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_learns_the_value_of_a_bandit_and_its_best_action(name):
+    """One state, reward -(a - 0.3)², every transition terminal: μ → 0.3 and Q(μ) → 0."""
+    algorithm = make(name, obs_dim=1, action_dim=1, actor_lr=3e-3, critic_lr=3e-3, hidden_sizes=[32], batch_size=64)
+    g = np.random.default_rng(0)
+    for _ in range(1500):
+        action = torch.from_numpy(g.uniform(-1, 1, size=(1, 64, 1)))
+        obs = torch.ones(1, 64, 1, dtype=torch.float64)
+        reward = -((action - 0.3) ** 2).squeeze(-1)
+        algorithm.update(Batch(obs, action, reward, obs, torch.ones(1, 64, dtype=torch.float64)))
+    obs = np.ones((1, 1, 1))
+    assert algorithm.act(obs).item() == pytest.approx(0.3, abs=0.1)
+    assert algorithm.value(obs).item() == pytest.approx(0.0, abs=0.03)

@@ -1,0 +1,306 @@
+"""The commands as a user meets them: what they print, write and return."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+from dpg_cli.cli import eval as eval_command
+from dpg_cli.cli import train as train_command
+from dpg_cli.config import choices
+
+TOY = "env=toy_envs:Toy/Reach-v0"
+SMALL = ["algo.hidden_sizes=[8]", "algo.batch_size=4", "total_steps=60", "random_steps=10", "eval.every=20"]
+SMALL += ["eval.episodes=2", "checkpoint.every=30", "log.every=20", "threads=1"]
+TAGS = {
+    *("train/episode_return", "train/episode_length", "eval/return_mean", "eval/return_std", "eval/episode_length"),
+    *("loss/critic", "loss/actor", "value/q_mean", "value/target_mean", "policy/saturation", "grad/critic_norm"),
+    *("grad/actor_norm", "noise/scale", "perf/steps_per_second", "perf/updates_per_second"),
+}
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Run a command in an empty folder: its exit code, what it printed, what it complained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", sys.argv)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(logging.root, "handlers", [])  # Hydra puts its own there
+
+    def run(main, *arguments):
+        sys.argv = ["dpg", *arguments]
+        with pytest.raises(SystemExit) as ended:
+            main()
+        for handler in logging.root.handlers:
+            handler.close()
+        logging.root.handlers = []
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def train(command):
+    return lambda *arguments: command(train_command.main, *arguments)
+
+
+@pytest.fixture
+def evaluate(command):
+    return lambda *arguments: command(eval_command.main, *arguments)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_time(records):
+    return [{k: v for k, v in r.items() if k != "time" and not k.startswith("perf/")} for r in records]
+
+
+def test_help_starts_with_examples_and_names_the_choices(train, evaluate):
+    code, out, _ = train("--help")
+    assert code == 0
+    assert out.index("Examples") < out.index("Keys")
+    assert all(name in out for group in ("algo", "noise", "experiment") for name in choices(group))
+    assert len(out.splitlines()) <= 40
+    code, out, _ = evaluate("--help")
+    assert code == 0
+    assert out.index("Examples") < out.index("Keys")
+
+
+@pytest.mark.parametrize("algo", choices("algo"))
+@pytest.mark.parametrize("noise", choices("noise"))
+def test_every_algorithm_trains_with_every_noise(train, tmp_path, algo, noise):
+    code, _out, err = train(TOY, f"algo={algo}", f"noise={noise}", *SMALL, "hydra.run.dir=run")
+    assert (code, err) == (0, "")
+    assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 60
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_trains(train, tmp_path, experiment):
+    code, _, err = train(TOY, f"experiment={experiment}", *SMALL, "hydra.run.dir=run")
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
+
+
+def test_a_run_folder_holds_what_the_contract_says(train, tmp_path):
+    code, out, err = train(
+        TOY, "algo=td3", "env.max_episode_steps=600", "total_steps=700", "seed=3", *SMALL[:2], *SMALL[3:]
+    )
+    assert (code, err) == (0, "")
+    (run,) = (tmp_path / "outputs" / "toy_envs_Toy_Reach-v0" / "td3").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", run.name)
+    names = {p.name for p in run.iterdir()}
+    assert names - {n for n in names if n.startswith("events.out.tfevents.")} == {
+        *(".hydra", "checkpoints", "config.yaml", "evaluations.jsonl", "metrics.jsonl", "run.json", "train.log")
+    }
+    assert len(names) == 8  # one event file, no sub-run
+    assert {p.name for p in (run / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["seed"], config["algo"]["name"], config["noise"]["name"]) == (3, "td3", "gaussian")
+    assert config["env"]["id"] == "toy_envs:Toy/Reach-v0"
+    assert (config["total_steps"], config["learning_starts"]) == (700, 10)
+
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["last_step"], record["error"]) == ("done", 700, None)
+    assert {"python", "torch", "gymnasium", "mujoco", "numpy", "dpg_cli"} <= set(record["versions"])
+    assert record["command"][1:3] == [TOY, "algo=td3"]
+
+    metrics = lines(run / "metrics.jsonl")
+    assert [r["step"] for r in metrics] == sorted(r["step"] for r in metrics)
+    tags = {key for r in metrics for key in r} - {"step", "time"}
+    assert tags - {"value/bias"} == TAGS
+    for r in lines(run / "evaluations.jsonl"):
+        assert set(r) == {"step", "returns", "lengths"}
+        assert len(r["returns"]) == len(r["lengths"]) == 2
+
+    for checkpoint in (run / "checkpoints").glob("step_*"):
+        assert re.fullmatch(r"step_\d{9}", checkpoint.name)
+        assert {p.name for p in checkpoint.iterdir()} == {"manifest.json", "policy.safetensors"}
+    assert not os.path.isabs((run / "checkpoints" / "latest").readlink())
+
+    best = max(lines(run / "evaluations.jsonl"), key=lambda r: np.mean(r["returns"]))
+    assert f"best {np.mean(best['returns']):.1f} at step {best['step']}" in out
+    assert f"dpg-eval run={run.relative_to(tmp_path)}" in out
+    assert "tensorboard --logdir" in out
+
+
+def test_same_seed_same_run_and_another_seed_another(train, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert train(TOY, *SMALL, f"seed={seed}", f"hydra.run.dir={name}")[0] == 0
+    a, b, c = (tmp_path / name for name in "abc")
+    assert (a / "evaluations.jsonl").read_bytes() == (b / "evaluations.jsonl").read_bytes()
+    assert (a / "evaluations.jsonl").read_bytes() != (c / "evaluations.jsonl").read_bytes()
+    assert without_time(lines(a / "metrics.jsonl")) == without_time(lines(b / "metrics.jsonl"))
+
+
+def test_real_environments_train(train, tmp_path):
+    for env_id in ("HalfCheetah-v4", "Pendulum-v1", "Hopper-v5"):
+        code, _out, err = train(f"env={env_id}", *SMALL, "env.max_episode_steps=50", f"hydra.run.dir={env_id}")
+        assert (code, err) == (0, "")
+    assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
+
+
+def test_environment_arguments_need_no_plus(train, tmp_path):
+    code, _, err = train(
+        "env=HalfCheetah-v5", "env.kwargs.ctrl_cost_weight=0.5", *SMALL, "env.max_episode_steps=20", "hydra.run.dir=run"
+    )
+    assert (code, err) == (0, "")
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["env"]["kwargs"] == {"ctrl_cost_weight": 0.5}
+
+
+def test_sweep(train, tmp_path):
+    code, _out, err = train("-m", TOY, "algo=ddpg,td3", "seed=0,1", *SMALL)
+    assert (code, err) == (0, "")
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    configs = [yaml.safe_load((sweep / str(job) / "config.yaml").read_text()) for job in range(4)]
+    assert [(c["algo"]["name"], c["seed"]) for c in configs] == [("ddpg", 0), ("ddpg", 1), ("td3", 0), ("td3", 1)]
+    assert all(json.loads((sweep / str(job) / "run.json").read_text())["status"] == "done" for job in range(4))
+
+
+def test_a_failed_job_does_not_stop_the_sweep(train, tmp_path):
+    code, _out, err = train("-m", TOY, "env.kwargs.bad_step=41,1000000", *SMALL, "eval.every=60")
+    assert code == 1
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    statuses = [json.loads((sweep / str(job) / "run.json").read_text())["status"] for job in range(2)]
+    assert statuses == ["failed", "done"]
+    assert "job 0 failed: seed 0, step 41: reward is not finite" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["algo=td4"], "did you mean td3"),
+        (["algo.tau=2"], "algo.tau=2: should be less than or equal to 1"),
+        (["seed=-5"], "seed=-5"),
+        (["total_stepz=5"], "total_stepz: unknown key; did you mean total_steps?"),
+        (["env=HalfChetah-v4"], "did you mean HalfCheetah-v4"),
+        (["env=HalfCheetah"], "did you mean HalfCheetah-v"),
+        (["env=no_such_module:Env-v0"], "env.id=no_such_module:Env-v0"),
+        (["env=CartPole-v1"], "must be continuous"),
+        (["env=toy_envs:Toy/Spaces-v0", "env.kwargs.kind=discrete"], "must be continuous"),
+        (["env=toy_envs:Toy/Spaces-v0", "env.kwargs.kind=unbounded"], "must be bounded"),
+        (["env=toy_envs:Toy/Spaces-v0", "env.kwargs.kind=image"], "images"),
+        ([TOY, "env.kwargs.nonsense=1"], "cannot be made"),
+        (["device=cuda:99"], "device=cuda:99"),
+        (["algo.critic_action_layer=9"], "algo.critic_action_layer=9: must be from 1 to 3"),
+        ([TOY, "hydra.run.dir=taken"], "hydra.run.dir=taken: exists already"),
+        ([TOY, "hydra.run.dir=taken/file/run"], "cannot be written"),
+        (["buffer_size=1e12", "total_steps=1e12"], "GiB of memory are free"),
+        (["-m", "algo=ddpg,td4"], "did you mean td3"),
+        (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
+        (["resume=outputs/x"], "resume"),
+        (["--experimental-rerun", "x.pickle"], "pickle"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_no_folder(train, tmp_path, arguments, message):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    code, out, err = train(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("dpg-train: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("reward", "seed 0, step 41: reward is not finite"),
+        ("obs", "obs is not finite"),
+        ("raise", "RuntimeError: the simulator broke"),
+    ],
+)
+def test_a_failure_is_one_line_and_stands_in_the_log(train, tmp_path, bad, reason):
+    arguments = ["env.kwargs.bad_step=41", f"env.kwargs.bad={bad}", *SMALL, "eval.every=60", "hydra.run.dir=run"]
+    code, _out, err = train(TOY, *arguments)
+    assert code == 1
+    assert reason in err
+    assert err.count("\n") == 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["last_step"]) == ("failed", 40)
+    assert reason in record["error"]
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_several_seeds_each_have_a_complete_run_folder(train, tmp_path):
+    assert train(TOY, *SMALL, "seed=4", "num_seeds=2", "hydra.run.dir=both")[0] == 0
+    assert train(TOY, *SMALL, "seed=5", "hydra.run.dir=alone")[0] == 0
+    config = yaml.safe_load((tmp_path / "both" / "seed_5" / "config.yaml").read_text())
+    assert (config["seed"], config["num_seeds"]) == (5, 1)
+    beside, alone = (lines(tmp_path / p / "evaluations.jsonl") for p in ("both/seed_5", "alone"))
+    np.testing.assert_allclose(beside[0]["returns"], alone[0]["returns"], rtol=1e-5)
+
+
+def test_eval(train, evaluate, tmp_path):
+    assert train(TOY, *SMALL, "algo.normalize_obs=true", "hydra.run.dir=run")[0] == 0
+    code, out, err = evaluate("run=run", "episodes=3", "trust=true")
+    assert (code, err) == (0, "")
+    assert "3 episodes" in out
+    assert evaluate("run=run", "episodes=3", "trust=true")[1] == out
+    assert evaluate("run=run", "episodes=3", "trust=true", "seed=1")[1] != out
+    for which in ("best", "latest", "60"):
+        assert evaluate("run=run", f"checkpoint={which}", "trust=true")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run=nowhere"], "run=nowhere: no such folder"),
+        (["run=."], "no run folder"),
+        (["episodes=3"], "run: missing"),
+        (["run=run", "episode=3"], "episode: unknown key; did you mean episodes?"),
+        (["run=run", "episodes=0"], "episodes=0"),
+        (["run=run", "episodes=1.5"], "episodes=1.5"),
+        (["run=run", "seed=-1"], "seed=-1"),
+        (["run=run", "run"], "not of the form key=value"),
+        (["run=run", "run=run"], "given twice"),
+        (["run=run"], "trust=true"),
+        (["run=run", "trust=true", "checkpoint=31"], "[0, 30, 60]"),
+        (["run=run", "trust=true", "checkpoint=../../x"], "no such checkpoint"),
+    ],
+)
+def test_eval_mistakes(train, evaluate, arguments, message):
+    assert train(TOY, *SMALL, "checkpoint.keep=3", "hydra.run.dir=run")[0] == 0
+    code, _out, err = evaluate(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, number):
+    arguments = [
+        "env=Pendulum-v1",
+        *SMALL[:2],
+        "total_steps=1e8",
+        "buffer_size=1000",
+        "eval.every=1e8",
+        "hydra.run.dir=run",
+    ]
+    program = os.path.join(os.path.dirname(sys.executable), "dpg-train")
+    process = subprocess.Popen(
+        [program, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run" / "checkpoints" / "best").exists() and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert (tmp_path / "run" / "checkpoints" / "latest").readlink().name == f"step_{record['last_step']:09d}"
+    assert err.count("\n") == 1

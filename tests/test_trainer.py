@@ -1,0 +1,209 @@
+"""The loop: when it learns, evaluates, records and saves, and what it stores."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dpg_cli import config
+from dpg_cli.cli.build import build
+from dpg_cli.errors import DivergedError
+from dpg_cli.metrics import Recorder
+from dpg_cli.trainer import train
+
+config.register()
+
+SMALL = ["env=toy_envs:Toy/Reach-v0", "algo=ddpg", "algo.hidden_sizes=[8]", "algo.batch_size=4", "total_steps=60"]
+SMALL += ["random_steps=10", "eval.every=25", "eval.episodes=2", "checkpoint.every=30", "log.every=20", "threads=1"]
+
+
+class Watcher:
+    def __init__(self):
+        self.steps, self.evaluations = [], []
+
+    def stepped(self, step, episodes):
+        self.steps.append(step)
+
+    def evaluated(self, step, evaluations):
+        self.evaluations.append(step)
+
+
+class Run:
+    """Train in a temporary folder and keep everything."""
+
+    def __init__(self, tmp_path, *overrides, stop_at=None):
+        self.config = c = config.validate(config.compose([*SMALL, *overrides]))
+        self.training = build(c)
+        self.folders = [tmp_path / f"{seed}" for seed in self.training.environments.seeds]
+        for folder in self.folders:
+            folder.mkdir(parents=True)
+        recorders = [Recorder(folder, c.model_dump()) for folder in self.folders]
+        self.watcher = Watcher()
+        try:
+            self.outcome = train(
+                *self.training,
+                recorders,
+                self.folders,
+                total_steps=c.total_steps,
+                random_steps=c.random_steps,
+                learning_starts=c.learning_starts,
+                updates_per_step=c.updates_per_step,
+                truncation_bootstraps=c.truncation_bootstraps,
+                eval_every=c.eval.every,
+                checkpoint_every=c.checkpoint.every,
+                checkpoint_keep=c.checkpoint.keep,
+                log_every=c.log.every,
+                versions={},
+                progress=self.watcher,
+                stop=lambda: stop_at is not None and self.watcher.steps[-1] >= stop_at,
+            )
+        finally:
+            for recorder in recorders:
+                recorder.close()
+            self.training.close()
+
+    @property
+    def updates(self):
+        return self.training.algorithm.updates
+
+    def lines(self, name, member=0):
+        return [json.loads(line) for line in (self.folders[member] / name).read_text().splitlines()]
+
+    def stored(self):
+        replay = self.training.replay
+        return replay._rows[:, : replay.size].numpy()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "updates"),
+    [
+        (["learning_starts=10"], 50),
+        (["learning_starts=0"], 57),  # never before one batch of 4 is stored
+        (["learning_starts=4"], 56),
+        (["learning_starts=60"], 0),
+        (["learning_starts=10", "updates_per_step=2"], 100),
+        (["learning_starts=10", "updates_per_step=0.5"], 25),
+        (["learning_starts=10", "num_envs=7"], 53),  # the last vector step ends at 63
+        (["learning_starts=10", "num_envs=7", "updates_per_step=0.1"], 5),
+    ],
+)
+def test_updates_follow_the_steps_after_learning_starts(tmp_path, overrides, updates):
+    assert Run(tmp_path, *overrides).updates == updates
+
+
+def test_random_phase_then_policy(tmp_path):
+    # An actor that is not trained and no noise: after the random phase actions are the policy's.
+    run = Run(tmp_path, "noise=none", "learning_starts=60")
+    obs, action = run.stored()[0, :, :2], run.stored()[0, :, 2]
+    policy = run.training.algorithm.act(obs[None])[0, :, 0]
+    np.testing.assert_allclose(action[10:], policy[10:], atol=1e-6)
+    assert not np.isclose(action[:10], policy[:10], atol=1e-3).any()
+
+
+def test_evaluations_records_and_checkpoints_come_at_their_strides(tmp_path):
+    run = Run(tmp_path)
+    assert run.watcher.evaluations == [0, 25, 50, 60]
+    assert [line["step"] for line in run.lines("evaluations.jsonl")] == [0, 25, 50, 60]
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == [0, 20, 25, 40, 50, 60, 60]
+    names = sorted(p.name for p in (run.folders[0] / "checkpoints").glob("step_*"))
+    assert names == ["step_000000030", "step_000000060"]  # keep: 2
+    assert (run.folders[0] / "checkpoints" / "latest").readlink().name == "step_000000060"
+
+
+def test_with_several_environments_a_stride_fires_when_it_is_crossed(tmp_path):
+    run = Run(tmp_path, "num_envs=7")
+    assert run.watcher.steps == [7, 14, 21, 28, 35, 42, 49, 56, 63]
+    assert run.watcher.evaluations == [0, 28, 56, 63]
+    assert run.training.replay.size == 63
+
+
+def test_best_is_the_policy_of_the_best_evaluation(tmp_path):
+    run = Run(tmp_path, "learning_starts=10")
+    means = {line["step"]: np.mean(line["returns"]) for line in run.lines("evaluations.jsonl")}
+    best = (run.folders[0] / "checkpoints" / "best").readlink().name
+    assert best == f"best_{max(means, key=means.get):09d}"
+    assert run.outcome.best(0) == (max(means, key=means.get), pytest.approx(max(means.values())))
+    assert run.outcome.final(0) == pytest.approx(means[60])
+
+
+@pytest.mark.parametrize("bootstraps", [True, False])
+def test_truncated_transitions_are_stored_as_terminal_only_if_asked(tmp_path, bootstraps):
+    run = Run(
+        tmp_path, f"truncation_bootstraps={bootstraps}", "noise=none", "random_steps=0", "env.max_episode_steps=15"
+    )
+    ends = run.stored()[0, :, -1]
+    # Episodes of 15 steps end by truncation alone: |x| > 2 cannot be reached from |x| ≤ 1 so quickly at random.
+    lengths_by_truncation = [14, 29, 44, 59]
+    assert ends[lengths_by_truncation].tolist() == [0.0 if bootstraps else 1.0] * 4
+    assert ends.sum() == (0 if bootstraps else 4)
+    # The next observation is the episode's own last one, so the chain breaks exactly there.
+    obs, next_obs = run.stored()[0, :, :2], run.stored()[0, :, 4:6]
+    breaks = [t for t in range(59) if not np.array_equal(next_obs[t], obs[t + 1])]
+    assert breaks == [14, 29, 44]
+
+
+def test_terminal_transitions_do_not_bootstrap(tmp_path):
+    # Constant pushing to the right ends every episode by termination.
+    run = Run(
+        tmp_path,
+        "learning_starts=400",
+        "eval.episodes=1",
+        "env.max_episode_steps=200",
+        "total_steps=400",
+        "random_steps=400",
+    )
+    x_next, ends = run.stored()[0, :, 4], run.stored()[0, :, -1]
+    np.testing.assert_array_equal(ends == 1, np.abs(x_next) > 2)
+
+
+def test_scalars_are_averages_over_the_stride(tmp_path):
+    every, whole = Run(tmp_path / "a", "log.every=1"), Run(tmp_path / "b", "log.every=60")
+    for tag in ("loss/critic", "loss/actor", "value/q_mean", "noise/scale", "train/episode_return"):
+        single = [line[tag] for line in every.lines("metrics.jsonl") if tag in line]
+        (mean,) = [line[tag] for line in whole.lines("metrics.jsonl") if tag in line]
+        assert mean == pytest.approx(np.mean(single), rel=1e-5), tag
+
+
+def test_an_evaluation_more_or_less_changes_nothing_else(tmp_path):
+    few, many = Run(tmp_path / "a", "eval.every=60"), Run(tmp_path / "b", "eval.every=7", "eval.episodes=3")
+    np.testing.assert_array_equal(few.stored(), many.stored())
+
+
+def test_members_see_what_they_see_alone(tmp_path):
+    overrides = ["num_envs=2", "noise=ou", "precision=float64", "algo=td3", "algo.batch_size=4", "learning_starts=10"]
+    both = Run(tmp_path / "both", "seed=4", "num_seeds=2", *overrides)
+    for member, seed in enumerate((4, 5)):
+        alone = Run(tmp_path / f"{seed}", f"seed={seed}", *overrides)
+        np.testing.assert_allclose(both.stored()[member], alone.stored()[0], rtol=1e-9, atol=1e-12)
+        for own, beside in zip(alone.lines("evaluations.jsonl"), both.lines("evaluations.jsonl", member), strict=True):
+            np.testing.assert_allclose(own["returns"], beside["returns"], rtol=1e-9)
+
+
+def test_stopping_writes_a_checkpoint_and_no_evaluation(tmp_path):
+    run = Run(tmp_path, stop_at=33)
+    assert run.outcome.interrupted
+    assert run.outcome.step == 33
+    assert (run.folders[0] / "checkpoints" / "latest").readlink().name == "step_000000033"
+    assert run.lines("evaluations.jsonl")[-1]["step"] == 25
+
+
+@pytest.mark.parametrize(("bad", "quantity"), [("reward", "reward"), ("obs", "obs")])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_not_finite_stops_before_it_is_stored(tmp_path, bad, quantity, value):
+    with pytest.raises(DivergedError, match=rf"seed 0, step 41: {quantity} is not finite"):
+        Run(
+            tmp_path,
+            "++env.kwargs.bad_step=41",
+            f"++env.kwargs.bad={bad}",
+            f"++env.kwargs.value={value}",
+            "eval.every=60",
+        )
+
+
+def test_the_normaliser_sees_every_observation_of_training(tmp_path):
+    run = Run(tmp_path, "algo.normalize_obs=true", "learning_starts=60")
+    normalizer = run.training.algorithm.actor.normalizer
+    assert normalizer.count.item() == 61  # the first, and one a step
+    rows = run.stored()[0]
+    seen = np.concatenate([rows[:1, :2], rows[:, 4:6]]).astype(np.float64)
+    np.testing.assert_allclose(normalizer.mean[0, 0].numpy(), seen.mean(axis=0), rtol=1e-6)

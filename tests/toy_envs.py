@@ -1,0 +1,55 @@
+"""Environments for tests, registered by importing this module: `env=toy_envs:Toy/Reach-v0` and so on."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+
+class Reach(gym.Env[np.ndarray, np.ndarray]):
+    """Move a point on a line to 0: reward -x², terminal beyond ±2; asymmetric bounds."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gym.spaces.Box(np.float32([-1.0]), np.float32([3.0]))
+
+    def __init__(self, bad_step: int | None = None, bad: str = "reward", value: float = float("nan")):
+        self.bad_step, self.bad, self.value = bad_step, bad, value
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1)
+        return self._obs(), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.x += 0.1 * (float(action[0]) - 1.0)
+        obs, reward = self._obs(), -(self.x**2)
+        if self.steps == self.bad_step:
+            if self.bad == "raise":
+                raise RuntimeError("the simulator broke")
+            if self.bad == "obs":
+                obs = obs * self.value
+            else:
+                reward = self.value
+        return obs, reward, abs(self.x) > 2, False, {}
+
+    def _obs(self):
+        return np.array([self.x, 1.0])
+
+
+class Spaces(Reach):
+    """Reach with other spaces, to be refused."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        if kind == "discrete":
+            self.action_space = gym.spaces.Discrete(3)
+        elif kind == "unbounded":
+            self.action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+        elif kind == "image":
+            self.observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+
+gym.register("Toy/Reach-v0", entry_point=Reach, max_episode_steps=20)
+gym.register("Toy/Spaces-v0", entry_point=Spaces, max_episode_steps=20)
