@@ -7,6 +7,7 @@ holds the policy of the best evaluation; `latest` and `best` are relative links.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def save(run: Path, step: int, policy: Mapping[str, Tensor], versions: Mapping[s
     """Write the checkpoint of a step, point `latest` at it and drop all but the newest `keep`."""
     _write(run / "checkpoints", f"step_{step:09d}", step, policy, versions)
     _link(run / "checkpoints", "latest", f"step_{step:09d}")
-    for old in sorted((run / "checkpoints").glob("step_*"))[:-keep]:
+    for old in _saved(run / "checkpoints", "step")[:-keep]:
         shutil.rmtree(old)
 
 
@@ -37,7 +38,7 @@ def save_best(run: Path, step: int, policy: Mapping[str, Tensor], versions: Mapp
     name = f"best_{step:09d}"
     _write(run / "checkpoints", name, step, policy, versions)
     _link(run / "checkpoints", "best", name)
-    for old in (run / "checkpoints").glob("best_*"):
+    for old in _saved(run / "checkpoints", "best"):
         if old.name != name:
             shutil.rmtree(old)
 
@@ -55,7 +56,8 @@ def find(run: Path, which: str) -> Path:
         folder = next((root / name for name in names if (root / name).is_dir()), folder)
     if (which in ("best", "latest") or which.isdecimal()) and (folder / MANIFEST).is_file():
         return folder
-    steps = sorted({int(p.name.split("_")[1]) for p in root.glob("*_*") if (p / MANIFEST).is_file()})
+    saved = [*_saved(root, "step"), *_saved(root, "best")]
+    steps = sorted({int(path.name.partition("_")[2]) for path in saved if (path / MANIFEST).is_file()})
     raise UserError(f"checkpoint={which}: no such checkpoint; there are best, latest and {steps}")
 
 
@@ -79,6 +81,11 @@ def load_policy(folder: Path) -> tuple[Actor, int]:
         raise UserError(f"{folder}: damaged checkpoint: {type(error).__name__}: {error}") from error
 
 
+def _saved(root: Path, kind: str) -> list[Path]:
+    """The folders of a kind, oldest first, and nothing else that lies beside them."""
+    return sorted(path for path in root.glob(f"{kind}_*") if re.fullmatch(rf"{kind}_\d{{9}}", path.name))
+
+
 def _actor(state: dict[str, Tensor]) -> Actor:
     weights = [state[f"layers.{i}.weight"] for i in range(sum(name.endswith(".weight") for name in state))]
     obs_dim = weights[0].shape[-2]
@@ -93,6 +100,7 @@ def _actor(state: dict[str, Tensor]) -> Actor:
 def _write(root: Path, name: str, step: int, policy: Mapping[str, Tensor], versions: Mapping[str, str]) -> None:
     """A folder that appears whole or not at all: filled under another name, then renamed."""
     temporary = root / f".{name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a write that failed
     temporary.mkdir(parents=True)
     data = save_tensors({key: tensor.contiguous() for key, tensor in policy.items()})
     files = {POLICY: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
@@ -111,5 +119,6 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 def _link(root: Path, name: str, target: str) -> None:
     temporary = root / f".{name}.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
     temporary.symlink_to(target, target_is_directory=True)
     temporary.replace(root / name)

@@ -18,6 +18,7 @@ from dpg_cli.rollout import Episode, Evaluation
 LAYOUT = {
     "return": {
         "evaluation": ["Multiline", ["eval/return_mean"]],
+        "evaluation, spread over episodes": ["Multiline", ["eval/return_std"]],
         "training episodes": ["Multiline", ["train/episode_return"]],
         "episode length": ["Multiline", ["eval/episode_length", "train/episode_length"]],
     },

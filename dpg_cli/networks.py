@@ -48,11 +48,12 @@ class Linear(nn.Module):
         self.weight = uniform(in_features)  # (*members, in, out)
         self.bias = uniform(1)  # (*members, 1, out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(S, B, in)` or `(*members, B, in)` to `(*members, B, out)`."""
-        members = self.weight.shape[:-2]
+    def forward(self, x: Tensor, first: bool = False) -> Tensor:
+        """`(S, B, in)` or `(*members, B, in)` to `(*members, B, out)`; `first`: of the first of K critics alone."""
+        weight, bias = (self.weight[:1], self.bias[:1]) if first else (self.weight, self.bias)
+        members = weight.shape[:-2]
         x = x.expand(*members, *x.shape[-2:])
-        out = torch.baddbmm(self.bias.flatten(0, -3), x.reshape(-1, *x.shape[-2:]), self.weight.flatten(0, -3))
+        out = torch.baddbmm(bias.flatten(0, -3), x.reshape(-1, *x.shape[-2:]), weight.flatten(0, -3))
         return out.view(*members, *out.shape[-2:])
 
 
@@ -172,18 +173,18 @@ class Critic(nn.Module):
             Linear(m, n, generators, dtype, (num_critics,)) for m, n in zip(inputs, outputs, strict=True)
         )
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`."""
+    def forward(self, obs: Tensor, action: Tensor, first: bool = False) -> Tensor:
+        """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`; `first`: of the first critic alone."""
         x: Tensor = self.normalizer(obs)
         for index, layer in enumerate(self.layers):
             if index > 0:
                 x = torch.relu(x)
             if index == self.action_index:
                 x = torch.cat([x, action.expand(*x.shape[:-1], -1)], dim=-1)
-            x = layer(x)
+            x = layer(x, first)
         return x.squeeze(-1)
 
     def q1(self, obs: Tensor, action: Tensor) -> Tensor:
         """The first critic's values, `(S, B)`: what the actor ascends."""
-        q: Tensor = self(obs, action)
+        q: Tensor = self(obs, action, first=True)
         return q[0]

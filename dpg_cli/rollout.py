@@ -237,6 +237,7 @@ def evaluate(algorithm: Algorithm, envs: Sequence[Sequence[Env]], seeds: Sequenc
     env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(len(envs[0]))] for seed in seeds]
     trajectories = run_episodes(algorithm.act, envs, env_seeds, seeds=seeds, step=step)
     q = np.stack([algorithm.value(obs) for obs in trajectories.obs])
+    check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
     biases = value_bias(trajectories, q, algorithm.discount)
     return [
         Evaluation(returns.tolist(), lengths.tolist(), bias)

@@ -1,5 +1,6 @@
 """A run's folder: claimed by one run alone, and `run.json`, which says what the run is and how it went."""
 
+import contextlib
 import json
 import os
 import platform
@@ -25,11 +26,15 @@ def claim(folder: Path, key: str) -> None:
     Raises:
         UserError: it exists or cannot be written.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=False)
     except FileExistsError as error:
         raise UserError(f"{key}={folder}: exists already; choose a folder that does not") from error
     except OSError as error:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
 
 

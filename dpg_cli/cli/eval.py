@@ -65,7 +65,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     import torch
 
     from dpg_cli import checkpoint, config, rollout
-    from dpg_cli.envs import make_env
+    from dpg_cli.cli.build import environment_maker
     from dpg_cli.seeding import Purpose, integer
 
     settings = config.load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -75,7 +75,8 @@ def _run_command(arguments: Sequence[str]) -> int:
             f"env.id={env_id}: this would import code that the run folder names; if you trust it, trust=true"
         )
     actor, step = checkpoint.load_policy(checkpoint.find(run, which))
-    envs = [make_env(env_id, settings.env.kwargs, settings.env.max_episode_steps) for _ in range(episodes)]
+    new_env = environment_maker(settings)
+    envs = [new_env() for _ in range(episodes)]
     observed, acting = envs[0].observation_space.shape, envs[0].action_space.shape
     if (observed, acting) != ((actor.obs_dim,), (actor.action_dim,)):
         raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}, the policy's are not")

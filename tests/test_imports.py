@@ -1,0 +1,108 @@
+"""What may import what: the core knows nothing of Hydra or Gymnasium, and imports point one way."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import dpg_cli
+
+PACKAGE = Path(dpg_cli.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+CORE = ("dpg_cli.algorithms", "dpg_cli.networks", "dpg_cli.noise", "dpg_cli.replay")
+FORBIDDEN = ("hydra", "omegaconf", "gymnasium", "tensorboard", "torch.utils.tensorboard")
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path):
+    """Every module that a file imports, wherever in it that stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(name):
+    """The part of the package that a module belongs to: `dpg_cli.cli.train` to `cli`."""
+    return name.split(".")[1]
+
+
+@cache
+def parts():
+    """The parts of the package, and which others each imports."""
+    known = {part(module_name(path)) for path in SOURCES if path != PACKAGE / "__init__.py"}
+    graph = {name: set() for name in known}
+    for path in SOURCES:
+        own = part(module_name(path) + ".__init__")
+        for name in imported(path):
+            if name.startswith("dpg_cli.") and own in known and part(name) in known - {own}:
+                graph[own].add(part(name))
+    return graph
+
+
+def importers(name):
+    return {other for other, used in parts().items() if name in used}
+
+
+def test_the_core_pulls_in_no_config_no_environment_and_no_logger():
+    program = (
+        f"import importlib, sys\n"
+        f"for name in {CORE}: importlib.import_module(name)\n"
+        f"print(*[name for name in {FORBIDDEN} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_command_line_and_the_config_know_hydra(path):
+    known = {name.split(".")[0] for name in imported(path)} & {"hydra", "omegaconf"}
+    allowed = path == PACKAGE / "config.py" or PACKAGE / "cli" in path.parents
+    assert allowed or not known
+
+
+@pytest.mark.parametrize("name", [*CORE, "dpg_cli.seeding", "dpg_cli.errors"])
+def test_the_sources_of_the_core_name_none_of_them(name):
+    for path in SOURCES:
+        if (module_name(path) + ".").startswith(name + "."):
+            assert not {i for i in imported(path) if i.startswith(FORBIDDEN)}, path
+
+
+def test_imports_make_no_circle():
+    list(TopologicalSorter(parts()).static_order())
+
+
+def test_imports_point_one_way():
+    """`cli -> trainer -> {rollout, replay, checkpoint, metrics}`, and `algorithms -> networks`."""
+    below_the_trainer = {"rollout", "replay", "checkpoint", "metrics"}
+    assert importers("cli") == set()
+    assert importers("config") == {"cli"}
+    assert importers("trainer") == {"cli"}
+    for name in below_the_trainer:
+        assert importers(name) <= {"cli", "trainer"} | below_the_trainer
+    graph = parts()
+    assert below_the_trainer <= graph["trainer"]
+    assert "networks" in graph["algorithms"]
+    upper = below_the_trainer | {"cli", "config", "trainer", "envs", "run_dir", "noise"}
+    assert not graph["algorithms"] & upper
+    assert not graph["networks"] & (upper | {"algorithms"})
+    assert not graph["noise"] & (upper | {"algorithms", "networks"})
+
+
+def test_an_algorithm_knows_no_other():
+    for path in (PACKAGE / "algorithms").glob("*.py"):
+        if path.stem not in ("__init__", "base"):
+            used = {name.split(".")[2] for name in imported(path) if name.startswith("dpg_cli.algorithms.")}
+            assert used == {"base"}, path

@@ -1,0 +1,240 @@
+"""Networks with member axes: each member must be the plain network it stands for."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn.functional import linear
+
+from dpg_cli.algorithms import ALGORITHMS
+from dpg_cli.algorithms.base import target_of
+from dpg_cli.config import choices, config_dir
+from dpg_cli.networks import Actor, Critic, Linear, Normalizer
+from dpg_cli.seeding import Purpose, torch_generator
+
+OBS, ACTION = 5, 3
+
+
+def generators(*seeds):
+    return [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]
+
+
+def make_actor(*seeds, dtype=torch.float64, normalizer=None, hidden_sizes=(8, 6)):
+    return Actor(OBS, ACTION, hidden_sizes, generators(*seeds), dtype, normalizer or nn.Identity())
+
+
+def make_critic(*seeds, num_critics=2, action_layer=1, normalizer=None, hidden_sizes=(8, 6)):
+    return Critic(
+        OBS,
+        ACTION,
+        hidden_sizes,
+        generators(*seeds),
+        torch.float64,
+        normalizer or nn.Identity(),
+        num_critics,
+        action_layer,
+    )
+
+
+def inputs(members=2, size=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    obs = torch.randn(members, size, OBS, generator=g, dtype=torch.float64)
+    return obs, torch.rand(members, size, ACTION, generator=g, dtype=torch.float64) * 2 - 1
+
+
+def plain(layer, x, *member):
+    """One member of a layer, as torch's own dense layer computes it."""
+    return linear(x, layer.weight[member].T, layer.bias[member][0])
+
+
+def distance_from_uniform(values, bound):
+    """Kolmogorov's statistic times √n: above 2.3 once in twenty thousand."""
+    values = np.sort(values)
+    expected = (values + bound) / (2 * bound)
+    observed = np.arange(len(values)) / len(values)
+    return np.abs(expected - observed).max() * math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("critics", [(), (2,)])
+@pytest.mark.parametrize("in_features", [1, 4, 300])
+def test_linear_starts_as_nn_linear_does(in_features, critics):
+    layer = Linear(in_features, 2000, generators(0, 1), torch.float64, critics)
+    assert layer.weight.shape == (*critics, 2, in_features, 2000)
+    assert layer.bias.shape == (*critics, 2, 1, 2000)
+    bound = 1 / math.sqrt(in_features)
+    for parameter in (layer.weight, layer.bias):
+        for member in parameter.detach().flatten(0, -3):
+            assert member.abs().max() <= bound
+            assert member.abs().max() > 0.99 * bound
+            assert distance_from_uniform(member.numpy().ravel(), bound) < 2.3
+    torch.manual_seed(0)
+    reference = nn.Linear(in_features, 2000)
+    assert layer.weight.std().item() == pytest.approx(reference.weight.std().item(), rel=0.05)
+    assert layer.bias.std().item() == pytest.approx(reference.bias.std().item(), rel=0.05)
+
+
+def test_no_two_members_or_critics_start_alike():
+    weights = [*make_critic(0, 1, num_critics=2).layers[0].weight.detach().flatten(0, 1)]
+    for i, one in enumerate(weights):
+        assert not any(torch.isclose(one, other).all() for other in weights[:i])
+
+
+def test_a_seed_starts_the_same_beside_others_and_alone():
+    for make in (make_actor, make_critic):
+        together, alone = make(3, 8, 5), make(8)
+        for both, own in zip(together.parameters(), alone.parameters(), strict=True):
+            assert torch.equal(both.narrow(-3, 1, 1), own)
+
+
+def test_precision_only_rounds_the_start():
+    for single, double in zip(make_actor(0, dtype=torch.float32).parameters(), make_actor(0).parameters(), strict=True):
+        assert single.dtype is torch.float32
+        assert torch.equal(single, double.float())
+
+
+def test_linear_is_a_plain_linear_for_each_member():
+    layer = Linear(OBS, 7, generators(0, 1), torch.float64)
+    x, _ = inputs()
+    out = layer(x)
+    assert out.shape == (2, 4, 7)
+    for s in range(2):
+        torch.testing.assert_close(out[s], plain(layer, x[s], s), rtol=1e-12, atol=1e-14)
+
+
+def test_linear_of_critics_takes_one_input_for_all_or_one_for_each():
+    layer = Linear(OBS, 7, generators(0, 1), torch.float64, (3,))
+    x = torch.stack([inputs(seed=k)[0] for k in range(3)])
+    shared, own = layer(x[0]), layer(x)
+    assert shared.shape == own.shape == (3, 2, 4, 7)
+    for k in range(3):
+        for s in range(2):
+            torch.testing.assert_close(shared[k, s], plain(layer, x[0, s], k, s), rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(own[k, s], plain(layer, x[k, s], k, s), rtol=1e-12, atol=1e-14)
+
+
+def test_actor_by_hand_for_each_member():
+    actor, (obs, _) = make_actor(0, 1), inputs()
+    action = actor(obs)
+    assert action.shape == (2, 4, ACTION)
+    for s in range(2):
+        first, second, last = actor.layers
+        x = torch.relu(plain(second, torch.relu(plain(first, obs[s], s)), s))
+        torch.testing.assert_close(action[s], torch.tanh(plain(last, x, s)), rtol=1e-12, atol=1e-14)
+
+
+def test_actions_stay_in_range():
+    obs = inputs()[0] * 1e6
+    assert make_actor(0, 1)(obs).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "hidden_sizes"), [(1, ()), (1, (8,)), (2, (8,)), (1, (8, 6)), (2, (8, 6)), (3, (8, 6))]
+)
+def test_the_action_enters_the_critic_at_its_layer(layer, hidden_sizes):
+    critic = make_critic(0, 1, action_layer=layer, hidden_sizes=hidden_sizes)
+    obs, action = inputs()
+    q = critic(obs, action)
+    assert q.shape == (2, 2, 4)
+    for k in range(2):
+        for s in range(2):
+            x = obs[s]
+            for number, module in enumerate(critic.layers, start=1):
+                if number == layer:
+                    x = torch.cat([x, action[s]], dim=-1)
+                x = plain(module, x, k, s)
+                if number <= len(hidden_sizes):
+                    x = torch.relu(x)
+            torch.testing.assert_close(q[k, s], x[:, 0], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(critic.q1(obs, action), q[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_the_fan_in_counts_the_action_where_it_enters(layer):
+    critic = make_critic(0, action_layer=layer, hidden_sizes=(400, 300))
+    for number, (module, features) in enumerate(zip(critic.layers, (OBS, 400, 300), strict=True), start=1):
+        fan_in = features + (ACTION if number == layer else 0)
+        assert module.weight.shape[-2] == fan_in
+        assert module.weight.abs().max() <= 1 / math.sqrt(fan_in)
+
+
+@pytest.mark.parametrize("layer", [-1, 0, 4, 100])
+def test_a_critic_without_that_layer_is_refused(layer):
+    with pytest.raises(ValueError, match="critic_action_layer"):
+        make_critic(0, action_layer=layer)
+
+
+@pytest.mark.parametrize("pieces", [[1000], [1, 999], [1, 1, 498, 500], [100] * 10])
+def test_normalizer_knows_mean_and_variance_of_all_it_has_seen(pieces):
+    g = np.random.default_rng(0)
+    seen = g.normal([0.0, 1e3, -5.0], [1.0, 0.1, 30.0], size=(2, 1000, 3))
+    normalizer = Normalizer(2, 3)
+    start = 0
+    for size in pieces:
+        normalizer.update(torch.from_numpy(seen[:, start : start + size]))
+        start += size
+    np.testing.assert_allclose(normalizer.mean.numpy()[:, 0], seen.mean(axis=1), rtol=1e-10)
+    np.testing.assert_allclose(normalizer.var.numpy()[:, 0], seen.var(axis=1), rtol=1e-8)
+    obs = g.normal([0.0, 1e3, -5.0], [1.0, 0.1, 30.0], size=(2, 6, 3))
+    expected = (obs - seen.mean(axis=1, keepdims=True)) / seen.std(axis=1, keepdims=True)
+    np.testing.assert_allclose(normalizer(torch.from_numpy(obs)).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_normalizer_keeps_members_apart():
+    normalizer, alone = Normalizer(2, OBS), Normalizer(1, OBS)
+    obs, _ = inputs()
+    normalizer.update(obs)
+    alone.update(obs[1:])
+    assert torch.equal(normalizer(obs)[1:], alone(obs[1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalizer_clips_and_keeps_the_precision(dtype):
+    normalizer = Normalizer(1, 2)
+    normalizer.update(torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]]))  # the second never moved: its variance is 0
+    out = normalizer(torch.tensor([[[1e9, 1.0], [-1e9, -1.0], [0.0, 0.0]]], dtype=dtype))
+    assert out.dtype is dtype
+    assert out.tolist() == [[[10.0, 10.0], [-10.0, -10.0], [0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("make", [make_actor, make_critic])
+def test_targets_share_the_statistics_and_no_parameter(make):
+    normalizer = Normalizer(2, OBS)
+    network = make(0, 1, normalizer=normalizer)
+    target = target_of(network)
+    obs, action = inputs()
+    arguments = (obs,) if make is make_actor else (obs, action)
+    normalizer.update(obs * 3 + 7)  # after the target was made
+    assert torch.equal(network(*arguments), target(*arguments))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1)
+    assert not torch.equal(network(*arguments), target(*arguments))
+    assert not any(parameter.requires_grad for parameter in target.parameters())
+
+
+def test_the_statistics_are_part_of_the_actors_state():
+    normalizer = Normalizer(2, OBS)
+    actor = make_actor(0, 1, normalizer=normalizer)
+    obs, _ = inputs()
+    normalizer.update(obs * 3 + 7)
+    restored = make_actor(8, 9, normalizer=Normalizer(2, OBS))
+    restored.load_state_dict(actor.state_dict())
+    assert torch.equal(restored(obs), actor(obs))
+    normalizer.update(obs)
+    restored.normalizer.update(obs)
+    assert torch.equal(restored(obs), actor(obs))  # it goes on from the same count
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_every_algorithm_shares_one_normaliser_among_its_networks(name):
+    values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
+    values.pop("name")
+    values |= {"hidden_sizes": [4], "normalize_obs": True}
+    algorithm = ALGORITHMS[name](**values, obs_dim=OBS, action_dim=ACTION, seeds=[0, 1], dtype=torch.float64)
+    obs, action = inputs()
+    algorithm.observe(obs.numpy() * 3 + 7)
+    assert torch.equal(algorithm.actor(obs), algorithm.target_actor(obs))
+    assert torch.equal(algorithm.critic(obs, action), algorithm.target_critic(obs, action))
