@@ -43,7 +43,7 @@ def main() -> None:
     axes[0].axhline(0, color="0.3", linewidth=1)
     axes[0].legend(fontsize=8)
     figure.suptitle(configs[0]["env"]["id"])
-    figure.savefig(image, dpi=100)
+    figure.savefig(image, dpi=80)
     print(f"-> {image}")
 
 
