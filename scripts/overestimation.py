@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""Draw `value/bias` and the return of a sweep with experiment=overestimation: see docs/theory.md.
+
+Usage: python scripts/overestimation.py outputs/sweeps/TIMESTAMP [PICTURE.png]
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError:
+    sys.exit('scripts/overestimation.py: matplotlib is missing; install it with: pip install -e ".[plot]"')
+
+IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "overestimation.png"
+NAMES = {1: "DDPG (one critic)", 2: "clipped double Q (two critics)"}
+TAGS = {"value/bias": "Q(s, μ(s)) less the discounted return", "eval/return_mean": "return of the evaluation"}
+Curves = dict[int, list[dict[int, float]]]  # by number of critics, one curve a seed, by step
+
+
+def main() -> None:
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    sweep, image = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) == 3 else IMAGE
+    runs = sorted(sweep.glob("*/seed_*/metrics.jsonl"))
+    if not runs:
+        sys.exit(f"scripts/overestimation.py: {sweep} holds no <job>/seed_<k>/metrics.jsonl")
+    configs = [yaml.safe_load(run.with_name("config.yaml").read_text("utf-8")) for run in runs]
+    plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
+    figure, axes = plt.subplots(1, len(TAGS), figsize=(8, 3.4), layout="constrained")
+    for axis, (tag, label) in zip(axes, TAGS.items(), strict=True):
+        curves: Curves = defaultdict(list)
+        for run, config in zip(runs, configs, strict=True):
+            curves[config["algo"]["num_critics"]].append(read(run, tag))
+        draw(axis, curves)
+        axis.set(xlabel="environment steps", title=label)
+        print_last(tag, curves)
+    axes[0].axhline(0, color="0.3", linewidth=1)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(configs[0]["env"]["id"])
+    figure.savefig(image, dpi=80)
+    print(f"-> {image}")
+
+
+def read(run: Path, tag: str) -> dict[int, float]:
+    """A scalar by step, where it was recorded."""
+    records = (json.loads(line) for line in run.read_text("utf-8").splitlines())
+    return {record["step"]: record[tag] for record in records if tag in record}
+
+
+def draw(axis: plt.Axes, curves: Curves) -> None:
+    """Every seed thin, and their mean where all seeds have a value."""
+    for color, (critics, seeds) in zip(("C3", "C0"), sorted(curves.items()), strict=True):
+        for curve in seeds:
+            axis.plot(curve.keys(), curve.values(), color=color, linewidth=0.8, alpha=0.35)
+        steps = sorted(set.intersection(*(set(curve) for curve in seeds)))
+        mean = [np.mean([curve[step] for curve in seeds]) for step in steps]
+        axis.plot(steps, mean, color=color, linewidth=2, label=NAMES[critics])
+
+
+def print_last(tag: str, curves: Curves) -> None:
+    """The last third of the evaluations, by seed."""
+    for critics, seeds in sorted(curves.items()):
+        last = [float(np.mean(list(curve.values())[-(len(curve) // 3) :])) for curve in seeds]
+        values = "  ".join(f"{value:8.1f}" for value in last)
+        print(f"{tag:18} {NAMES[critics]:32} mean {np.mean(last):8.1f}   by seed {values}")
+
+
+if __name__ == "__main__":
+    main()
