@@ -87,9 +87,10 @@ def test_every_algorithm_trains_with_every_noise(train, tmp_path, algo, noise):
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_trains(train, tmp_path, experiment):
-    code, _, err = train(TOY, f"experiment={experiment}", *SMALL, "hydra.run.dir=run")
+    code, _, err = train(TOY, f"experiment={experiment}", *SMALL, "hydra.run.dir=run", "hydra.sweep.dir=run")
     assert (code, err) == (0, "")
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
+    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "run").rglob("run.json")]
+    assert set(statuses) == {"done"}
 
 
 def test_a_run_folder_holds_what_the_contract_says(train, tmp_path):

@@ -44,7 +44,9 @@ class ProgressDisplay:
         """Begin."""
         self._start = time.monotonic()
         self._window = (self._start, 0)
-        if self._live is not None:
+        if self._live is None:
+            self._console.print(self._title, highlight=False, soft_wrap=True)
+        else:
             self._live.start()
         return self
 
