@@ -78,7 +78,7 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
 
     title = f"{config.algo['name']} on {config.env.id}, seed {', '.join(map(str, seeds))}"
     if newest := newer_version(config.env.id):
-        title += f" (an older version of the environment; the newest is {newest})"
+        title += f" (the newest version is {newest})"
     watcher = Watcher(ProgressDisplay(title, config.total_steps, console), run_files)
     stop = StopRequest()
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -80,7 +80,7 @@ class ProgressDisplay:
                 highlight=False,
             )
 
-    def __rich__(self) -> Group:
+    def __rich__(self) -> Table:
         """The panel."""
         now = time.monotonic()
         since, at = self._window
@@ -95,8 +95,10 @@ class ProgressDisplay:
         last = "–" if self._last is None else f"{self._last[1]:.1f} ± {self._last[2]:.1f}"
         best = "–" if self._best is None else f"{self._best[1]:.1f} at {self._best[0]:,}"
         grid.add_row(f"last episode {training}", f"evaluation {last}", f"best {best}")
-        bar = ProgressBar(self._total, min(self._step, self._total))
-        return Group(Text(self._title, style="bold"), bar, grid)
+        panel = Table.grid(expand=True)
+        for row in (Text(self._title, style="bold"), ProgressBar(self._total, min(self._step, self._total)), grid):
+            panel.add_row(row)
+        return panel
 
 
 def print_summary(console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path]) -> None:
