@@ -1,12 +1,11 @@
 """Environments: any Gymnasium id, seen from inside as flat observations and actions in [-1, 1]."""
 
 import difflib
-import functools
 import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -42,6 +41,7 @@ def make_env(
     kwargs: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
     dtype: type[np.floating[Any]] = np.float32,
+    on_warning: Callable[[str], object] = log.info,
 ) -> gym.Env[np.ndarray, np.ndarray]:
     """Make one environment.
 
@@ -50,6 +50,7 @@ def make_env(
         kwargs: passed on to `gymnasium.make`.
         max_episode_steps: a time limit in place of the id's own; None keeps that.
         dtype: of the observations.
+        on_warning: told of each warning of the environment, in one line.
 
     Returns:
         An environment with a flat Box of observations and the actions [-1, 1]^n.
@@ -61,7 +62,7 @@ def make_env(
     _find(env_id)
     if (mujoco := sys.modules.get("mujoco")) is not None:
         # Otherwise such a warning goes to stderr and into a MUJOCO_LOG.TXT in the working directory.
-        mujoco.set_mju_user_warning(lambda message: _log_once(f"mujoco: {message}"))
+        mujoco.set_mju_user_warning(lambda message: on_warning(f"mujoco: {message}"))
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -77,13 +78,14 @@ def make_env(
             except UserError:
                 env.close()
                 raise
+            warnings.simplefilter("ignore")  # such as bounds that float32 rounds
             flat = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), dtype)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}") from error
     for warning in caught:
-        _log_once(_one_line(warning.message))
+        on_warning(_one_line(warning.message))
     return UnitActions(flat)
 
 
@@ -139,12 +141,6 @@ def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
     if isinstance(space, spaces.Tuple):
         return [leaf for child in space.spaces for leaf in _leaves(child)]
     return [space]
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    """A run makes a dozen environments; what each of them warns of is said once."""
-    log.info(message)
 
 
 def _one_line(error: object) -> str:

@@ -5,7 +5,8 @@
     python scripts/plot.py runs=outputs/sweeps/2026-11-22_14-00-00-000000,outputs/Pendulum-v1 out=curves.png
 
 `runs` are run folders or folders above them. Runs that differ in nothing but the seed are one curve: the mean of
-their evaluations and the range from the lowest to the highest. Needs the extra `plot`: pip install -e '.[plot]'
+their evaluations and the range from the lowest to the highest; a table of every seed is printed. Needs the extra
+`plot`: pip install -e '.[plot]'
 """
 
 import json
@@ -58,6 +59,10 @@ def main() -> None:
             steps, means = returns(runs)
             ax.plot(steps, means.mean(axis=0), label=f"{algo}, {len(runs)} seeds")
             ax.fill_between(steps, means.min(axis=0), means.max(axis=0), alpha=0.2)
+            print(f"{env_id}, {algo}, {steps[-1]:,} steps")
+            for run, own in zip(runs, means, strict=True):
+                best = own.argmax()
+                print(f"  {run}: best {own[best]:.1f} at {steps[best]:,}, mean of the last three {own[-3:].mean():.1f}")
         ax.set(title=env_id, xlabel="environment steps", ylabel="return")
         ax.legend(fontsize="small")
         ax.grid(alpha=0.3)

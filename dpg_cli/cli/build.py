@@ -1,8 +1,9 @@
 """From a checked config to the objects of a training."""
 
+import functools
+import logging
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from dpg_cli.noise import NOISES, Noise
 from dpg_cli.replay import Replay
 from dpg_cli.rollout import Env, Environments
 from dpg_cli.seeding import Purpose, generator
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 NUMPY_DTYPES: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float64": np.float64}
@@ -101,7 +104,10 @@ def build(config: TrainConfig) -> Training:
 def environment_maker(config: TrainConfig) -> Callable[[], Env]:
     """What makes one environment of a config."""
     env = config.env
-    return partial(make_env, env.id, env.kwargs, env.max_episode_steps, NUMPY_DTYPES[config.precision])
+    log_once = functools.cache(log.info)  # a dozen environments warn of the same
+    return functools.partial(
+        make_env, env.id, env.kwargs, env.max_episode_steps, NUMPY_DTYPES[config.precision], log_once
+    )
 
 
 def sizes(environments: Environments) -> tuple[int, int]:
