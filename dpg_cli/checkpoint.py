@@ -54,7 +54,9 @@ def find(run: Path, which: str) -> Path:
     if which.isdecimal():
         names = (f"step_{int(which):09d}", f"best_{int(which):09d}")
         folder = next((root / name for name in names if (root / name).is_dir()), folder)
-    if (which in ("best", "latest") or which.isdecimal()) and (folder / MANIFEST).is_file():
+    folder = folder.resolve()  # once: a run that goes on may move its links
+    inside = folder.is_relative_to(root.resolve())
+    if (which in ("best", "latest") or which.isdecimal()) and inside and (folder / MANIFEST).is_file():
         return folder
     saved = [*_saved(root, "step"), *_saved(root, "best")]
     steps = sorted({int(path.name.partition("_")[2]) for path in saved if (path / MANIFEST).is_file()})

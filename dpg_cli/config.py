@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -167,7 +168,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
             return hydra_compose("train", list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError too
-        raise UserError(_composition_message(error, overrides)) from error
+        raise UserError(explain(error, overrides)) from error
 
 
 def without_sweeps(overrides: Sequence[str]) -> list[str]:
@@ -198,6 +199,18 @@ def combinations(overrides: Sequence[str], composed: DictConfig) -> Iterator[lis
     yield from (list(combination) for combination in itertools.product(*axes.values()))
 
 
+def folder(composed: DictConfig, key: str) -> Path:
+    """The folder under a key of the `hydra` node.
+
+    Raises:
+        UserError: it cannot be resolved.
+    """
+    try:
+        return Path(OmegaConf.select(composed, key, throw_on_missing=True))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(f"{key}: {_first_line(error)}") from error
+
+
 def validate(config: DictConfig) -> TrainConfig:
     """Resolve a composed config and check every key, type and range.
 
@@ -223,7 +236,7 @@ def validate(config: DictConfig) -> TrainConfig:
     return checked.model_copy(update={"algo": algo, "noise": noise})
 
 
-def load(text: str) -> TrainConfig:
+def load(text: str | bytes) -> TrainConfig:
     """The config of a run from its `config.yaml`. Nothing in it is resolved or run.
 
     Raises:
@@ -248,9 +261,11 @@ def dump(config: TrainConfig) -> str:
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()  # for glob(...), which asks for a group's choices
+            return OverridesParser.create(loader).parse_overrides(list(overrides))
     except HydraException as error:
-        raise UserError(_composition_message(error, overrides)) from error
+        raise UserError(explain(error, overrides)) from error
 
 
 def _check(model: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -328,7 +343,8 @@ def _closest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _composition_message(error: Exception, overrides: Sequence[str]) -> str:
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """What Hydra or OmegaConf complain of, in one line that names the key."""
     text = _first_line(error)
     if match := re.search(r"Could not find '(\w+)/([^']+)'", str(error)):
         group, name = match.groups()

@@ -98,6 +98,11 @@ def newer_version(env_id: str) -> str | None:
     return gym.envs.registration.get_env_id(namespace, name, newest)
 
 
+def time_limit(env_id: str) -> int | None:
+    """Steps after which a registered environment truncates an episode; None for no limit of its own."""
+    return gym.spec(env_id.rpartition(":")[2]).max_episode_steps
+
+
 def _find(env_id: str) -> None:
     """Import what registers `env_id` and what makes it, or say why not."""
     module, _, name = env_id.rpartition(":")
@@ -133,6 +138,8 @@ def _check_observation_space(env_id: str, space: spaces.Space[Any]) -> None:
             raise UserError(f"env.id={env_id}: it observes images, {leaf}; only states are supported")
     if not space.is_np_flattenable:
         raise UserError(f"env.id={env_id}: its observations, {space}, cannot be flattened to numbers")
+    if spaces.utils.flatdim(space) == 0:
+        raise UserError(f"env.id={env_id}: its observations, {space}, are empty")
 
 
 def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:

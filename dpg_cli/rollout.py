@@ -25,6 +25,10 @@ class Transition(NamedTuple):
     truncated: np.ndarray  # (S, E) bool
 
 
+class StopRequested(Exception):  # noqa: N818 - no error
+    """Whoever watches asked to stop, and an evaluation was given up."""
+
+
 class Episode(NamedTuple):
     """A finished training episode."""
 
@@ -56,7 +60,7 @@ class Environments:
     def reset(self) -> None:
         """Start every environment's first episode, each from its own seed."""
         for index, env, seed in self._each():
-            self.obs[index] = env.reset(seed=integer(seed, Purpose.ENVIRONMENT, index[1]))[0]
+            put(self.obs, index, env.reset(seed=integer(seed, Purpose.ENVIRONMENT, index[1]))[0])
         check_finite(self.seeds, "step 0", obs=self.obs)
 
     def random_action(self) -> np.ndarray:
@@ -82,7 +86,8 @@ class Environments:
         reward = np.empty(action.shape[:2])
         terminated, truncated = np.empty(action.shape[:2], bool), np.empty(action.shape[:2], bool)
         for i, env, _ in self._each():
-            next_obs[i], reward[i], terminated[i], truncated[i], _ = env.step(action[i])
+            observed, reward[i], terminated[i], truncated[i], _ = env.step(action[i])
+            put(next_obs, i, observed)
         check_finite(self.seeds, f"step {step}", reward=reward, obs=next_obs)
         self._returns += reward
         self._lengths += 1
@@ -92,7 +97,7 @@ class Environments:
             i = (int(member), int(index))
             episodes.append(Episode(i[0], float(self._returns[i]), int(self._lengths[i])))
             self._returns[i], self._lengths[i] = 0.0, 0
-            self.obs[i] = self.envs[i[0]][i[1]].reset()[0]
+            put(self.obs, i, self.envs[i[0]][i[1]].reset()[0])
         if episodes:
             check_finite(self.seeds, f"step {step}", obs=self.obs)
         return Transition(obs, action, reward, next_obs, terminated, truncated), episodes
@@ -173,6 +178,7 @@ def run_episodes(
     *,
     seeds: Sequence[int],
     step: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Trajectories:
     """Run one episode in every environment, all as one batch.
 
@@ -182,9 +188,11 @@ def run_episodes(
         env_seeds: what each environment is reset with.
         seeds: one a member, for messages.
         step: the environment step of the policy, for messages.
+        stop: asked before every step whether to give up.
 
     Raises:
         DivergedError: an action, a reward or an observation is not finite.
+        StopRequested: `stop` said so.
     """
     first = [
         [env.reset(seed=seed)[0] for env, seed in zip(*member, strict=True)]
@@ -196,13 +204,16 @@ def run_episodes(
     running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
     observations, rewards, made = [], [], []
     while running.any():
+        if stop():
+            raise StopRequested
         action = act(obs)
         check_finite(seeds, when, action=action)
         observations.append(obs.copy())
         made.append(running.copy())
         reward = np.zeros(obs.shape[:2])
         for s, i in np.argwhere(running):
-            obs[s, i], reward[s, i], terminated[s, i], truncated, _ = envs[s][i].step(action[s, i])
+            observed, reward[s, i], terminated[s, i], truncated, _ = envs[s][i].step(action[s, i])
+            put(obs, (s, i), observed)
             running[s, i] = not (terminated[s, i] or truncated)
         check_finite(seeds, when, reward=reward, obs=obs)
         rewards.append(reward)
@@ -217,7 +228,13 @@ class Evaluation(NamedTuple):
     value_bias: float | None  # None where no state's remaining return is known well enough
 
 
-def evaluate(algorithm: Algorithm, envs: Sequence[Sequence[Env]], seeds: Sequence[int], step: int) -> list[Evaluation]:
+def evaluate(
+    algorithm: Algorithm,
+    envs: Sequence[Sequence[Env]],
+    seeds: Sequence[int],
+    step: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Evaluation]:
     """Run every member's policy without noise.
 
     Episode i at step t starts from the stream (seed, evaluation, t, i): an evaluation leaves nothing behind.
@@ -227,15 +244,17 @@ def evaluate(algorithm: Algorithm, envs: Sequence[Sequence[Env]], seeds: Sequenc
         envs: by member and episode, S lists of N.
         seeds: one a member.
         step: the environment step t.
+        stop: asked before every step whether to give up.
 
     Returns:
         One evaluation a member.
 
     Raises:
-        DivergedError: an action, a reward or an observation is not finite.
+        DivergedError: an action, a reward, an observation or a value is not finite.
+        StopRequested: `stop` said so.
     """
     env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(len(envs[0]))] for seed in seeds]
-    trajectories = run_episodes(algorithm.act, envs, env_seeds, seeds=seeds, step=step)
+    trajectories = run_episodes(algorithm.act, envs, env_seeds, seeds=seeds, step=step, stop=stop)
     q = np.stack([algorithm.value(obs) for obs in trajectories.obs])
     check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
     biases = value_bias(trajectories, q, algorithm.discount)
@@ -266,6 +285,17 @@ def value_bias(trajectories: Trajectories, q: np.ndarray, discount: float) -> li
     known = made & (terminated | (discount ** np.maximum(left, 0) < 0.01))
     difference = q - following
     return [float(difference[:, s][known[:, s]].mean()) if known[:, s].any() else None for s in range(reward.shape[1])]
+
+
+def put(array: np.ndarray, index: tuple[int, int], obs: np.ndarray) -> None:
+    """Store an environment's observation at `(member, index)`.
+
+    Raises:
+        ValueError: it has another shape than its space says, which NumPy would stretch without a word.
+    """
+    if np.shape(obs) != array.shape[2:]:
+        raise ValueError(f"the environment observed {np.shape(obs)} numbers; its space says {array.shape[2:]}")
+    array[index] = obs
 
 
 def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> None:

@@ -90,8 +90,8 @@ def git_revision() -> Mapping[str, Any]:
     checkout = Path(__file__).resolve().parents[1]
     where = checkout if (checkout / ".git").exists() else Path.cwd()
     revision = _git(where, "rev-parse", "HEAD")
-    dirty = None if revision is None else bool(_git(where, "status", "--porcelain"))
-    return {"revision": revision, "dirty": dirty}
+    changes = _git(where, "status", "--porcelain")
+    return {"revision": revision, "dirty": None if changes is None else bool(changes)}
 
 
 def command_line() -> list[str]:

@@ -16,7 +16,7 @@ from dpg_cli.errors import DivergedError
 from dpg_cli.metrics import Averages, Recorder
 from dpg_cli.noise import Noise
 from dpg_cli.replay import Replay
-from dpg_cli.rollout import Env, Environments, Episode, Evaluation, collect, evaluate
+from dpg_cli.rollout import Env, Environments, Episode, Evaluation, StopRequested, collect, evaluate
 
 
 class Progress(Protocol):
@@ -126,7 +126,7 @@ def train(
         log_every: steps between records.
         versions: of the software, for the checkpoints.
         progress: told of steps and evaluations.
-        stop: asked after every step whether to end early.
+        stop: asked after every step whether to end early, with a checkpoint; an evaluation is then given up.
 
     Returns:
         All evaluations, and where it ended.
@@ -158,7 +158,11 @@ def train(
 
     def run_evaluation(step: int) -> None:
         with watch.paused():
-            evaluations = evaluate(algorithm, evaluation_envs, seeds, step)
+            try:
+                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop)
+            except StopRequested:
+                outcome.interrupted = True
+                return
             for member, evaluation in enumerate(evaluations):
                 recorders[member].evaluation(step, evaluation)
                 outcome.evaluations[member].append((step, float(np.mean(evaluation.returns))))
@@ -175,13 +179,15 @@ def train(
     algorithm.observe(environments.obs)
     save_checkpoint(0)
     run_evaluation(0)
+    if outcome.interrupted:
+        return outcome
     for step, transition, episodes in collect(
         algorithm, environments, noise, step=0, total_steps=total_steps, random_steps=random_steps
     ):
         obs, action, reward, next_obs, terminated, truncated = transition
         no_bootstrap = terminated if truncation_bootstraps else terminated | truncated
         replay.add(obs, action, reward, next_obs, no_bootstrap)
-        algorithm.observe(next_obs)
+        algorithm.observe(environments.obs)
         for _ in range(updates_due(step) - updates_due(step - num_envs)):
             averages.add(algorithm.update(replay.sample(algorithm.batch_size)))
             watch.updates += 1
@@ -192,11 +198,12 @@ def train(
             averages.add_noise_scale(noise.scale_at(step - num_envs))
         progress.stepped(step, episodes)
 
-        outcome.step, outcome.interrupted = step, stop()
+        outcome.step = step
         complete = step >= total_steps
+        outcome.interrupted = stop() and not complete
         if crossed(log_every, step) or complete or outcome.interrupted:
             record(step)
-        if crossed(eval_every, step) or complete:
+        if (crossed(eval_every, step) or complete) and not outcome.interrupted:
             run_evaluation(step)
         if crossed(checkpoint_every, step) or complete or outcome.interrupted:
             save_checkpoint(step)

@@ -12,9 +12,11 @@ import time
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from dpg_cli.cli import eval as eval_command
 from dpg_cli.cli import train as train_command
+from dpg_cli.cli.progress import ProgressDisplay
 from dpg_cli.config import choices
 
 TOY = "env=toy_envs:Toy/Reach-v0"
@@ -176,6 +178,27 @@ def test_a_failed_job_does_not_stop_the_sweep(train, tmp_path):
     statuses = [json.loads((sweep / str(job) / "run.json").read_text())["status"] for job in range(2)]
     assert statuses == ["failed", "done"]
     assert "job 0 failed: seed 0, step 41: reward is not finite" in err
+    assert "Error executing job" not in err
+
+
+def test_failed_jobs_are_found_wherever_their_folders_are(train, tmp_path):
+    arguments = ["env.kwargs.bad_step=41", "seed=0,1", *SMALL, "eval.every=60", "hydra.sweeper.max_batch_size=1"]
+    code, _out, err = train("-m", TOY, *arguments, "hydra.sweep.subdir=${algo.name}/${hydra.job.num}")
+    assert code == 1
+    assert "job td3/0 failed" in err
+    assert "job td3/1 failed" in err
+
+
+def test_two_jobs_never_share_a_folder(train, tmp_path):
+    code, _out, err = train("-m", TOY, "seed=0,1", *SMALL, "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same")
+    assert code == 1
+    assert "holds a run already" in err
+    assert yaml.safe_load((tmp_path / "sweep" / "same" / "config.yaml").read_text())["seed"] == 0
+
+
+def test_what_is_probably_not_meant_is_said(train):
+    assert "nothing will be learned" in train(TOY, *SMALL, "learning_starts=60", "hydra.run.dir=a")[1]
+    assert "has no time limit" in train("env=toy_envs:Toy/Endless-v0", "env.kwargs.bad_step=1", *SMALL)[1]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +224,13 @@ def test_a_failed_job_does_not_stop_the_sweep(train, tmp_path):
         (["-m", "algo=ddpg,td4"], "did you mean td3"),
         (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
         (["resume=outputs/x"], "resume"),
-        (["--experimental-rerun", "x.pickle"], "pickle"),
+        (["--experimental-rerun", "x.pickle"], "--experimental-rerun: no such flag here"),
+        (["--config-name", "other"], "--config-name: no such flag here"),
+        (["-r"], "-r: no such flag here"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir=true"),
+        (["hydra.run.dir=x/${nothing}"], "hydra.run.dir: Interpolation key 'nothing' not found"),
+        (["device=cuda:99999999999999999999"], "no such device"),
+        (["algo.hidden_sizes=[1e7,1e7]"], "no memory for such networks"),
     ],
 )
 def test_a_mistake_costs_one_line_and_no_folder(train, tmp_path, arguments, message):
@@ -222,6 +251,7 @@ def test_a_mistake_costs_one_line_and_no_folder(train, tmp_path, arguments, mess
         ("reward", "seed 0, step 41: reward is not finite"),
         ("obs", "obs is not finite"),
         ("raise", "RuntimeError: the simulator broke"),
+        ("exit", "SystemExit: 0"),
     ],
 )
 def test_a_failure_is_one_line_and_stands_in_the_log(train, tmp_path, bad, reason):
@@ -281,8 +311,9 @@ def test_eval_mistakes(train, evaluate, arguments, message):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, number):
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGHUP, signal.SIGHUP]])
+def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, signals):
+    # Two at once is what a closing terminal sends.
     arguments = [
         "env=Pendulum-v1",
         *SMALL[:2],
@@ -298,10 +329,36 @@ def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, number)
     while not (tmp_path / "run" / "checkpoints" / "best").exists() and process.poll() is None:
         time.sleep(0.1)
     time.sleep(0.5)
-    process.send_signal(number)
+    for number in signals:
+        process.send_signal(number)
     _out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, err
+    assert process.returncode == 128 + signals[0], err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "latest").readlink().name == f"step_{record['last_step']:09d}"
-    assert err.count("\n") == 1
+    assert "stopped at step" in err.splitlines()[-1]
+
+
+def test_a_run_outlives_the_pipe_that_it_writes_to(tmp_path):
+    program = os.path.join(os.path.dirname(sys.executable), "dpg-train")
+    arguments = [
+        "env=Pendulum-v1",
+        *SMALL[:2],
+        "total_steps=600",
+        "eval.every=50",
+        "eval.episodes=1",
+        "hydra.run.dir=run",
+    ]
+    process = subprocess.Popen([program, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0, process.stderr.read()
+    process.stderr.close()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
+
+
+def test_the_panel_shows_steps_speed_and_time_left():
+    display = ProgressDisplay("td3 on Toy, seed 0", 1000, Console(width=80))
+    display.stepped(250, [])
+    lines = ["".join(s.text for s in line) for line in Console(width=80).render_lines(display)]
+    assert any("250 of 1,000 steps" in line and "steps/s" in line and "left" in line for line in lines)

@@ -55,7 +55,7 @@ class Run:
                 log_every=c.log.every,
                 versions={},
                 progress=self.watcher,
-                stop=lambda: stop_at is not None and self.watcher.steps[-1] >= stop_at,
+                stop=lambda: stop_at in self.watcher.steps,
             )
         finally:
             for recorder in recorders:
@@ -179,12 +179,25 @@ def test_members_see_what_they_see_alone(tmp_path):
             np.testing.assert_allclose(own["returns"], beside["returns"], rtol=1e-9)
 
 
+def test_an_evaluation_is_given_up_when_asked_to_stop(tmp_path):
+    run = Run(tmp_path, "eval.every=33", stop_at=33)
+    assert (run.outcome.interrupted, run.outcome.step) == (True, 33)
+    run = Run(tmp_path / "last", stop_at=60)  # the request comes with the last step
+    assert run.outcome.interrupted
+    assert (run.folders[0] / "checkpoints" / "latest").readlink().name == "step_000000060"
+
+
 def test_stopping_writes_a_checkpoint_and_no_evaluation(tmp_path):
     run = Run(tmp_path, stop_at=33)
     assert run.outcome.interrupted
     assert run.outcome.step == 33
     assert (run.folders[0] / "checkpoints" / "latest").readlink().name == "step_000000033"
     assert run.lines("evaluations.jsonl")[-1]["step"] == 25
+
+
+def test_an_observation_of_another_shape_than_its_space_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="its space says"):
+        Run(tmp_path, "++env.kwargs.bad_step=13", "++env.kwargs.bad=shape")
 
 
 @pytest.mark.parametrize(("bad", "quantity"), [("reward", "reward"), ("obs", "obs")])
@@ -200,10 +213,9 @@ def test_what_is_not_finite_stops_before_it_is_stored(tmp_path, bad, quantity, v
         )
 
 
-def test_the_normaliser_sees_every_observation_of_training(tmp_path):
+def test_the_normaliser_sees_every_observation_that_is_acted_on(tmp_path):
     run = Run(tmp_path, "algo.normalize_obs=true", "learning_starts=60")
     normalizer = run.training.algorithm.actor.normalizer
     assert normalizer.count.item() == 61  # the first, and one a step
-    rows = run.stored()[0]
-    seen = np.concatenate([rows[:1, :2], rows[:, 4:6]]).astype(np.float64)
-    np.testing.assert_allclose(normalizer.mean[0, 0].numpy(), seen.mean(axis=0), rtol=1e-6)
+    acted_on = np.concatenate([run.stored()[0, :, :2], run.training.environments.obs[0]]).astype(np.float64)
+    np.testing.assert_allclose(normalizer.mean[0, 0].numpy(), acted_on.mean(axis=0), rtol=1e-6)

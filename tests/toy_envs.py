@@ -12,8 +12,14 @@ class Reach(gym.Env[np.ndarray, np.ndarray]):
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gym.spaces.Box(np.float32([-1.0]), np.float32([3.0]))
 
-    def __init__(self, bad_step: int | None = None, bad: str = "reward", value: float = float("nan")):
-        self.bad_step, self.bad, self.value = bad_step, bad, value
+    def __init__(
+        self,
+        bad_step: int | None = None,
+        bad: str = "reward",
+        value: float = float("nan"),
+        endless: bool = False,
+    ):
+        self.bad_step, self.bad, self.value, self.endless = bad_step, bad, value, endless
         self.steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -27,12 +33,16 @@ class Reach(gym.Env[np.ndarray, np.ndarray]):
         obs, reward = self._obs(), -(self.x**2)
         if self.steps == self.bad_step:
             if self.bad == "raise":
-                raise RuntimeError("the simulator broke")
-            if self.bad == "obs":
+                raise RuntimeError("the simulator\nbroke")
+            if self.bad == "exit":
+                raise SystemExit(0)
+            if self.bad == "shape":
+                obs = obs[:1]
+            elif self.bad == "obs":
                 obs = obs * self.value
             else:
                 reward = self.value
-        return obs, reward, abs(self.x) > 2, False, {}
+        return obs, reward, abs(self.x) > 2 and not self.endless, False, {}
 
     def _obs(self):
         return np.array([self.x, 1.0])
@@ -52,4 +62,5 @@ class Spaces(Reach):
 
 
 gym.register("Toy/Reach-v0", entry_point=Reach, max_episode_steps=20)
+gym.register("Toy/Endless-v0", entry_point=Reach, kwargs={"endless": True})
 gym.register("Toy/Spaces-v0", entry_point=Spaces, max_episode_steps=20)

@@ -85,6 +85,8 @@ def build(config: TrainConfig) -> Training:
         )
     except ValueError as error:
         raise UserError(f"algo.{error}") from error
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks") from error
     return Training(
         algorithm=algorithm,
         environments=environments,
@@ -123,7 +125,10 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: no such device") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:

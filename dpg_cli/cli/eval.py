@@ -68,7 +68,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     from dpg_cli.cli.build import environment_maker
     from dpg_cli.seeding import Purpose, integer
 
-    settings = config.load((run / "config.yaml").read_text(encoding="utf-8"))
+    settings = config.load((run / "config.yaml").read_bytes())
     env_id = settings.env.id
     if ":" in env_id and trust != "true":
         raise UserError(
@@ -100,7 +100,7 @@ def _print(env_id: str, which: str, step: int, returns: np.ndarray, lengths: np.
         table.add_column(header, justify="right")
     for episode, (value, length) in enumerate(zip(returns, lengths, strict=True)):
         table.add_row(str(episode), f"{value:.2f}", str(length))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     console.print(
         f"{env_id}, checkpoint {which} (step {step:,}), {len(returns)} episodes: "

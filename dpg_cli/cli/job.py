@@ -2,29 +2,22 @@
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from dpg_cli import run_dir
 from dpg_cli.cli.build import build
-from dpg_cli.cli.progress import ProgressDisplay, print_summary
-from dpg_cli.cli.signals import StopRequest
+from dpg_cli.cli.progress import ProgressDisplay, new_console, print_summary
+from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.config import TrainConfig, dump
-from dpg_cli.envs import newer_version
+from dpg_cli.envs import newer_version, time_limit
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
 from dpg_cli.rollout import Episode, Evaluation
 from dpg_cli.trainer import Outcome, train
 
 log = logging.getLogger(__name__)
-
-
-class JobFailedError(Exception):
-    """A job of a sweep failed; its run folder says why."""
 
 
 @dataclass
@@ -64,63 +57,103 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
         folder: the run folder; with several seeds, the parent of theirs.
         command: the command line, for the record.
     """
-    console = Console()
+    console = new_console()
     seeds = range(config.seed, config.seed + config.num_seeds)
     folders = [folder] if config.num_seeds == 1 else [folder / f"seed_{seed}" for seed in seeds]
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-    run_files = [run_dir.RunFile(folder, command)]
-    for seed, member in zip(seeds, folders, strict=True):
-        if member != folder:
-            member.mkdir()
-            own = config.model_copy(update={"seed": seed, "num_seeds": 1})
-            (member / "config.yaml").write_text(dump(own), encoding="utf-8")
-            run_files.append(run_dir.RunFile(member, command))
+    try:
+        run_files = _start(config, folder, folders, command)
+    except FileExistsError:
+        message = f"{folder} holds a run already"
+        say(f"dpg-train: failed: {message}")
+        return Result(1, message=message)
 
-    title = f"{config.algo['name']} on {config.env.id}, seed {', '.join(map(str, seeds))}"
-    if newest := newer_version(config.env.id):
-        title += f" (the newest version is {newest})"
-    watcher = Watcher(ProgressDisplay(title, config.total_steps, console), run_files)
+    watcher = Watcher(ProgressDisplay(_title(config), config.total_steps, console), run_files)
+    for note in _notes(config):
+        console.print(f"note: {note}", soft_wrap=True)
     stop = StopRequest()
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
     try:
         with stop:
             outcome = _train(config, folders, watcher, stop)
-    except Exception as error:
+    except ForcedStop as forced:
+        for run_file in run_files:
+            run_file.end("interrupted", last_step=watcher.step)
+        return Result(int(str(forced.code)), message="stopped at once")
+    except BaseException as error:  # a simulator's SystemExit must not look like success either
         expected = isinstance(error, DivergedError | UserError)
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
         log.exception("failed")
         for run_file in run_files:
             run_file.end("failed", last_step=watcher.step, error=message)
-        print(f"dpg-train: failed: {message} (log: {folder / 'train.log'})", file=sys.stderr)
+        say(f"dpg-train: failed: {message} (log: {folder / 'train.log'})")
         return Result(1, message=message)
     finally:
         logging.captureWarnings(False)
 
     for run_file in run_files:
         run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
-    if stop.signal is not None and outcome.interrupted:
-        print(f"dpg-train: stopped at step {outcome.step:,}; checkpoint written in {folder}", file=sys.stderr)
-        return Result(128 + stop.signal, outcome)
-    print_summary(console, outcome, seeds, folders)
-    return Result(0, outcome)
+    exit_code = 0 if stop.signal is None else 128 + stop.signal
+    if outcome.interrupted:
+        say(f"dpg-train: stopped at step {outcome.step:,}; checkpoint written in {folder}")
+    else:
+        print_summary(console, outcome, seeds, folders, trust=":" in config.env.id)
+    return Result(exit_code, outcome)
 
 
-def failures(sweep: Path) -> list[tuple[str, str]]:
-    """Name and reason of every failed job of a sweep."""
+def failures(sweep: Path) -> list[tuple[Path, str]]:
+    """Folder and reason of every failed job of a sweep."""
     failed = []
-    for path in sorted(sweep.glob("*/run.json"), key=lambda p: (len(p.parent.name), p.parent.name)):
+    for path in sorted(sweep.rglob("run.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["status"] == "failed":
-            failed.append((path.parent.name, content["error"]))
+        if content["status"] == "failed" and not (path.parents[1] / "run.json").exists():  # no member of a job
+            failed.append((path.parent, content["error"]))
     return failed
+
+
+def _start(config: TrainConfig, folder: Path, folders: Sequence[Path], command: Sequence[str]) -> list[run_dir.RunFile]:
+    """Write what each folder is; one `run.json` a folder.
+
+    Raises:
+        FileExistsError: another run is in it, as when jobs of a sweep are given one folder.
+    """
+    with (folder / "config.yaml").open("x", encoding="utf-8") as file:
+        file.write(dump(config))
+    run_files = [run_dir.RunFile(folder, command)]
+    if folders != [folder]:
+        for member, path in enumerate(folders):
+            path.mkdir()
+            (path / "config.yaml").write_text(dump(_of_member(config, member)), encoding="utf-8")
+            run_files.append(run_dir.RunFile(path, command))
+    return run_files
+
+
+def _of_member(config: TrainConfig, member: int) -> TrainConfig:
+    return config.model_copy(update={"seed": config.seed + member, "num_seeds": 1})
+
+
+def _title(config: TrainConfig) -> str:
+    seeds = ", ".join(str(config.seed + member) for member in range(config.num_seeds))
+    title = f"{config.algo['name']} on {config.env.id}, seed {seeds}"
+    newest = newer_version(config.env.id)
+    return f"{title} (the newest version is {newest})" if newest else title
+
+
+def _notes(config: TrainConfig) -> list[str]:
+    """What is allowed and probably not meant."""
+    notes = []
+    if config.env.max_episode_steps is None and time_limit(config.env.id) is None:
+        notes.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
+    first = max(config.learning_starts, config.algo["batch_size"] - 1)
+    if first >= config.total_steps:
+        notes.append(
+            f"nothing will be learned: updates start after step {first:,}, total_steps is {config.total_steps:,}"
+        )
+    return notes
 
 
 def _train(config: TrainConfig, folders: Sequence[Path], watcher: Watcher, stop: StopRequest) -> Outcome:
     training = build(config)
-    recorders = [
-        Recorder(folder, config.model_copy(update={"seed": seed, "num_seeds": 1}).model_dump())
-        for folder, seed in zip(folders, training.environments.seeds, strict=True)
-    ]
+    recorders = [Recorder(folder, _of_member(config, member).model_dump()) for member, folder in enumerate(folders)]
     try:
         with watcher.display:
             return train(

@@ -1,11 +1,13 @@
 """What a person sees of a training: a live panel on a terminal, one line an evaluation elsewhere."""
 
+import os
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO, cast
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +18,46 @@ from rich.text import Text
 
 from dpg_cli.rollout import Episode, Evaluation
 from dpg_cli.trainer import Outcome
+
+
+class Terminal:
+    """A stream that may go away, as a closed pipe or terminal does: a training goes on without it.
+
+    Args:
+        file: where to write.
+    """
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write, or from the first failure on, drop."""
+        try:
+            return self._file.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or from the first failure on, drop."""
+        try:
+            self._file.flush()
+        except OSError:
+            self._drop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def _drop(self) -> None:
+        # What is buffered still would be written when the program ends.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._file.fileno())
+        os.close(null)
+
+
+def new_console() -> Console:
+    """A console on stdout that prints text as it is and outlives its terminal."""
+    return Console(file=cast(TextIO, Terminal(sys.stdout)), markup=False, highlight=False, emoji=False)
 
 
 class ProgressDisplay:
@@ -45,7 +87,7 @@ class ProgressDisplay:
         self._start = time.monotonic()
         self._window = (self._start, 0)
         if self._live is None:
-            self._console.print(self._title, highlight=False, soft_wrap=True)
+            self._console.print(self._title, soft_wrap=True)
         else:
             self._live.start()
         return self
@@ -77,7 +119,7 @@ class ProgressDisplay:
             self._console.print(
                 f"step {step:>9,} of {self._total:,}  return {mean:.1f} ± {spread:.1f}  "
                 f"best {self._best[1]:.1f}  {elapsed}",
-                highlight=False,
+                soft_wrap=True,
             )
 
     def __rich__(self) -> Table:
@@ -101,18 +143,34 @@ class ProgressDisplay:
         return panel
 
 
-def print_summary(console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path]) -> None:
-    """How the training went, where its results lie, and what to type next."""
+def print_summary(
+    console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path], *, trust: bool
+) -> None:
+    """How the training went, where its results lie, and what to type next.
+
+    Args:
+        console: where to write.
+        outcome: of the training.
+        seeds: one a member.
+        folders: one a member.
+        trust: whether dpg-eval must be told to import the environment's module.
+    """
+    folders = [_below_here(folder) for folder in folders]
+    trusting = " trust=true" if trust else ""
     for member, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
         step, best = outcome.best(member)
         console.print(
             f"seed {seed}: last evaluation {outcome.final(member):.1f}, best {best:.1f} at step {step:,}",
-            highlight=False,
+            soft_wrap=True,
         )
-        console.print(f"  run folder   {folder}", highlight=False, soft_wrap=True)
-        console.print(f"  evaluate     dpg-eval run={_quoted(folder)}", highlight=False, soft_wrap=True)
+        console.print(f"  run folder   {folder}", soft_wrap=True)
+        console.print(f"  evaluate     dpg-eval run={_quoted(folder)}{trusting}", soft_wrap=True)
     logdir = _quoted(folders[0].parent)
-    console.print(f"  curves       tensorboard --logdir {logdir}", highlight=False, soft_wrap=True)
+    console.print(f"  curves       tensorboard --logdir {logdir}", soft_wrap=True)
+
+
+def _below_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _quoted(path: Path) -> str:

@@ -1,19 +1,30 @@
 """Signals that end a run in order."""
 
+import contextlib
 import os
 import signal
+import time
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+GRACE = 1.0  # seconds in which a repeated signal is the same request: a closing terminal sends two
+
+
+class ForcedStop(SystemExit):
+    """A second request: stop at once. The code is 128 + signal."""
 
 
 class StopRequest:
-    """While active, the first handled signal only asks to stop; a second one ends the process at once."""
+    """While active, a first handled signal only asks to stop, and a later one raises `ForcedStop`.
+
+    A signal that was ignored before, as by nohup, stays ignored.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, object] = {}
+        self._when = 0.0
+        self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
         """Whether to stop."""
@@ -21,7 +32,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         """Take over the handlers."""
-        self._before = {number: signal.signal(number, self._handle) for number in HANDLED}
+        for number in HANDLED:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -29,9 +42,18 @@ class StopRequest:
     ) -> None:
         """Give them back."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._when = number, now
+            say("dpg-train: stopping with a checkpoint; a second signal stops at once")
+        elif now - self._when > GRACE:
+            raise ForcedStop(128 + number)
+
+
+def say(line: str) -> None:
+    """A line on stderr, straight through, so that a handler may call it; nothing if there is no stderr any more."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="replace"))

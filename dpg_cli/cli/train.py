@@ -5,7 +5,7 @@ checks the config, so that a mistake costs no folder, claims the folder, and onl
 """
 
 import argparse
-import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+# Hydra's flags that look and train nothing.
+LOOKS = {"--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"}
+LOOKS |= {"--hydra-help", "--version"}
 
 HELP = """\
 dpg-train: train deterministic policy gradient agents.
@@ -54,7 +58,11 @@ def main() -> None:
         print(f"dpg-train: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("dpg-train: stopped before the start", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        print(f"dpg-train: failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _run_command(arguments: Sequence[str]) -> int:
@@ -75,10 +83,11 @@ def _run_command(arguments: Sequence[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir")
     flags, rest = parser.parse_known_args(arguments)
-    if "--experimental-rerun" in rest:
-        raise UserError("--experimental-rerun: refused, it would load a pickle")
-    if any(argument.startswith("-") for argument in rest):  # a look at the config, completion, Hydra's help
-        _hand_over(lambda _: None, arguments)
+    looks = {argument.partition("=")[0] for argument in rest if argument.startswith("-")}
+    if unknown := sorted(looks - LOOKS):
+        raise UserError(f"{unknown[0]}: no such flag here; see dpg-train --help")
+    if looks:
+        _hand_over(lambda _: None, [_openly(argument) for argument in arguments])
         return 0
 
     overrides = [_openly(override) for override in rest]
@@ -92,6 +101,8 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     fixed = configs.without_sweeps(overrides) if flags.multirun else overrides
     composed = configs.compose(fixed)
+    if composed.hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true: a run leaves the working directory as it is")
     if flags.multirun or composed.hydra.mode is RunMode.MULTIRUN:
         return _sweep(overrides, composed)
     return _single(overrides, composed)
@@ -105,7 +116,7 @@ def _single(overrides: Sequence[str], composed: "DictConfig") -> int:
 
     checked = configs.validate(composed)
     build.check(checked)
-    folder = Path(composed.hydra.run.dir)
+    folder = configs.folder(composed, "hydra.run.dir")
     claim(folder, "hydra.run.dir")
     command, results = command_line(), []
 
@@ -126,25 +137,24 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
 
     for combination in configs.combinations(overrides, composed):
         configs.validate(configs.compose(combination))
-    folder = Path(composed.hydra.sweep.dir)
+    folder = configs.folder(composed, "hydra.sweep.dir")
     claim(folder, "hydra.sweep.dir")
-    command = command_line()
+    command, codes = command_line(), []
 
     def task(config: "DictConfig") -> float:
         where = Path(HydraConfig.get().runtime.output_dir)
         result = job.run(configs.validate(config), where, command)
-        if result.outcome is None:
-            raise job.JobFailedError(result.message)
-        if result.outcome.interrupted:
+        codes.append(result.exit_code)
+        if result.exit_code > 128:
             sys.exit(result.exit_code)  # no Exception, so that it ends the sweep too
-        return result.outcome.score()
+        # A failed job is no exception either: Hydra would end the sweep after the batch that it is in.
+        return math.nan if result.outcome is None else result.outcome.score()
 
-    with contextlib.suppress(job.JobFailedError):  # named below with all others
-        _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
-    failed = job.failures(folder)
-    for name, reason in failed:
-        print(f"dpg-train: job {name} failed: {reason} (see {folder / name / 'train.log'})", file=sys.stderr)
-    return 1 if failed else 0
+    _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+    failed = job.failures(folder)  # from the folders, since a launcher may have run the jobs elsewhere
+    for where, reason in failed:
+        print(f"dpg-train: job {where.relative_to(folder)} failed: {reason}", file=sys.stderr)
+    return 1 if failed or any(codes) else 0
 
 
 def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) -> None:
@@ -153,7 +163,7 @@ def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) ->
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from dpg_cli.config import config_dir
+    from dpg_cli.config import config_dir, explain
     from dpg_cli.errors import UserError
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -161,7 +171,7 @@ def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) ->
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(explain(error, arguments)) from error
 
 
 def _openly(override: str) -> str:
