@@ -162,8 +162,14 @@ class Regulator:
 def random_regulator(n: int, m: int, discount: float, seed: int) -> tuple[Regulator, Tensor]:
     """A regulator with n states and m actions, and a policy of finite return that is far from the best.
 
-    A is 0.95 times a rotation and K so small that F stays near it.
+    A is 0.95 times a rotation and K so small that ‖B K‖ = 0.1: F's norm is 1.05 at most, and for a discount below
+    1 / 1.05² = 0.907 the return is finite whatever the seed.
+
+    Raises:
+        ValueError: the discount is beyond that.
     """
+    if discount * 1.05**2 >= 1:
+        raise ValueError(f"discount={discount}: must be below 0.907, or the policy's return may be infinite")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -100,6 +100,16 @@ def test_an_infinite_return_is_refused():
         replace(regulator, dynamics=1.2 * regulator.dynamics).expected_return(gain)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (6, 3)])
+def test_random_regulators_have_a_finite_return_up_to_their_discount(size):
+    for seed in range(100):
+        regulator, gain = random_regulator(*size, 0.907, seed)
+        assert torch.linalg.matrix_norm(regulator.closed_loop(gain), 2) < 1.05 + 1e-12
+        assert regulator.expected_return(gain).isfinite()
+    with pytest.raises(ValueError, match=r"discount=0\.908: must be below 0\.907"):
+        random_regulator(*size, 0.908, seed=0)
+
+
 # --- the theorem ---
 
 
