@@ -30,8 +30,8 @@ class Regulator:
         control: B, `(n, m)`.
         state_cost: M, `(n, n)`, symmetric.
         action_cost: N, `(m, m)`, symmetric and positive definite.
-        process_noise: W, `(n, n)`, a covariance.
-        start: Σ₀, `(n, n)`, the covariance of the first state.
+        process_noise: W, `(n, n)`, a covariance; positive definite where states are sampled.
+        start: Σ₀, `(n, n)`, the covariance of the first state, positive definite: Σ gets a Cholesky root by it.
         discount: γ, a step, below 1.
     """
 
@@ -150,8 +150,9 @@ class Regulator:
     def split(self, gain: Tensor, copies: int) -> tuple["Regulator", Tensor]:
         """The same problem with every actuator split into `copies` weaker ones, and the same policy for it.
 
-        B becomes [B … B] / √copies and K [K; …; K] / √copies: return, ∇J's norm and ∇ₐQ's norm stay, and the size
-        of an action is `copies` m.
+        B becomes [B … B] / √copies and K [K; …; K] / √copies: the states' distribution, ∇J's norm and ∇ₐQ's norm
+        stay, and the size of an action is `copies` m. The return stays at σ = 0 alone: each copy added costs the
+        Gaussian policy σ² tr N a step.
         """
         scale = copies**-0.5
         control = scale * self.control.repeat(1, copies)
