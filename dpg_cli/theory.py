@@ -30,8 +30,8 @@ class Regulator:
         control: B, `(n, m)`.
         state_cost: M, `(n, n)`, symmetric.
         action_cost: N, `(m, m)`, symmetric and positive definite.
-        process_noise: W, `(n, n)`, a covariance.
-        start: Σ₀, `(n, n)`, the covariance of the first state.
+        process_noise: W, `(n, n)`, a covariance; positive definite where states are sampled.
+        start: Σ₀, `(n, n)`, the covariance of the first state, positive definite: Σ gets a Cholesky root by it.
         discount: γ, a step, below 1.
     """
 
@@ -150,8 +150,9 @@ class Regulator:
     def split(self, gain: Tensor, copies: int) -> tuple["Regulator", Tensor]:
         """The same problem with every actuator split into `copies` weaker ones, and the same policy for it.
 
-        B becomes [B … B] / √copies and K [K; …; K] / √copies: return, ∇J's norm and ∇ₐQ's norm stay, and the size
-        of an action is `copies` m.
+        B becomes [B … B] / √copies and K [K; …; K] / √copies: the states' distribution, ∇J's norm and ∇ₐQ's norm
+        stay, and the size of an action is `copies` m. The return stays at σ = 0 alone: each copy added costs the
+        Gaussian policy σ² tr N a step.
         """
         scale = copies**-0.5
         control = scale * self.control.repeat(1, copies)
@@ -162,8 +163,14 @@ class Regulator:
 def random_regulator(n: int, m: int, discount: float, seed: int) -> tuple[Regulator, Tensor]:
     """A regulator with n states and m actions, and a policy of finite return that is far from the best.
 
-    A is 0.95 times a rotation and K so small that F stays near it.
+    A is 0.95 times a rotation and K so small that ‖B K‖ = 0.1: F's norm is 1.05 at most, and for a discount below
+    1 / 1.05² = 0.907 the return is finite whatever the seed.
+
+    Raises:
+        ValueError: the discount is beyond that.
     """
+    if discount * 1.05**2 >= 1:
+        raise ValueError(f"discount={discount}: must be below 0.907, or the policy's return may be infinite")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -334,24 +341,27 @@ class LinearActor(nn.Module):
 class TrueCritic(nn.Module):
     """The true Q in place of `networks.Critic`.
 
-    The first critic is the truth. Those after it lie above it and slope otherwise, so that the smallest is the truth
-    too and an update that ascends another is found out.
+    The first critic is the truth. Critic k + 1 is k `lift` (1 + ‖a‖²) above it: it slopes otherwise everywhere, so that
+    an actor that ascends anything but the first critic is found out. With a negative `lift` the smallest of several is
+    not the first, with a positive one the largest is not.
 
     Args:
         regulator: the problem.
         gain: K of the policy that Q is of, `(m, n)`.
         num_critics: critics.
+        lift: how far each critic lies above the one before it, where the action is 0.
     """
 
-    def __init__(self, regulator: Regulator, gain: Tensor, num_critics: int = 1):
+    def __init__(self, regulator: Regulator, gain: Tensor, num_critics: int = 1, lift: float = -1.0):
         super().__init__()
-        self._regulator, self._gain = regulator, gain.detach().clone()
+        self._regulator, self._gain, self._lift = regulator, gain.detach().clone(), lift
         # Something for the critic's optimizer to move; no slope by the action depends on it.
         self.offset = nn.Parameter(torch.zeros(num_critics, 1, 1, 1, dtype=gain.dtype))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """`(1, B, n)` and `(1, B, m)` to `(num_critics, 1, B)`."""
-        above = torch.arange(len(self.offset), dtype=obs.dtype)[:, None, None] * (1 + action.square().sum(dim=-1))
+        lifts = self._lift * torch.arange(len(self.offset), dtype=obs.dtype)[:, None, None]
+        above = lifts * (1 + action.square().sum(dim=-1))
         return self._regulator.q(self._gain, obs, action) + above + self.offset.squeeze(-1)
 
     def q1(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -360,7 +370,7 @@ class TrueCritic(nn.Module):
         return q[0]
 
 
-def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor) -> None:
+def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: float = -1.0) -> None:
     """Put the true Q in the place of an algorithm's critics, and plain ascent in that of its actor's optimizer.
 
     A step of the actor is then its gradient itself, sign included.
@@ -369,27 +379,31 @@ def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor) -> Non
         algorithm: of one member, in float64; its updates stay as they are.
         regulator: the problem.
         gain: K of the policy that Q is of, `(m, n)`.
+        lift: of `TrueCritic`.
     """
     num_critics = len(algorithm.critic.layers[0].weight)  # type: ignore[arg-type]
-    algorithm.critic = TrueCritic(regulator, gain, num_critics)  # type: ignore[assignment]
-    algorithm.target_critic = TrueCritic(regulator, gain, num_critics)  # type: ignore[assignment]
+    algorithm.critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
+    algorithm.target_critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
     algorithm.critic_optimizer = Adam(algorithm.critic.parameters(), lr=algorithm.critic_lr)
     algorithm.actor_optimizer = SGD(algorithm.actor.parameters(), lr=1.0)  # type: ignore[assignment]
 
 
-def actor_update(algorithm: Algorithm, regulator: Regulator, gain: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_update(
+    algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: float = -1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
     """∇J as an algorithm's own `update` finds it, given the true Q and a batch whose moment is ρ's exactly.
 
     Args:
         algorithm: of one member, in float64. Its networks are replaced.
         regulator: the problem.
         gain: K, `(m, n)`.
+        lift: of `TrueCritic`.
 
     Returns:
         The actor's step, `(m, n)`, in ∇J's units, and the update's metrics.
     """
     algorithm.actor, algorithm.target_actor = LinearActor(gain), LinearActor(gain)  # type: ignore[assignment]
-    give_true_q(algorithm, regulator, gain)
+    give_true_q(algorithm, regulator, gain, lift)
     n = len(regulator.start)
     # n states with mean of s sᵀ = (1 - γ) Σ: the columns of a root.
     scale = (n * (1 - regulator.discount)) ** 0.5

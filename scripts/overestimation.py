@@ -31,6 +31,8 @@ def main() -> None:
     if not runs:
         sys.exit(f"scripts/overestimation.py: {sweep} holds no <job>/seed_<k>/metrics.jsonl")
     configs = [yaml.safe_load(run.with_name("config.yaml").read_text("utf-8")) for run in runs]
+    if {config["algo"].get("num_critics") for config in configs} != set(NAMES):
+        sys.exit(f"scripts/overestimation.py: {sweep} must hold runs with algo.num_critics=1 and with 2, and no others")
     plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
     figure, axes = plt.subplots(1, len(TAGS), figsize=(8, 3.4), layout="constrained")
     for axis, (tag, label) in zip(axes, TAGS.items(), strict=True):

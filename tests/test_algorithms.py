@@ -184,11 +184,22 @@ def test_td3_delays_actor_and_targets(delay):
 
 
 def test_td3_actor_ascends_the_first_critic_alone():
-    algorithm, batch = make("td3", policy_delay=1), make_batch()
+    """Q₁(s, a) = s + 0.7 a and Q₂(s, a) = -s - 0.6 a, so that each is the smaller one on some states."""
+    algorithm = make("td3", obs_dim=1, action_dim=1, hidden_sizes=[], policy_delay=1, critic_lr=1e-3)
+    linear(algorithm.actor, [0.5])
+    linear(algorithm.critic, [[1.0, 0.7], [-1.0, -0.6]])
+    algorithm.actor_optimizer = torch.optim.SGD(algorithm.actor.parameters(), lr=1.0)  # a step is the gradient
+    batch = make_batch(obs_dim=1, action_dim=1)
     obs = batch.obs[0].numpy()
-    before = mu(algorithm.actor, obs)
+    action = mu(algorithm.actor, obs)
     metrics = algorithm.update(batch)
-    assert metrics["loss/actor"].item() == pytest.approx(-q(algorithm.critic, 0, obs, before).mean(), rel=1e-12)
+    q1, q2 = (q(algorithm.critic, k, obs, action) for k in (0, 1))  # of the updated critics
+    assert 0 < (q1 < q2).mean() < 1
+    assert metrics["loss/actor"].item() == pytest.approx(-q1.mean(), rel=1e-12)
+    slope = algorithm.critic.layers[0].weight[0, 0, 1].item()
+    step = slope * (1 - action**2)  # by the action before tanh
+    assert algorithm.actor.layers[0].weight.item() - 0.5 == pytest.approx((step * obs).mean(), rel=1e-10)
+    assert algorithm.actor.layers[0].bias.item() == pytest.approx(step.mean(), rel=1e-10)
 
 
 def test_td3_without_its_parts_is_ddpg():

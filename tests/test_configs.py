@@ -94,6 +94,17 @@ def test_ddpg_notes():
     assert (c.buffer_size, c.random_steps, c.learning_starts, c.truncation_bootstraps) == (100_000, 0, 64, False)
 
 
+def test_overestimation_is_a_sweep_over_one_critic_and_two():
+    overrides = ["experiment=overestimation"]
+    composed = compose(overrides)
+    assert composed.hydra.mode.name == "MULTIRUN"
+    jobs = list(config.combinations(overrides, composed))
+    assert [checked(*job).algo["num_critics"] for job in jobs] == [1, 2]
+    for job in jobs:
+        algo = checked(*job).algo
+        assert (algo["name"], algo["policy_noise"], algo["policy_delay"]) == ("td3", 0.0, 1)
+
+
 def test_command_line_wins_over_experiment():
     c = checked("experiment=td3_paper", "algo.batch_size=7", "noise=ou", "learning_starts=3")
     assert (c.algo["batch_size"], c.noise["name"], c.learning_starts) == (7, "ou", 3)
