@@ -98,11 +98,6 @@ def newer_version(env_id: str) -> str | None:
     return gym.envs.registration.get_env_id(namespace, name, newest)
 
 
-def time_limit(env_id: str) -> int | None:
-    """Steps after which a registered environment truncates an episode; None for no limit of its own."""
-    return gym.spec(env_id.rpartition(":")[2]).max_episode_steps
-
-
 def _find(env_id: str) -> None:
     """Import what registers `env_id` and what makes it, or say why not."""
     module, _, name = env_id.rpartition(":")

@@ -189,6 +189,14 @@ def test_failed_jobs_are_found_wherever_their_folders_are(train, tmp_path):
     assert "job td3/1 failed" in err
 
 
+def test_an_environment_that_cannot_be_made_fails_its_job_alone(train, tmp_path):
+    code, _, err = train("-m", f"{TOY},NoSuch-v0", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 1
+    assert "job 1 failed: env.id=NoSuch-v0: no environment of that id" in err
+    statuses = [json.loads((tmp_path / "sweep" / str(job) / "run.json").read_text())["status"] for job in range(2)]
+    assert statuses == ["done", "failed"]
+
+
 def test_two_jobs_never_share_a_folder(train, tmp_path):
     code, _out, err = train("-m", TOY, "seed=0,1", *SMALL, "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same")
     assert code == 1

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from dpg_cli import run_dir
-from dpg_cli.cli.build import build
+from dpg_cli.cli.build import Training, build
 from dpg_cli.cli.progress import ProgressDisplay, new_console, print_summary
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.config import TrainConfig, dump
-from dpg_cli.envs import newer_version, time_limit
+from dpg_cli.envs import newer_version
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
 from dpg_cli.rollout import Episode, Evaluation
@@ -68,13 +70,11 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
         return Result(1, message=message)
 
     watcher = Watcher(ProgressDisplay(_title(config), config.total_steps, console), run_files)
-    for note in _notes(config):
-        console.print(f"note: {note}", soft_wrap=True)
     stop = StopRequest()
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
     try:
         with stop:
-            outcome = _train(config, folders, watcher, stop)
+            outcome = _train(config, folders, watcher, stop, console)
     except ForcedStop as forced:
         for run_file in run_files:
             run_file.end("interrupted", last_step=watcher.step)
@@ -138,10 +138,11 @@ def _title(config: TrainConfig) -> str:
     return f"{title} (the newest version is {newest})" if newest else title
 
 
-def _notes(config: TrainConfig) -> list[str]:
+def _notes(config: TrainConfig, training: Training) -> list[str]:
     """What is allowed and probably not meant."""
     notes = []
-    if config.env.max_episode_steps is None and time_limit(config.env.id) is None:
+    spec = training.evaluation_envs[0][0].spec
+    if spec is not None and spec.max_episode_steps is None:
         notes.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
     if first >= config.total_steps:
@@ -151,8 +152,12 @@ def _notes(config: TrainConfig) -> list[str]:
     return notes
 
 
-def _train(config: TrainConfig, folders: Sequence[Path], watcher: Watcher, stop: StopRequest) -> Outcome:
+def _train(
+    config: TrainConfig, folders: Sequence[Path], watcher: Watcher, stop: StopRequest, console: Console
+) -> Outcome:
     training = build(config)
+    for note in _notes(config, training):
+        console.print(f"note: {note}", soft_wrap=True)
     recorders = [Recorder(folder, _of_member(config, member).model_dump()) for member, folder in enumerate(folders)]
     try:
         with watcher.display:
