@@ -66,6 +66,7 @@ def main() -> None:
         ax.set(title=env_id, xlabel="environment steps", ylabel="return")
         ax.legend(fontsize="small")
         ax.grid(alpha=0.3)
+        ax.locator_params(axis="x", nbins=5)
     figure.tight_layout()
     figure.savefig(values["out"], dpi=90)
 
