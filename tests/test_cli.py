@@ -1,5 +1,6 @@
 """The commands as a user meets them: what they print, write and return."""
 
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from rich.console import Console
 from dpg_cli.cli import eval as eval_command
 from dpg_cli.cli import train as train_command
 from dpg_cli.cli.progress import ProgressDisplay
+from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
 
 TOY = "env=toy_envs:Toy/Reach-v0"
@@ -319,6 +321,25 @@ def test_eval_mistakes(train, evaluate, arguments, message):
     assert err.count("\n") == 1
 
 
+@contextlib.contextmanager
+def installed(program, *arguments, cwd):
+    """The installed command in a process of its own, with the signals of a foreground job; never left behind."""
+
+    def foreground():
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    path = os.path.join(os.path.dirname(sys.executable), program)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [path, *arguments], cwd=cwd, stdout=pipe, stderr=pipe, text=True, preexec_fn=foreground
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGHUP, signal.SIGHUP]])
 def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, signals):
     # Two at once is what a closing terminal sends.
@@ -330,16 +351,13 @@ def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, signals
         "eval.every=1e8",
         "hydra.run.dir=run",
     ]
-    program = os.path.join(os.path.dirname(sys.executable), "dpg-train")
-    process = subprocess.Popen(
-        [program, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not (tmp_path / "run" / "checkpoints" / "best").exists() and process.poll() is None:
-        time.sleep(0.1)
-    time.sleep(0.5)
-    for number in signals:
-        process.send_signal(number)
-    _out, err = process.communicate(timeout=60)
+    with installed("dpg-train", *arguments, cwd=tmp_path) as process:
+        while not (tmp_path / "run" / "checkpoints" / "best").exists() and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        for number in signals:
+            process.send_signal(number)
+        _out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signals[0], err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "interrupted"
@@ -347,21 +365,22 @@ def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, signals
     assert "stopped at step" in err.splitlines()[-1]
 
 
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_run_outlives_the_pipe_that_it_writes_to(tmp_path):
-    program = os.path.join(os.path.dirname(sys.executable), "dpg-train")
-    arguments = [
-        "env=Pendulum-v1",
-        *SMALL[:2],
-        "total_steps=600",
-        "eval.every=50",
-        "eval.episodes=1",
-        "hydra.run.dir=run",
-    ]
-    process = subprocess.Popen([program, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(60) == 0, process.stderr.read()
-    process.stderr.close()
+    arguments = ["env=Pendulum-v1", *SMALL[:2], "total_steps=600", "eval.every=50", "eval.episodes=1"]
+    with installed("dpg-train", *arguments, "hydra.run.dir=run", cwd=tmp_path) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 0, process.stderr.read()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
 
 
