@@ -91,7 +91,10 @@ def make_env(
 
 def newer_version(env_id: str) -> str | None:
     """The id of the newest version of a registered environment, if `env_id` is an older one."""
-    namespace, name, version = gym.envs.registration.parse_env_id(env_id.rpartition(":")[2])
+    try:
+        namespace, name, version = gym.envs.registration.parse_env_id(env_id.rpartition(":")[2])
+    except gym.error.Error:  # no id; to say so is for who makes it
+        return None
     newest = gym.envs.registration.find_highest_version(namespace, name)
     if version is None or newest is None or newest <= version:
         return None

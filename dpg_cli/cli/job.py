@@ -62,19 +62,16 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
     console = new_console()
     seeds = range(config.seed, config.seed + config.num_seeds)
     folders = [folder] if config.num_seeds == 1 else [folder / f"seed_{seed}" for seed in seeds]
-    try:
-        run_files = _start(config, folder, folders, command)
-    except FileExistsError:
-        message = f"{folder} holds a run already"
-        say(f"dpg-train: failed: {message}")
-        return Result(1, message=message)
-
+    run_files: list[run_dir.RunFile] = []
     watcher = Watcher(ProgressDisplay(_title(config), config.total_steps, console), run_files)
     stop = StopRequest()
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
     try:
         with stop:
+            _start(config, folder, folders, command, run_files)
             outcome = _train(config, folders, watcher, stop, console)
+            for run_file in run_files:
+                run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
     except ForcedStop as forced:
         for run_file in run_files:
             run_file.end("interrupted", last_step=watcher.step)
@@ -86,18 +83,15 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
         for run_file in run_files:
             run_file.end("failed", last_step=watcher.step, error=message)
         say(f"dpg-train: failed: {message} (log: {folder / 'train.log'})")
-        return Result(1, message=message)
+        return Result(1 if stop.signal is None else 128 + stop.signal, message=message)
     finally:
         logging.captureWarnings(False)
 
-    for run_file in run_files:
-        run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
-    exit_code = 0 if stop.signal is None else 128 + stop.signal
     if outcome.interrupted:
         say(f"dpg-train: stopped at step {outcome.step:,}; checkpoint written in {folder}")
     else:
         print_summary(console, outcome, seeds, folders, trust=":" in config.env.id)
-    return Result(exit_code, outcome)
+    return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
 
 
 def failures(sweep: Path) -> list[tuple[Path, str]]:
@@ -110,21 +104,29 @@ def failures(sweep: Path) -> list[tuple[Path, str]]:
     return failed
 
 
-def _start(config: TrainConfig, folder: Path, folders: Sequence[Path], command: Sequence[str]) -> list[run_dir.RunFile]:
-    """Write what each folder is; one `run.json` a folder.
+def _start(
+    config: TrainConfig,
+    folder: Path,
+    folders: Sequence[Path],
+    command: Sequence[str],
+    run_files: list[run_dir.RunFile],
+) -> None:
+    """Write what each folder is, and add its `run.json` to `run_files`.
 
     Raises:
-        FileExistsError: another run is in it, as when jobs of a sweep are given one folder.
+        UserError: another run is in it, as when jobs of a sweep are given one folder.
     """
-    with (folder / "config.yaml").open("x", encoding="utf-8") as file:
-        file.write(dump(config))
-    run_files = [run_dir.RunFile(folder, command)]
+    try:
+        (folder / "run.json").touch(exist_ok=False)
+    except FileExistsError as error:
+        raise UserError(f"{folder} holds a run already") from error
+    run_files.append(run_dir.RunFile(folder, command))
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if folders != [folder]:
         for member, path in enumerate(folders):
             path.mkdir()
-            (path / "config.yaml").write_text(dump(_of_member(config, member)), encoding="utf-8")
             run_files.append(run_dir.RunFile(path, command))
-    return run_files
+            (path / "config.yaml").write_text(dump(_of_member(config, member)), encoding="utf-8")
 
 
 def _of_member(config: TrainConfig, member: int) -> TrainConfig:

@@ -1,5 +1,6 @@
 """What a person sees of a training: a live panel on a terminal, one line an evaluation elsewhere."""
 
+import io
 import os
 import shlex
 import sys
@@ -57,7 +58,12 @@ class Terminal:
 
 def new_console() -> Console:
     """A console on stdout that prints text as it is and outlives its terminal."""
-    return Console(file=cast(TextIO, Terminal(sys.stdout)), markup=False, highlight=False, emoji=False)
+    out = sys.stdout
+    if out is None:  # closed at the start
+        return Console(quiet=True)
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="replace")  # "±" need not be in its encoding
+    return Console(file=cast(TextIO, Terminal(out)), markup=False, highlight=False, emoji=False)
 
 
 class ProgressDisplay:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -55,5 +56,7 @@ class StopRequest:
 
 def say(line: str) -> None:
     """A line on stderr, straight through, so that a handler may call it; nothing if there is no stderr any more."""
+    if sys.stderr is None:  # closed at the start: 2 may be any file by now
+        return
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode(errors="replace"))

@@ -86,6 +86,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     looks = {argument.partition("=")[0] for argument in rest if argument.startswith("-")}
     if unknown := sorted(looks - LOOKS):
         raise UserError(f"{unknown[0]}: no such flag here; see dpg-train --help")
+    if looks and looks <= {"--resolve", "--package", "-p"}:
+        raise UserError(f"{min(looks)}: goes with --cfg")
     if looks:
         _hand_over(lambda _: None, [_openly(argument) for argument in arguments])
         return 0
@@ -112,10 +114,14 @@ def _single(overrides: Sequence[str], composed: "DictConfig") -> int:
     """Train once; the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
+    from dpg_cli.errors import UserError
     from dpg_cli.run_dir import claim, command_line
 
     checked = configs.validate(composed)
-    build.check(checked)
+    try:
+        build.check(checked)
+    except SystemExit as error:
+        raise UserError(f"env.id={checked.env.id}: ended the program when it was made") from error
     folder = configs.folder(composed, "hydra.run.dir")
     claim(folder, "hydra.run.dir")
     command, results = command_line(), []
