@@ -24,11 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """How a job ended: with an outcome, or with a message that says why not."""
+    """How a job ended; without an outcome where it failed, which its `run.json` explains."""
 
     exit_code: int
     outcome: Outcome | None = None
-    message: str = ""
 
 
 @dataclass
@@ -75,7 +74,7 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
     except ForcedStop as forced:
         for run_file in run_files:
             run_file.end("interrupted", last_step=watcher.step)
-        return Result(int(str(forced.code)), message="stopped at once")
+        return Result(int(str(forced.code)))
     except BaseException as error:  # a simulator's SystemExit must not look like success either
         expected = isinstance(error, DivergedError | UserError)
         message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
@@ -83,7 +82,7 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
         for run_file in run_files:
             run_file.end("failed", last_step=watcher.step, error=message)
         say(f"dpg-train: failed: {message} (log: {folder / 'train.log'})")
-        return Result(1 if stop.signal is None else 128 + stop.signal, message=message)
+        return Result(1 if stop.signal is None else 128 + stop.signal)
     finally:
         logging.captureWarnings(False)
 
