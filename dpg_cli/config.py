@@ -98,8 +98,9 @@ def config_dir() -> Path:
 
 
 def choices(group: str) -> list[str]:
-    """The names of the files in a group."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    """What a group can be set to: the names of its files, `td3/without_delay` for one in a folder."""
+    folder = config_dir() / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 class EnvironmentIds(ConfigSource):
@@ -115,8 +116,8 @@ class EnvironmentIds(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """`env` and the folders that an id with slashes makes."""
-        return config_path.strip("/") in ("", "env") or self._below_env(config_path + "/")
+        """The groups, and the folders that an id with slashes makes."""
+        return config_path.strip("/") in ("", *GROUPS) or self._below_env(config_path + "/")
 
     def is_config(self, config_path: str) -> bool:
         """Everything below `env` is some environment's id; whether it exists is asked when it is made."""
@@ -133,19 +134,18 @@ class EnvironmentIds(ConfigSource):
         )
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Registered ids, for tab completion and for messages."""
+        """Whole names, for tab completion, where Hydra would stop at a slash: ids, and choices in folders."""
         path = config_path.strip("/")
         if path == "":
             return ["env"] if results_filter in (None, ObjectType.GROUP) else []
+        if results_filter is ObjectType.GROUP:
+            return []
+        if path != "env":
+            return [name for name in choices(path) if "/" in name] if path in GROUPS else []
         import gymnasium  # here, since only completion needs it
 
-        prefix = path.removeprefix("env").strip("/")
-        rests = [i.removeprefix(prefix).lstrip("/") for i in gymnasium.registry if i.startswith(prefix)]
-        configs = {rest for rest in rests if "/" not in rest}
-        groups = {rest.split("/")[0] for rest in rests if "/" in rest}
-        if results_filter is ObjectType.CONFIG:
-            return sorted(configs)
-        return sorted(groups if results_filter is ObjectType.GROUP else groups | configs)
+        # An id whose entry point is a function only says where the environment has gone.
+        return sorted(name for name, spec in gymnasium.registry.items() if not callable(spec.entry_point))
 
     @staticmethod
     def _below_env(path: str) -> bool:
@@ -186,17 +186,31 @@ def combinations(overrides: Sequence[str], composed: DictConfig) -> Iterator[lis
     Raises:
         UserError: a syntax error.
     """
-    if not str(composed.hydra.sweeper._target_).endswith(".BasicSweeper"):
+    if not has_basic_sweeper(composed):
         yield without_sweeps(overrides)
         return
     params = [f"{key}={value}" for key, value in (composed.hydra.sweeper.params or {}).items()]
     axes: dict[str, list[str]] = {}
     texts = [*params, *overrides]
-    for text, parsed in zip(texts, _parse(texts), strict=True):
+    for parsed in _parse(texts):
         key = parsed.get_key_element()
-        swept = parsed.is_discrete_sweep()
-        axes[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()] if swept else [text]
+        if parsed.is_discrete_sweep():
+            axes[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+        else:
+            axes[key] = [f"{key}={parsed.get_value_element_as_str()}"]
     yield from (list(combination) for combination in itertools.product(*axes.values()))
+
+
+def has_basic_sweeper(composed: DictConfig) -> bool:
+    """Whether Hydra's own sweeper runs, which knows all jobs before the first."""
+    return str(composed.hydra.sweeper._target_).endswith(".BasicSweeper")
+
+
+def jobs_have_number_folders(composed: DictConfig) -> bool:
+    """Whether the jobs of a sweep lie in folders 0, 1, and so on."""
+    sweep = OmegaConf.to_container(composed.hydra.sweep, resolve=False)
+    assert isinstance(sweep, dict)
+    return bool(sweep["subdir"] == "${hydra.job.num}")
 
 
 def folder(composed: DictConfig, key: str) -> Path:
@@ -257,6 +271,14 @@ def load(text: str | bytes) -> TrainConfig:
 def dump(config: TrainConfig) -> str:
     """The resolved config as YAML, for `load()`."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+
+
+def set_stored(hydra_folder: Path, **values: int) -> None:
+    """Set keys in what Hydra wrote of a run, as if they had been given on the command line."""
+    config, overrides = (OmegaConf.load(hydra_folder / name) for name in ("config.yaml", "overrides.yaml"))
+    kept = [text for text in overrides if str(text).partition("=")[0] not in values]
+    OmegaConf.save(OmegaConf.merge(config, values), hydra_folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create([*kept, *(f"{k}={v}" for k, v in values.items())]), hydra_folder / "overrides.yaml")
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from dpg_cli.rollout import Episode, Evaluation
 
@@ -93,13 +93,14 @@ class Recorder:
     Args:
         folder: the run folder.
         config: the resolved config, for the HParams tab and as text.
+        name: what the HParams tab calls this run; runs of one name would share a row.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]):
+    def __init__(self, folder: Path, config: Mapping[str, Any], name: str):
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._evaluations = (folder / "evaluations.jsonl").open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder))
-        self._write_config(config)
+        self._write_config(config, name)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One record: scalars by tag at an environment step."""
@@ -128,10 +129,11 @@ class Recorder:
         self._metrics.close()
         self._evaluations.close()
 
-    def _write_config(self, config: Mapping[str, Any]) -> None:
-        # The three summaries of the HParams tab through this writer: add_hparams would make a sub-run.
-        for summary in hparams(_flat(config), {"eval/return_mean": None}):  # type: ignore[no-untyped-call]
-            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+    def _write_config(self, config: Mapping[str, Any], name: str) -> None:
+        # Of the HParams tab's summaries only this run's own: add_hparams would make a sub-run, and the columns of
+        # the first run's experiment summary would be those of every run. Without one they are what any run has.
+        start = hparams_pb(_flat(config), trial_id=name)
+        self._writer._get_file_writer().add_summary(start)  # type: ignore[no-untyped-call]
         text = "".join(f"    {line}\n" for line in json.dumps(config, indent=2).splitlines())
         self._writer.add_text("config", text)
         self._writer.add_custom_scalars(LAYOUT)

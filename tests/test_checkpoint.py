@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from dpg_cli import checkpoint
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.config import choices, config_dir
+from dpg_cli.config import config_dir
 from dpg_cli.errors import UserError
 
 OBS, ACTION = 4, 2
@@ -241,7 +241,7 @@ def test_what_else_lies_among_the_checkpoints_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize("normalize_obs", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_the_loaded_policy_acts_exactly_as_the_saved_one(tmp_path, name, dtype, normalize_obs):
     algorithm = make_algorithm(name, dtype=dtype, normalize_obs=normalize_obs)
     obs = observations()

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
 
+from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import eval as eval_command
 from dpg_cli.cli import train as train_command
 from dpg_cli.cli.progress import ProgressDisplay
@@ -81,7 +87,7 @@ def test_help_starts_with_examples_and_names_the_choices(train, evaluate):
     assert out.index("Examples") < out.index("Keys")
 
 
-@pytest.mark.parametrize("algo", choices("algo"))
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 @pytest.mark.parametrize("noise", choices("noise"))
 def test_every_algorithm_trains_with_every_noise(train, tmp_path, algo, noise):
     code, _out, err = train(TOY, f"algo={algo}", f"noise={noise}", *SMALL, "hydra.run.dir=run")
@@ -237,6 +243,10 @@ def test_what_is_probably_not_meant_is_said(train):
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: no such flag here"),
         (["--config-name", "other"], "--config-name: no such flag here"),
         (["-r"], "-r: no such flag here"),
+        (["--cfg", "everything"], "--cfg=everything: should be job, hydra or all"),
+        (["--resolve"], "go with --cfg"),
+        (["--cfg", "job", "--resolve", "algo.tau=2"], "algo.tau=2"),
+        (["-m", "--cfg", "job", "--resolve", "seed=1,2"], "leave out -m"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true"),
         (["hydra.run.dir=x/${nothing}"], "hydra.run.dir: Interpolation key 'nothing' not found"),
         (["device=cuda:99999999999999999999"], "no such device"),
@@ -276,11 +286,25 @@ def test_a_failure_is_one_line_and_stands_in_the_log(train, tmp_path, bad, reaso
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
 
 
+def test_a_failure_stands_in_the_log_of_every_seed(train, tmp_path):
+    assert train(TOY, "env.kwargs.bad_step=41", "num_seeds=2", *SMALL, "hydra.run.dir=run")[0] == 1
+    for folder in ("run", "run/seed_0", "run/seed_1"):
+        assert "Traceback" in (tmp_path / folder / "train.log").read_text()
+        assert json.loads((tmp_path / folder / "run.json").read_text())["status"] == "failed"
+
+
 def test_several_seeds_each_have_a_complete_run_folder(train, tmp_path):
     assert train(TOY, *SMALL, "seed=4", "num_seeds=2", "hydra.run.dir=both")[0] == 0
     assert train(TOY, *SMALL, "seed=5", "hydra.run.dir=alone")[0] == 0
     config = yaml.safe_load((tmp_path / "both" / "seed_5" / "config.yaml").read_text())
     assert (config["seed"], config["num_seeds"]) == (5, 1)
+    member, single = ({p.name for p in (tmp_path / path).iterdir()} for path in ("both/seed_5", "alone"))
+    assert {n for n in member if "tfevents" not in n} == {n for n in single if "tfevents" not in n}
+    assert {"config.yaml", "run.json", "train.log", ".hydra"} <= {p.name for p in (tmp_path / "both").iterdir()}
+    assert yaml.safe_load((tmp_path / "both/seed_5/.hydra/config.yaml").read_text())["seed"] == 5
+    overrides = yaml.safe_load((tmp_path / "both/seed_5/.hydra/overrides.yaml").read_text())
+    assert overrides[-2:] == ["seed=5", "num_seeds=1"]
+    assert "seed=4" not in overrides
     beside, alone = (lines(tmp_path / p / "evaluations.jsonl") for p in ("both/seed_5", "alone"))
     np.testing.assert_allclose(beside[0]["returns"], alone[0]["returns"], rtol=1e-5)
 
@@ -389,3 +413,72 @@ def test_the_panel_shows_steps_speed_and_time_left():
     display.stepped(250, [])
     lines = ["".join(s.text for s in line) for line in Console(width=80).render_lines(display)]
     assert any("250 of 1,000 steps" in line and "steps/s" in line and "left" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("typed", "completions"),
+    [
+        ("env=Half", {"env=HalfCheetah-v4", "env=HalfCheetah-v5"}),
+        ("env=phys2d/P", {"env=phys2d/Pendulum-v0"}),
+        ("algo=", {"algo=ddpg", "algo=td3", "algo=td3/without_delay"}),
+        ("experiment=td3_", {"experiment=td3_paper", "experiment=td3_ablation"}),
+        ("algo.policy_d", {"algo.policy_delay="}),
+        ("total_", {"total_steps="}),
+    ],
+)
+def test_completion(train, monkeypatch, typed, completions):
+    monkeypatch.setenv("COMP_LINE", f"dpg-train {typed}")
+    monkeypatch.setenv("COMP_POINT", str(len(f"dpg-train {typed}")))
+    code, out, err = train("-sc", "query=bash")
+    assert (code, err) == (0, "")
+    assert completions <= set(out.split())
+    assert all(word.startswith(typed) for word in out.split())
+
+
+def test_completion_installs(train):
+    code, out, _ = train("-sc", "install=bash")
+    assert code == 0
+    assert "complete -o nospace" in out
+
+
+@pytest.mark.parametrize("overrides", [[], ["algo=ddpg", "num_seeds=2", "experiment=our_ddpg", "noise=ou"]])
+def test_the_resolved_config_is_what_a_run_writes(train, tmp_path, overrides):
+    arguments = [TOY, *SMALL, *overrides, "hydra.run.dir=run"]
+    code, shown, err = train("--cfg", "job", "--resolve", *arguments)
+    assert (code, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    assert train(*arguments)[0] == 0
+    assert (tmp_path / "run" / "config.yaml").read_text() == shown
+
+
+def test_a_job_says_which_of_how_many_it_is_and_what_differs(train, tmp_path):
+    code, out, _ = train("-m", TOY, "algo=ddpg,td3", "seed=3,4", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 0
+    assert "[3/4] job 2 algo=td3 seed=3: td3 on " in out
+    scores = [re.fullmatch(r" *(\d) +(.*?) +(-?[\d.]+)", line) for line in out.splitlines()]
+    named = {match[1]: match[2] for match in scores if match}
+    assert named["3"] == "algo=td3 seed=4"
+    flags = (tmp_path / "sweep" / "tensorboard.flags").read_text()
+    assert f"algo=ddpg seed=3:{tmp_path / 'sweep' / '0'},algo=ddpg seed=4:" in flags
+    assert "tensorboard --flagfile sweep/tensorboard.flags" in out
+
+
+def test_the_hparams_tab_shows_every_run_once_and_every_key(train, tmp_path):
+    """Asked of TensorBoard's own plugin, over a sweep whose first run knows fewer keys than its second."""
+    assert train("-m", TOY, "algo=ddpg,td3", "num_seeds=2", *SMALL, "hydra.sweep.dir=sweep")[0] == 0
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "sweep"))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, "")
+    context = Context(TBContext(data_provider=provider))
+    experiment = get_experiment.Handler(
+        RequestContext(), context, "", api_pb2.GetExperimentRequest(include_metrics=True)
+    ).run()
+    request = api_pb2.ListSessionGroupsRequest(slice_size=10, include_metrics=True)
+    request.allowed_statuses.extend(api_pb2.Status.values())
+    groups = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
+    assert sorted(group.name for group in groups) == [
+        f"algo={algo} (sweep/{job}/seed_{seed})" for job, algo in enumerate(("ddpg", "td3")) for seed in (0, 1)
+    ]
+    assert all(len(group.sessions) == 1 for group in groups)
+    assert {"algo.policy_delay", "algo.tau", "seed", "env.id"} <= {info.name for info in experiment.hparam_infos}
+    assert "eval/return_mean" in {info.name.tag for info in experiment.metric_infos}

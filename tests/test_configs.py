@@ -19,7 +19,7 @@ def checked(*overrides):
 @pytest.mark.parametrize(("algo", "noise"), list(itertools.product(choices("algo"), choices("noise"))))
 def test_every_algorithm_composes_with_every_noise(algo, noise):
     result = checked(f"algo={algo}", f"noise={noise}")
-    assert result.algo["name"] == algo
+    assert result.algo["name"] == algo.partition("/")[0]
     assert result.noise["name"] == noise
 
 
@@ -105,6 +105,32 @@ def test_overestimation_is_a_sweep_over_one_critic_and_two():
         assert (algo["name"], algo["policy_noise"], algo["policy_delay"]) == ("td3", 0.0, 1)
 
 
+def test_td3_ablation_takes_one_part_away_at_a_time():
+    overrides = ["experiment=td3_ablation"]
+    jobs = list(config.combinations(overrides, compose(overrides)))
+    arms = [checked(*job) for job in jobs]
+    parts = [
+        tuple(arm.algo.get(key) for key in ("name", "num_critics", "policy_noise", "policy_delay")) for arm in arms
+    ]
+    assert parts == [
+        ("td3", 2, 0.2, 2),
+        ("td3", 1, 0.2, 2),
+        ("td3", 2, 0.0, 2),
+        ("td3", 2, 0.2, 1),
+        ("ddpg", None, None, None),
+    ]
+    same = [(a.env.id, a.num_seeds, a.total_steps, a.algo["hidden_sizes"], a.algo["actor_lr"]) for a in arms]
+    assert set(map(str, same)) == {str(("InvertedDoublePendulum-v4", 5, 30_000, [400, 300], 1e-3))}
+
+
+def test_td3_vs_ddpg_is_the_paper_beside_its_own_ddpg():
+    overrides = ["experiment=td3_vs_ddpg"]
+    jobs = list(config.combinations(overrides, compose(overrides)))
+    td3, ddpg = (checked(*job).model_dump() for job in jobs)
+    assert td3 | {"num_seeds": 1} == checked("experiment=td3_paper").model_dump()
+    assert ddpg | {"num_seeds": 1} == checked("experiment=our_ddpg").model_dump()
+
+
 def test_command_line_wins_over_experiment():
     c = checked("experiment=td3_paper", "algo.batch_size=7", "noise=ou", "learning_starts=3")
     assert (c.algo["batch_size"], c.noise["name"], c.learning_starts) == (7, "ou", 3)
@@ -153,7 +179,9 @@ def test_a_stored_config_is_data():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("algo=td4", "algo=td4: must be one of ddpg, td3; did you mean td3?"),
+        ("algo=td4", "algo=td4: must be one of ddpg, td3, "),
+        ("algo=td4", "; did you mean td3?"),
+        ("algo=td3/without_dely", "; did you mean td3/without_delay?"),
         ("noise=oui", "noise=oui: must be one of gaussian, none, ou; did you mean ou?"),
         ("experiment=td3paper", "did you mean td3_paper?"),
         ("total_step=5", "total_step: unknown key; did you mean total_steps?"),
@@ -210,7 +238,7 @@ def test_sweeps_expand_as_hydra_does():
 
 
 def test_every_file_says_what_it_is():
-    for path in config_dir().glob("*/*.yaml"):
+    for path in config_dir().glob("*/*.yaml"):  # those in folders of their own are variations of one
         names = OmegaConf.load(path)
         assert names.get("name", path.stem) == path.stem, path
         assert names.get("id", path.stem) == path.stem, path

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import train as train_command
-from dpg_cli.config import choices
 
 
 def mean_of_last(run, count):
@@ -24,7 +24,7 @@ def train(monkeypatch, tmp_path, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", choices("algo"))
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 def test_swings_the_pendulum_up(monkeypatch, tmp_path, algo):
     run = train(monkeypatch, tmp_path, f"algo={algo}", "env=Pendulum-v1", "total_steps=15_000", "eval.every=1_000")
     assert mean_of_last(run, 3) >= -200

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.algorithms.base import target_of
-from dpg_cli.config import choices, config_dir
+from dpg_cli.config import config_dir
 from dpg_cli.networks import Actor, Critic, Linear, Normalizer
 from dpg_cli.seeding import Purpose, torch_generator
 
@@ -228,7 +228,7 @@ def test_the_statistics_are_part_of_the_actors_state():
     assert torch.equal(restored(obs), actor(obs))  # it goes on from the same count
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_every_algorithm_shares_one_normaliser_among_its_networks(name):
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
     values.pop("name")

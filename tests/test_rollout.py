@@ -10,7 +10,7 @@ from gymnasium import spaces
 from omegaconf import OmegaConf
 
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.config import choices, config_dir
+from dpg_cli.config import config_dir
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import Gaussian, NoNoise, OrnsteinUhlenbeck
 from dpg_cli.rollout import Environments, Trajectories, collect, evaluate, run_episodes, value_bias
@@ -383,7 +383,7 @@ def test_an_episode_starts_the_same_among_more_others_and_alone():
     assert starts(envs)[1][:3] == starts(fewer)[0]
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_an_evaluation_leaves_nothing_behind(name):
     algorithm = make_learner(name, (0, 1), normalize_obs=True)
     algorithm.observe(np.random.default_rng(0).normal(size=(2, 50, 3)).astype(np.float32))
@@ -406,7 +406,7 @@ def test_an_evaluation_leaves_nothing_behind(name):
             assert torch.equal(tensor, policy[member][tensor_name])
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_training_does_not_notice_evaluations(name):
     def trained(evaluate_every):
         algorithm = make_learner(name, (0, 1), normalize_obs=True)

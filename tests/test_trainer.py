@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dpg_cli import config
+from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.build import build
 from dpg_cli.errors import DivergedError
 from dpg_cli.metrics import Recorder
@@ -37,7 +38,7 @@ class Run:
         self.folders = [tmp_path / f"{seed}" for seed in self.training.environments.seeds]
         for folder in self.folders:
             folder.mkdir(parents=True)
-        recorders = [Recorder(folder, c.model_dump()) for folder in self.folders]
+        recorders = [Recorder(folder, c.model_dump(), folder.name) for folder in self.folders]
         self.watcher = Watcher()
         try:
             self.outcome = train(
@@ -177,6 +178,39 @@ def test_members_see_what_they_see_alone(tmp_path):
         np.testing.assert_allclose(both.stored()[member], alone.stored()[0], rtol=1e-9, atol=1e-12)
         for own, beside in zip(alone.lines("evaluations.jsonl"), both.lines("evaluations.jsonl", member), strict=True):
             np.testing.assert_allclose(own["returns"], beside["returns"], rtol=1e-9)
+
+
+def parameters(run, member):
+    algorithm = run.training.algorithm
+    networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
+    return [t.detach().select(t.dim() - 3, member) for network in networks for t in network.parameters()]
+
+
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
+def test_seed_k_beside_others_is_seed_k_alone(tmp_path, algo):
+    """In float64, after 200 updates on a real environment, exploration and the ends of episodes among them."""
+    overrides = ["env=HalfCheetah-v4", f"algo={algo}", "algo.hidden_sizes=[32,32]", "algo.batch_size=16"]
+    overrides += ["precision=float64", "total_steps=260", "random_steps=40", "learning_starts=60", "eval.every=200"]
+    overrides += ["env.max_episode_steps=70"]
+    together = Run(tmp_path / "together", "num_seeds=3", "seed=4", *overrides)
+    assert together.updates == 200
+    for member, seed in enumerate((4, 5, 6)):
+        alone = Run(tmp_path / f"alone_{seed}", f"seed={seed}", *overrides)
+        np.testing.assert_allclose(together.stored()[member], alone.stored()[0], rtol=1e-9, atol=1e-9)
+        for beside, own in zip(parameters(together, member), parameters(alone, 0), strict=True):
+            np.testing.assert_allclose(beside, own, rtol=0, atol=1e-9)
+
+
+def test_in_float32_members_agree_until_rounding_has_grown(tmp_path):
+    overrides = ["env=HalfCheetah-v4", "algo=td3", "algo.hidden_sizes=[32,32]", "algo.batch_size=16", "total_steps=120"]
+    overrides += ["random_steps=100", "learning_starts=100", "eval.every=100", "env.max_episode_steps=70"]
+    together = Run(tmp_path / "together", "num_seeds=3", *overrides)
+    for seed in range(3):
+        alone = Run(tmp_path / f"alone_{seed}", f"seed={seed}", *overrides)
+        np.testing.assert_array_equal(together.stored()[seed, :100], alone.stored()[0, :100])
+        own, beside = (run.lines("evaluations.jsonl", member)[1] for run, member in ((alone, 0), (together, seed)))
+        assert own["step"] == beside["step"] == 100
+        np.testing.assert_allclose(own["returns"], beside["returns"], rtol=1e-3)
 
 
 def test_an_evaluation_is_given_up_when_asked_to_stop(tmp_path):

@@ -1,8 +1,10 @@
 """One training in its run folder, from its start to its `run.json`."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +12,9 @@ from rich.console import Console
 
 from dpg_cli import run_dir
 from dpg_cli.cli.build import Training, build
-from dpg_cli.cli.progress import ProgressDisplay, new_console, print_summary
+from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
-from dpg_cli.config import TrainConfig, dump
+from dpg_cli.config import TrainConfig, dump, set_stored
 from dpg_cli.envs import newer_version
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
@@ -50,25 +52,30 @@ class Watcher:
             run_file.reached(step)
 
 
-def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
+def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = "", differs: str = "") -> Result:
     """Train in a claimed folder; whatever happens is recorded there and said in one line.
 
     Args:
         config: checked.
         folder: the run folder; with several seeds, the parent of theirs.
         command: the command line, for the record.
+        job: in a sweep, which job of how many this is, for the terminal.
+        differs: in a sweep, what makes this job another than the rest.
     """
     console = new_console()
     seeds = range(config.seed, config.seed + config.num_seeds)
     folders = [folder] if config.num_seeds == 1 else [folder / f"seed_{seed}" for seed in seeds]
     run_files: list[run_dir.RunFile] = []
-    watcher = Watcher(ProgressDisplay(_title(config), config.total_steps, console), run_files)
+    watcher = Watcher(ProgressDisplay(_title(config, job), config.total_steps, console), run_files)
     stop = StopRequest()
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
+    logs = contextlib.ExitStack()
     try:
         with stop:
             _start(config, folder, folders, command, run_files)
-            outcome = _train(config, folders, watcher, stop, console)
+            for path in set(folders) - {folder}:
+                logs.enter_context(_logging_to(path / "train.log"))
+            outcome = _train(config, folders, watcher, stop, console, differs)
             for run_file in run_files:
                 run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
     except ForcedStop as forced:
@@ -84,12 +91,13 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str]) -> Result:
         say(f"dpg-train: failed: {message} (log: {folder / 'train.log'})")
         return Result(1 if stop.signal is None else 128 + stop.signal)
     finally:
+        logs.close()
         logging.captureWarnings(False)
 
     if outcome.interrupted:
         say(f"dpg-train: stopped at step {outcome.step:,}; checkpoint written in {folder}")
     else:
-        print_summary(console, outcome, seeds, folders, trust=":" in config.env.id)
+        print_summary(console, outcome, seeds, folders, trust=":" in config.env.id, brief=bool(job))
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
 
 
@@ -126,17 +134,34 @@ def _start(
             path.mkdir()
             run_files.append(run_dir.RunFile(path, command))
             (path / "config.yaml").write_text(dump(_of_member(config, member)), encoding="utf-8")
+            if (folder / ".hydra").is_dir():
+                shutil.copytree(folder / ".hydra", path / ".hydra")
+                set_stored(path / ".hydra", seed=config.seed + member, num_seeds=1)
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """What goes into the log goes into this file too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))  # Hydra's
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        handler.close()
 
 
 def _of_member(config: TrainConfig, member: int) -> TrainConfig:
     return config.model_copy(update={"seed": config.seed + member, "num_seeds": 1})
 
 
-def _title(config: TrainConfig) -> str:
-    seeds = ", ".join(str(config.seed + member) for member in range(config.num_seeds))
-    title = f"{config.algo['name']} on {config.env.id}, seed {seeds}"
+def _title(config: TrainConfig, job: str) -> str:
+    last = config.seed + config.num_seeds - 1
+    seeds = f"seed {last}" if config.num_seeds == 1 else f"seeds {config.seed} to {last}"
+    title = f"{config.algo['name']} on {config.env.id}, {seeds}"
     newest = newer_version(config.env.id)
-    return f"{title} (the newest version is {newest})" if newest else title
+    return (f"{job}: " if job else "") + title + (f" (the newest version is {newest})" if newest else "")
 
 
 def _notes(config: TrainConfig, training: Training) -> list[str]:
@@ -154,12 +179,16 @@ def _notes(config: TrainConfig, training: Training) -> list[str]:
 
 
 def _train(
-    config: TrainConfig, folders: Sequence[Path], watcher: Watcher, stop: StopRequest, console: Console
+    config: TrainConfig, folders: Sequence[Path], watcher: Watcher, stop: StopRequest, console: Console, differs: str
 ) -> Outcome:
     training = build(config)
     for note in _notes(config, training):
         console.print(f"note: {note}", soft_wrap=True)
-    recorders = [Recorder(folder, _of_member(config, member).model_dump()) for member, folder in enumerate(folders)]
+    recorders = [
+        # What differs comes first, since it is what the HParams tab has room for; the path keeps names unique.
+        Recorder(path, _of_member(config, member).model_dump(), f"{differs} ({below_here(path)})".strip())
+        for member, path in enumerate(folders)
+    ]
     try:
         with watcher.display:
             return train(

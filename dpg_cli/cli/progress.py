@@ -84,7 +84,7 @@ class ProgressDisplay:
         self._speed = 0.0
         self._step = 0
         self._last_return: float | None = None
-        self._last: tuple[int, float, float] | None = None
+        self._last: str | None = None
         self._best: tuple[int, float] | None = None
         self._live = Live(self, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
@@ -117,14 +117,13 @@ class ProgressDisplay:
         # One seed: the spread over its episodes. Several: the spread over seeds.
         spread = float(np.std(evaluations[0].returns if len(means) == 1 else means))
         mean = float(np.mean(means))
-        self._last = (step, mean, spread)
+        self._last = f"{mean:.1f} ± {spread:.1f}" + (f" over {len(means)} seeds" if len(means) > 1 else "")
         if self._best is None or mean > self._best[1]:
             self._best = (step, mean)
         if self._live is None:
             elapsed = _duration(time.monotonic() - self._start)
             self._console.print(
-                f"step {step:>9,} of {self._total:,}  return {mean:.1f} ± {spread:.1f}  "
-                f"best {self._best[1]:.1f}  {elapsed}",
+                f"step {step:>9,} of {self._total:,}  return {self._last}  best {self._best[1]:.1f}  {elapsed}",
                 soft_wrap=True,
             )
 
@@ -140,9 +139,8 @@ class ProgressDisplay:
         grid = Table.grid(padding=(0, 2))
         grid.add_row(f"{self._step:,} of {self._total:,} steps", f"{speed:,.0f} steps/s", f"{left} left")
         training = "–" if self._last_return is None else f"{self._last_return:.1f}"
-        last = "–" if self._last is None else f"{self._last[1]:.1f} ± {self._last[2]:.1f}"
         best = "–" if self._best is None else f"{self._best[1]:.1f} at {self._best[0]:,}"
-        grid.add_row(f"last episode {training}", f"evaluation {last}", f"best {best}")
+        grid.add_row(f"last episode {training}", f"evaluation {self._last or '–'}", f"best {best}")
         panel = Table.grid(expand=True)
         for row in (Text(self._title, style="bold"), ProgressBar(self._total, min(self._step, self._total)), grid):
             panel.add_row(row)
@@ -150,7 +148,7 @@ class ProgressDisplay:
 
 
 def print_summary(
-    console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path], *, trust: bool
+    console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path], *, trust: bool, brief: bool
 ) -> None:
     """How the training went, where its results lie, and what to type next.
 
@@ -160,8 +158,9 @@ def print_summary(
         seeds: one a member.
         folders: one a member.
         trust: whether dpg-eval must be told to import the environment's module.
+        brief: only how it went.
     """
-    folders = [_below_here(folder) for folder in folders]
+    folders = [below_here(folder) for folder in folders]
     trusting = " trust=true" if trust else ""
     for member, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
         step, best = outcome.best(member)
@@ -169,17 +168,20 @@ def print_summary(
             f"seed {seed}: last evaluation {outcome.final(member):.1f}, best {best:.1f} at step {step:,}",
             soft_wrap=True,
         )
-        console.print(f"  run folder   {folder}", soft_wrap=True)
-        console.print(f"  evaluate     dpg-eval run={_quoted(folder)}{trusting}", soft_wrap=True)
-    logdir = _quoted(folders[0].parent)
-    console.print(f"  curves       tensorboard --logdir {logdir}", soft_wrap=True)
+        if not brief:
+            console.print(f"  run folder   {folder}", soft_wrap=True)
+            console.print(f"  evaluate     dpg-eval run={quoted(folder)}{trusting}", soft_wrap=True)
+    if not brief:
+        console.print(f"  curves       tensorboard --logdir {quoted(folders[0].parent)}", soft_wrap=True)
 
 
-def _below_here(path: Path) -> Path:
+def below_here(path: Path) -> Path:
+    """Relative to the working directory where it lies below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """For a shell."""
     return shlex.quote(str(path))
 
 

@@ -8,6 +8,7 @@ import argparse
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,36 +16,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Hydra's flags that look and train nothing.
-LOOKS = {"--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"}
-LOOKS |= {"--hydra-help", "--version"}
+# Hydra's flags that look and train nothing, beside --cfg.
+LOOKS = {"--package", "-p", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version"}
 
-HELP = """\
+HEAD = """\
 dpg-train: train deterministic policy gradient agents.
 
 Examples
-  dpg-train                                              TD3 on HalfCheetah-v4
+  dpg-train                                             TD3 on HalfCheetah-v4
   dpg-train algo=ddpg env=Pendulum-v1 noise=ou seed=3
-  dpg-train experiment=td3_paper env=InvertedDoublePendulum-v4
-  dpg-train env=Hopper-v5 algo.policy_delay=4 total_steps=3e5
+  dpg-train experiment=td3_paper env=Hopper-v4 num_seeds=3
   dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
   tensorboard --logdir outputs
-
-Groups (choose one each)
-  algo        {algo}
-  env         any Gymnasium id with continuous actions, also module:Id
-  noise       {noise}
-  experiment  {experiment}
-
+"""
+KEYS = """
 Keys
-  seed, num_seeds, num_envs, total_steps, random_steps, learning_starts, updates_per_step, buffer_size,
-  truncation_bootstraps, device, threads, precision, eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
+  seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
+  updates_per_step, buffer_size, truncation_bootstraps, device, threads,
+  precision, eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
 
 Flags
-  -m               sweep over comma-separated values, range(...), choice(...)
-  --cfg job        print the composed config and stop; add --resolve to fill in ${{...}}
-  --config-dir DIR add a folder of your own YAML files
-  --hydra-help     all of Hydra's flags
+  -m                sweep over comma-separated values, range(...), choice(...)
+  --cfg job         print the config; with --resolve as a run would write it
+  --config-dir DIR  add a folder of your own YAML files
+  -sc install=bash  completion: eval "$(dpg-train -sc install=bash)"
+  --hydra-help      all of Hydra's flags
 """
 
 
@@ -67,10 +63,7 @@ def main() -> None:
 
 def _run_command(arguments: Sequence[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
-        from dpg_cli.config import choices
-
-        names = {group: ", ".join(choices(group)) for group in ("algo", "noise", "experiment")}
-        print(HELP.format(**names), end="")
+        print(_help(), end="")
         return 0
 
     from hydra.types import RunMode
@@ -82,13 +75,18 @@ def _run_command(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("-c", "--cfg")
+    parser.add_argument("--resolve", action="store_true")
     flags, rest = parser.parse_known_args(arguments)
     looks = {argument.partition("=")[0] for argument in rest if argument.startswith("-")}
     if unknown := sorted(looks - LOOKS):
         raise UserError(f"{unknown[0]}: no such flag here; see dpg-train --help")
-    if looks and looks <= {"--resolve", "--package", "-p"}:
-        raise UserError(f"{min(looks)}: goes with --cfg")
-    if looks:
+    if flags.cfg not in (None, "job", "hydra", "all"):
+        raise UserError(f"--cfg={flags.cfg}: should be job, hydra or all")
+    if flags.cfg is None and (flags.resolve or looks & {"--package", "-p"}):
+        raise UserError("--resolve and --package: go with --cfg")
+    as_written = flags.cfg == "job" and flags.resolve and not looks
+    if looks or (flags.cfg is not None and not as_written):
         _hand_over(lambda _: None, [_openly(argument) for argument in arguments])
         return 0
 
@@ -103,6 +101,11 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     fixed = configs.without_sweeps(overrides) if flags.multirun else overrides
     composed = configs.compose(fixed)
+    if as_written:
+        if flags.multirun:
+            raise UserError("--cfg: shows the config of one run; leave out -m")
+        print(configs.dump(configs.validate(composed)), end="")
+        return 0
     if composed.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: a run leaves the working directory as it is")
     if flags.multirun or composed.hydra.mode is RunMode.MULTIRUN:
@@ -139,28 +142,50 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
 
     from dpg_cli import config as configs
     from dpg_cli.cli import job
+    from dpg_cli.cli.progress import new_console
+    from dpg_cli.cli.sweep import Sweep
     from dpg_cli.run_dir import claim, command_line
 
-    for combination in configs.combinations(overrides, composed):
+    jobs = list(configs.combinations(overrides, composed))
+    for combination in jobs:
         configs.validate(configs.compose(combination))
     folder = configs.folder(composed, "hydra.sweep.dir")
     claim(folder, "hydra.sweep.dir")
+    sweep = Sweep(folder, jobs, planned=configs.has_basic_sweeper(composed))
+    curve_names = sweep.write_curve_names() if configs.jobs_have_number_folders(composed) else None
     command, codes = command_line(), []
 
     def task(config: "DictConfig") -> float:
-        where = Path(HydraConfig.get().runtime.output_dir)
-        result = job.run(configs.validate(config), where, command)
+        hydra_config = HydraConfig.get()
+        where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
+        own = list(hydra_config.overrides.task)
+        result = job.run(configs.validate(config), where, command, sweep.title(number, own), sweep.differs(own))
         codes.append(result.exit_code)
         if result.exit_code > 128:
             sys.exit(result.exit_code)  # no Exception, so that it ends the sweep too
-        # A failed job is no exception either: Hydra would end the sweep after the batch that it is in.
-        return math.nan if result.outcome is None else result.outcome.score()
+        if result.outcome is None:  # failed: an exception would make Hydra end the sweep after the batch it is in
+            return math.nan
+        score = result.outcome.score()
+        sweep.scored(number, own, score)
+        return score
 
     _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+    sweep.print_scores(new_console(), curve_names)
     failed = job.failures(folder)  # from the folders, since a launcher may have run the jobs elsewhere
     for where, reason in failed:
         print(f"dpg-train: job {where.relative_to(folder)} failed: {reason}", file=sys.stderr)
     return 1 if failed or any(codes) else 0
+
+
+def _help() -> str:
+    from dpg_cli.config import choices
+
+    env = "any Gymnasium id with continuous actions, also module:Id"
+    lines = [HEAD, "Groups, one choice each"]
+    for group in ("algo", "env", "noise", "experiment"):
+        text = env if group == "env" else ", ".join(choices(group))
+        lines += textwrap.wrap(text, 79, initial_indent=f"  {group:12}", subsequent_indent=" " * 14)
+    return "\n".join(lines) + "\n" + KEYS
 
 
 def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) -> None:
