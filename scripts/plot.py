@@ -5,8 +5,9 @@
     python scripts/plot.py runs=outputs/sweeps/2026-11-22_14-00-00-000000,outputs/Pendulum-v1 out=curves.png
 
 `runs` are run folders or folders above them. Runs that differ in nothing but the seed are one curve: the mean of
-their evaluations and the range from the lowest to the highest; a table of every seed is printed. Needs the extra
-`plot`: pip install -e '.[plot]'
+their evaluations and the 95% interval of that mean (percentile bootstrap over seeds, 10,000 resamples). A table of
+every seed is printed. `labels=a,b` names the curves in the order in which `runs` holds them. Needs the extra `plot`:
+pip install -e '.[plot]'
 """
 
 import json
@@ -16,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from dpg_cli import config
 from dpg_cli.cli.arguments import parse
@@ -42,8 +44,22 @@ def returns(runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.array([[np.mean(record["returns"]) for record in run[:length]] for run in evaluations])
 
 
+def interval(means: np.ndarray) -> np.ndarray:
+    """95% interval of the mean over seeds, percentile bootstrap: `(runs, T)` to `(2, T)`."""
+    resamples = np.random.default_rng(0).integers(len(means), size=(10_000, len(means)))
+    bounds: np.ndarray = np.percentile(means[resamples].mean(axis=1), (2.5, 97.5), axis=0)
+    return bounds
+
+
+def name_of(run: Path) -> str:
+    """The choice of algo with which a run was started, such as td3/without_delay."""
+    hydra = yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text())
+    return str(hydra["hydra"]["runtime"]["choices"]["algo"])
+
+
 def main() -> None:
-    values = parse(sys.argv[1:], ("runs", "out"), required=("runs", "out"))
+    values = parse(sys.argv[1:], ("runs", "out", "labels"), required=("runs", "out"))
+    labels = iter(values["labels"].split(",")) if "labels" in values else None
     if find_spec("matplotlib") is None:
         raise UserError("matplotlib is missing; pip install -e '.[plot]'")
     import matplotlib
@@ -53,13 +69,15 @@ def main() -> None:
 
     panels = curves([Path(root) for root in values["runs"].split(",")])
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.2), squeeze=False)
-    for ax, (env_id, lines) in zip(axes[0], sorted(panels.items()), strict=True):
-        for text, runs in lines.items():
-            algo = config.load(text).algo["name"]
+    for ax, (env_id, lines) in zip(axes[0], panels.items(), strict=True):
+        for runs in lines.values():
+            label = name_of(runs[0]) if labels is None else next(labels)
             steps, means = returns(runs)
-            ax.plot(steps, means.mean(axis=0), label=f"{algo}, {len(runs)} seeds")
-            ax.fill_between(steps, means.min(axis=0), means.max(axis=0), alpha=0.2)
-            print(f"{env_id}, {algo}, {steps[-1]:,} steps")
+            low, high = interval(means)
+            ax.plot(steps, means.mean(axis=0), label=f"{label}, {len(runs)} seeds")
+            ax.fill_between(steps, low, high, alpha=0.2)
+            last = f"mean {means[:, -1].mean():.1f} [{low[-1]:.1f}, {high[-1]:.1f}]"
+            print(f"{env_id}, {label}, {steps[-1]:,} steps: {last}")
             for run, own in zip(runs, means, strict=True):
                 best = own.argmax()
                 print(f"  {run}: best {own[best]:.1f} at {steps[best]:,}, mean of the last three {own[-3:].mean():.1f}")
