@@ -21,6 +21,8 @@ from dpg_cli.errors import UserError
 
 log = logging.getLogger(__name__)
 
+MUJOCO_UNBOUNDED = 1e10  # mjMAXVAL, dm_control's bound where the model has none
+
 
 class Suite(NamedTuple):
     """Environments that an extra of this package brings."""
@@ -105,7 +107,7 @@ def make_env(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}") from error
+        raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}{_versions_hint(env_id)}") from error
     for warning in caught:
         on_warning(_one_line(warning.message))
     return UnitActions(flat)
@@ -163,6 +165,14 @@ def _require(env_id: str, suite: Suite) -> None:
         raise UserError(f"env.id={env_id}: needs {suite.name}; pip install 'dpg-cli[{suite.extra}]'")
 
 
+def _versions_hint(env_id: str) -> str:
+    """For an error that says no more than AssertionError: these suites need a MuJoCo of their own."""
+    name = env_id.rpartition(":")[2]
+    suite = next((suite for start, suite in REGISTERED_ELSEWHERE.items() if re.match(start, name)), None)
+    installed = suite is not None and suite.modules[0] in sys.modules
+    return f" (pip install 'dpg-cli[{suite.extra}]' brings versions that go together)" if suite and installed else ""
+
+
 def _import_quietly(module: str, on_warning: Callable[[str], object]) -> None:
     """Import, and hand on what that prints or warns of: suites greet on stderr and miss a display."""
     with io.StringIO() as printed, warnings.catch_warnings(record=True) as caught:
@@ -178,7 +188,7 @@ def _import_quietly(module: str, on_warning: Callable[[str], object]) -> None:
 def _check_action_space(env_id: str, space: spaces.Space[Any]) -> None:
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         raise UserError(f"env.id={env_id}: its actions are {space}; they must be continuous, a Box of floats")
-    if not space.is_bounded():
+    if not space.is_bounded() or np.any(np.abs([space.low, space.high]) >= MUJOCO_UNBOUNDED):
         raise UserError(f"env.id={env_id}: its actions are {space}; they must be bounded on both sides")
     if space.shape is None or 0 in space.shape:
         raise UserError(f"env.id={env_id}: its actions are {space}; there must be at least one")
