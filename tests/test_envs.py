@@ -301,7 +301,7 @@ def test_what_registers_a_suites_ids_is_imported_when_asked_for_and_quietly(tmp_
         make_env("Toy-v1")
         assert "gymnasium_robotics" not in sys.modules
         make_env("FetchToy-v7").close()
-    monkeypatch.delitem(sys.modules, "gymnasium_robotics")
+    sys.modules.pop("gymnasium_robotics")
     assert capfd.readouterr() == ("", "")
     assert [r.getMessage() for r in caplog.records] == ["gymnasium_robotics: welcome", "gymnasium_robotics: no display"]
 
