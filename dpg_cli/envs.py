@@ -1,12 +1,17 @@
 """Environments: any Gymnasium id, seen from inside as flat observations and actions in [-1, 1]."""
 
+import contextlib
 import difflib
 import importlib
+import importlib.util
+import io
 import logging
+import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +20,25 @@ from gymnasium import spaces
 from dpg_cli.errors import UserError
 
 log = logging.getLogger(__name__)
+
+MUJOCO_UNBOUNDED = 1e10  # mjMAXVAL, dm_control's bound where the model has none
+
+
+class Suite(NamedTuple):
+    """Environments that an extra of this package brings."""
+
+    name: str
+    extra: str  # with a hyphen, since pip before 23.3 does not take dm_control for dm-control
+    modules: tuple[str, ...]  # what must be installed; importing the first registers the ids
+
+
+BOX2D = Suite("Box2D", "box2d", ("Box2D", "pygame"))  # Gymnasium's own ids
+REGISTERED_ELSEWHERE = {  # by how the ids begin
+    "dm_control/": Suite("dm_control", "dm-control", ("shimmy", "dm_control")),
+    "(Fetch|Hand|AdroitHand|AntMaze|PointMaze|FrankaKitchen)": Suite(
+        "Gymnasium-Robotics", "robotics", ("gymnasium_robotics",)
+    ),
+}
 
 
 class UnitActions(gym.ActionWrapper[Any, Any, Any]):
@@ -59,7 +83,7 @@ def make_env(
         UserError: no such id, its arguments or dependencies are wrong, or its spaces are not for continuous
             control from a state.
     """
-    _find(env_id)
+    _find(env_id, on_warning)
     if (mujoco := sys.modules.get("mujoco")) is not None:
         # Otherwise such a warning goes to stderr and into a MUJOCO_LOG.TXT in the working directory.
         mujoco.set_mju_user_warning(lambda message: on_warning(f"mujoco: {message}"))
@@ -83,7 +107,7 @@ def make_env(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}") from error
+        raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}{_versions_hint(env_id)}") from error
     for warning in caught:
         on_warning(_one_line(warning.message))
     return UnitActions(flat)
@@ -101,12 +125,25 @@ def newer_version(env_id: str) -> str | None:
     return gym.envs.registration.get_env_id(namespace, name, newest)
 
 
-def _find(env_id: str) -> None:
+def has_time_limit(env: gym.Env[Any, Any]) -> bool:
+    """Whether an episode ends after some number of steps: by Gymnasium's limit, or by dm_control's own."""
+    if env.spec is None or env.spec.max_episode_steps is not None:
+        return True
+    # A suite's environment counts steps, a composer's seconds; neither says so publicly, nor does its Gymnasium spec.
+    limits = (getattr(env.unwrapped, name, math.inf) for name in ("_step_limit", "_time_limit"))
+    return any(math.isfinite(limit) for limit in limits)
+
+
+def _find(env_id: str, on_warning: Callable[[str], object]) -> None:
     """Import what registers `env_id` and what makes it, or say why not."""
     module, _, name = env_id.rpartition(":")
+    for start, suite in REGISTERED_ELSEWHERE.items():
+        if module == suite.modules[0] or (not module and name not in gym.registry and re.match(start, name)):
+            _require(env_id, suite)
+            module = suite.modules[0]
     if module:
         try:
-            importlib.import_module(module)
+            _import_quietly(module, on_warning)
         except Exception as error:
             raise UserError(f"env.id={env_id}: module {module} cannot be imported: {_one_line(error)}") from error
     spec = gym.registry.get(name)
@@ -115,16 +152,43 @@ def _find(env_id: str) -> None:
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"env.id={env_id}: no environment of that id is registered{hint}")
     if isinstance(spec.entry_point, str):
+        if spec.entry_point.startswith("gymnasium.envs.box2d."):
+            _require(env_id, BOX2D)
         try:
             gym.envs.registration.load_env_creator(spec.entry_point)
         except Exception as error:
             raise UserError(f"env.id={env_id}: cannot be loaded: {_one_line(error)}") from error
 
 
+def _require(env_id: str, suite: Suite) -> None:
+    if any(importlib.util.find_spec(module) is None for module in suite.modules):
+        raise UserError(f"env.id={env_id}: needs {suite.name}; pip install 'dpg-cli[{suite.extra}]'")
+
+
+def _versions_hint(env_id: str) -> str:
+    """For an error that says no more than AssertionError: these suites need a MuJoCo of their own."""
+    name = env_id.rpartition(":")[2]
+    suite = next((suite for start, suite in REGISTERED_ELSEWHERE.items() if re.match(start, name)), None)
+    installed = suite is not None and suite.modules[0] in sys.modules
+    return f" (pip install 'dpg-cli[{suite.extra}]' brings versions that go together)" if suite and installed else ""
+
+
+def _import_quietly(module: str, on_warning: Callable[[str], object]) -> None:
+    """Import, and hand on what that prints or warns of: suites greet on stderr and miss a display."""
+    with io.StringIO() as printed, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                importlib.import_module(module)
+        finally:
+            for line in [*printed.getvalue().splitlines(), *(str(warning.message) for warning in caught)]:
+                on_warning(f"{module}: {_one_line(line)}")
+
+
 def _check_action_space(env_id: str, space: spaces.Space[Any]) -> None:
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         raise UserError(f"env.id={env_id}: its actions are {space}; they must be continuous, a Box of floats")
-    if not space.is_bounded():
+    if not space.is_bounded() or np.any(np.abs([space.low, space.high]) >= MUJOCO_UNBOUNDED):
         raise UserError(f"env.id={env_id}: its actions are {space}; they must be bounded on both sides")
     if space.shape is None or 0 in space.shape:
         raise UserError(f"env.id={env_id}: its actions are {space}; there must be at least one")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dpg_cli.envs import make_env, newer_version
+from dpg_cli.envs import has_time_limit, make_env, newer_version
 from dpg_cli.errors import UserError
 
 UNIT = spaces.Box(-1.0, 1.0, (1,))
@@ -191,8 +191,9 @@ def test_actions_that_are_not_continuous_are_refused(space):
         spaces.Box(-np.inf, 0.0, (2,)),
         box([-1, -np.inf], [1, 1]),
         box([-1, -1], [1, np.inf]),
+        box([-1e10, -1e10], [1e10, 1e10], np.float64),
     ],
-    ids=["unbounded", "no upper", "no lower", "one has no lower", "one has no upper"],
+    ids=["unbounded", "no upper", "no lower", "one has no lower", "one has no upper", "MuJoCo's unbounded"],
 )
 def test_actions_that_are_not_bounded_on_both_sides_are_refused(space):
     assert "bounded" in refusal("Toy-v0", {"action_space": space})
@@ -259,7 +260,73 @@ def test_a_module_that_breaks_is_refused_with_its_reason(tmp_path, monkeypatch):
     assert "out of luck" in refusal("broken_pkg:Toy-v0")
 
 
+@pytest.mark.parametrize(
+    ("env_id", "module", "extra"),
+    [
+        ("BipedalWalker-v3", "Box2D", "box2d"),
+        ("LunarLanderContinuous-v3", "pygame", "box2d"),
+        ("dm_control/cheetah-run-v0", "shimmy", "dm-control"),
+        ("dm_control/cheetah-run-v0", "dm_control", "dm-control"),
+        ("shimmy:dm_control/cheetah-run-v0", "shimmy", "dm-control"),
+        ("FetchReach-v4", "gymnasium_robotics", "robotics"),
+        ("AntMaze_UMaze-v5", "gymnasium_robotics", "robotics"),
+        ("gymnasium_robotics:HandReach-v3", "gymnasium_robotics", "robotics"),
+    ],
+)
+def test_a_suite_that_is_not_installed_is_refused_with_its_extra(env_id, module, extra, monkeypatch):
+    for registered in [i for i in gym.registry if i.startswith(("dm_control/", "Fetch", "AntMaze", "Hand"))]:
+        del gym.registry[registered]
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+    assert refusal(env_id).endswith(f"pip install 'dpg-cli[{extra}]'")
+
+
+def test_an_id_of_ones_own_may_begin_like_a_suites():
+    gym.register("FetchMine-v0", Toy)
+    assert make_env("FetchMine-v0").reset()[0].shape == (1,)
+
+
 # --- what works ---
+
+
+def test_what_registers_a_suites_ids_is_imported_when_asked_for_and_quietly(tmp_path, monkeypatch, capfd, caplog):
+    (tmp_path / "gymnasium_robotics.py").write_text(
+        "import sys, warnings, gymnasium\n"
+        "print('welcome', file=sys.stderr)\n"
+        "warnings.warn('no display')\n"
+        "gymnasium.register('FetchToy-v7', 'gymnasium.envs.classic_control.pendulum:PendulumEnv')\n"
+    )
+    monkeypatch.delitem(sys.modules, "gymnasium_robotics", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with caplog.at_level(logging.INFO):
+        make_env("Toy-v1")
+        assert "gymnasium_robotics" not in sys.modules
+        make_env("FetchToy-v7").close()
+    sys.modules.pop("gymnasium_robotics")
+    assert capfd.readouterr() == ("", "")
+    assert [r.getMessage() for r in caplog.records] == ["gymnasium_robotics: welcome", "gymnasium_robotics: no display"]
+
+
+def test_goal_observations_are_flattened_in_the_order_of_their_names():
+    names = {"observation": 3, "achieved_goal": 2, "desired_goal": 1}
+    space = spaces.Dict({name: spaces.Box(-1.0, 1.0, (size,), np.float64) for name, size in names.items()})
+    env = make_env("Toy-v0", {"observation_space": space})
+    obs = env.unwrapped.obs
+    expected = np.concatenate([obs["achieved_goal"], obs["desired_goal"], obs["observation"]])
+    np.testing.assert_array_equal(env.reset()[0], expected.astype(np.float32))
+
+
+class OwnLimit(Toy):
+    """As dm_control's: it knows its limit, its spec does not."""
+
+    _step_limit = 1000.0
+
+
+def test_a_time_limit_is_seen_wherever_it_stands():
+    gym.register("OwnLimit-v0", OwnLimit)
+    assert has_time_limit(make_env("OwnLimit-v0"))
+    assert has_time_limit(make_env("ToyLimit-v0"))
+    assert has_time_limit(make_env("Toy-v0", max_episode_steps=3))
+    assert not has_time_limit(make_env("Toy-v0"))
 
 
 def test_a_module_may_register_the_id(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from dpg_cli.cli.build import Training, build
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.config import TrainConfig, dump, set_stored
-from dpg_cli.envs import newer_version
+from dpg_cli.envs import has_time_limit, newer_version
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
 from dpg_cli.rollout import Episode, Evaluation
@@ -167,8 +167,7 @@ def _title(config: TrainConfig, job: str) -> str:
 def _notes(config: TrainConfig, training: Training) -> list[str]:
     """What is allowed and probably not meant."""
     notes = []
-    spec = training.evaluation_envs[0][0].spec
-    if spec is not None and spec.max_episode_steps is None:
+    if not has_time_limit(training.evaluation_envs[0][0]):
         notes.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
     if first >= config.total_steps:
