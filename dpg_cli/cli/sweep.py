@@ -61,7 +61,8 @@ class Sweep:
         table.add_column("mean of the last ten evaluations", justify="right")
         for number, differs, score in self._scores:
             table.add_row(str(number), differs, f"{score:.1f}")
-        console.print(table)
+        if self._scores:  # none where a launcher ran the jobs in other processes
+            console.print(table)
         console.print(f"  sweep folder {below_here(self._folder)}", soft_wrap=True)
         logdir = f"--logdir {quoted(below_here(self._folder))}"
         if curve_names is not None:
