@@ -1,0 +1,242 @@
+"""The state of an environment in the middle of an episode, as plain data, so that a run can go on from there exactly.
+
+No simulator offers this: `pickle` keeps only constructor arguments, and MuJoCo's own `mj_getState` leaves out derived
+fields that Ant, Humanoid and Reacher read before their next step. So every attribute of the environment and of its
+wrappers is copied, with the whole of MuJoCo's data, if all of them are plain data; where one is not, `CannotCopy`
+says which. `copies_exactly` tries it.
+
+A state is a tree of dictionaries, lists, numbers, texts and arrays, which `checkpoint.py` stores.
+"""
+
+import hashlib
+import inspect
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+Env = gym.Env[np.ndarray, np.ndarray]
+
+# Fixed when an environment is made, or only for pictures.
+CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
+CONSTANT_TYPES = (EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
+PLAIN = (bool, int, float, str, types.NoneType)
+
+
+class CannotCopy(Exception):  # noqa: N818 - it names what is the matter
+    """An environment holds something that is no plain data."""
+
+
+def get_state(env: Env) -> list[dict[str, Any]]:
+    """The state of an environment and its wrappers, outermost first.
+
+    Raises:
+        CannotCopy: an attribute is no plain data.
+    """
+    return [
+        {
+            name: _encode(value, f"{type(layer).__name__}.{name}")
+            for name, value in vars(layer).items()
+            if name not in CONSTANT_NAMES and not isinstance(value, CONSTANT_TYPES)
+        }
+        for layer in _layers(env)
+    ]
+
+
+def set_state(env: Env, state: list[dict[str, Any]]) -> None:
+    """Put an environment that was made in the same way into a state.
+
+    Raises:
+        CannotCopy: the state is another environment's, or of another version of it.
+    """
+    layers = list(_layers(env))
+    if len(layers) != len(state):
+        raise CannotCopy(f"{len(state)} layers were stored, there are {len(layers)}")
+    for layer, values in zip(layers, state, strict=True):
+        for name, value in values.items():
+            where = f"{type(layer).__name__}.{name}"
+            setattr(layer, name, _decode(value, getattr(layer, name, None), where))
+
+
+def copies_exactly(make: Callable[[], Env], steps: int = 30) -> str | None:
+    """Try whether an environment goes on from a copied state as the one it was copied from does.
+
+    Args:
+        make: makes one environment; two are made, and closed.
+        steps: to make before and after.
+
+    Returns:
+        Nothing if it does, else what is the matter.
+    """
+    original, copy = make(), make()
+    actions = np.random.default_rng(0)
+
+    def step(env: Env, action: np.ndarray) -> tuple[Any, ...]:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            obs, _ = env.reset()
+        return obs, reward, terminated, truncated
+
+    try:
+        size = original.action_space.shape
+        original.reset(seed=0)
+        for _ in range(steps):
+            step(original, actions.uniform(-1, 1, size))
+        set_state(copy, get_state(original))
+        for index in range(2 * steps):
+            if index == steps:
+                results: tuple[Any, Any] = original.reset()[0], copy.reset()[0]
+            else:
+                action = actions.uniform(-1, 1, size)
+                results = step(original, action), step(copy, action)
+            if not _same(*results):
+                return f"a copy of it parts from it after {index + 1} steps"
+    except CannotCopy as error:
+        return str(error)
+    finally:
+        original.close()
+        copy.close()
+    return None
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(np.array_equal(a, b, equal_nan=True))
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    while True:
+        yield env
+        if env is env.unwrapped:
+            return
+        env = env.env
+
+
+def _encode(value: Any, where: str) -> Any:
+    """A tree of plain data; what JSON has no name for becomes a dictionary with one key that says what it is."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject or value.dtype.kind not in "biuf":
+            raise CannotCopy(f"{where} is an array of {value.dtype}")
+        return value.copy()
+    if isinstance(value, np.generic):
+        return {"scalar": _encode(np.asarray(value), where)}
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, deque):
+        return {"deque": [_encode(v, where) for v in value], "maxlen": value.maxlen}
+    if isinstance(value, tuple | list):
+        items = [_encode(v, where) for v in value]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if isinstance(value, dict):
+        return {"dict": [[_encode(k, where), _encode(v, where)] for k, v in value.items()]}
+    if isinstance(value, np.random.Generator):
+        return {"generator": value.bit_generator.state}
+    if isinstance(value, spaces.Space):
+        return {"space": [_encode(space._np_random, where) for space in _spaces(value)]}
+    if _is_mujoco(value, "MjModel"):
+        return {"model": _model_hash(value)}
+    if _is_mujoco(value, "MjData"):
+        return {"data": _get_data(value)}
+    raise CannotCopy(f"{where} is a {type(value).__name__}")
+
+
+def _decode(value: Any, current: Any, where: str) -> Any:
+    if isinstance(value, np.ndarray):
+        alike = isinstance(current, np.ndarray) and (current.shape, current.dtype) == (value.shape, value.dtype)
+        if not alike or not current.flags.writeable:
+            return value.copy()
+        current[...] = value  # in place, since others may look at the same memory
+        return current
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = [(k, v) for k, v in value.items() if k != "maxlen"]
+    match kind:
+        case "scalar":
+            return content[()]
+        case "deque":
+            return deque((_decode(v, None, where) for v in content), maxlen=value["maxlen"])
+        case "tuple":
+            return tuple(_decode(v, None, where) for v in content)
+        case "list":
+            return [_decode(v, None, where) for v in content]
+        case "dict":
+            return {_decode(k, None, where): _decode(v, None, where) for k, v in content}
+        case "generator":
+            return _generator(content)
+        case "space":
+            for space, generator in zip(_spaces(current), content, strict=True):
+                space._np_random = _decode(generator, None, where)
+            return current
+        case "model":
+            if content != _model_hash(current):
+                raise CannotCopy(f"{where}: the model is another one than when it was stored")
+            return current
+        case "data":
+            _set_data(current, content, where)
+            return current
+    raise CannotCopy(f"{where}: unknown kind {kind}")
+
+
+def _generator(state: dict[str, Any]) -> np.random.Generator:
+    """A generator from the state of its bit generator, which must be one of NumPy's."""
+    known: dict[str, type[np.random.BitGenerator]] = {"PCG64": np.random.PCG64, "PCG64DXSM": np.random.PCG64DXSM}
+    bits = known[state["bit_generator"]]()
+    bits.state = state
+    return np.random.Generator(bits)
+
+
+def _spaces(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
+    yield space
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        for child in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:
+            yield from _spaces(child)
+
+
+def _is_mujoco(value: object, name: str) -> bool:
+    return type(value).__name__ == name and type(value).__module__.startswith("mujoco")
+
+
+def _model_hash(model: Any) -> str:
+    import mujoco
+
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return hashlib.sha256(buffer.tobytes()).hexdigest()
+
+
+def _get_data(data: Any) -> dict[str, Any]:
+    """MuJoCo's data: the state that integration needs, then every array and flag by name."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    integration = np.empty(mujoco.mj_stateSize(data.model, kind))
+    mujoco.mj_getState(data.model, data, integration, kind)
+    fields = {name: value for name, value in inspect.getmembers(data) if not name.startswith("_")}
+    return {
+        "version": mujoco.__version__,
+        "integration": integration,
+        "arrays": {name: value.copy() for name, value in fields.items() if isinstance(value, np.ndarray)},
+        "flags": {name: bool(value) for name, value in fields.items() if name.startswith("flg_")},
+    }
+
+
+def _set_data(data: Any, stored: dict[str, Any], where: str) -> None:
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    if stored["integration"].shape != (mujoco.mj_stateSize(data.model, kind),):
+        raise CannotCopy(f"{where}: the state has another size than when it was stored")
+    mujoco.mj_setState(data.model, data, stored["integration"], kind)
+    mujoco.mj_forward(data.model, data)  # so that contacts and constraints have their number
+    for name, value in stored["arrays"].items():
+        current = getattr(data, name)
+        if current.shape == value.shape and current.flags.writeable:
+            current[...] = value
+    for name, flag in stored["flags"].items():
+        setattr(data, name, flag)
