@@ -1,6 +1,7 @@
 """What a run says about itself: averages between log points, TensorBoard, `metrics.jsonl`, `evaluations.jsonl`."""
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dpg_cli.rollout import Episode, Evaluation
+
+EVENTS = "events.out.tfevents.*"
 
 # TensorBoard's Custom Scalars tab: what belongs together, side by side.
 LAYOUT = {
@@ -81,6 +84,23 @@ class Averages:
         self._clear()
         return records
 
+    def state(self, member: int) -> dict[str, Any]:
+        """What has been taken in of one member."""
+        return {
+            "totals": {tag: [total[member], count] for tag, (total, count) in self._totals.items()},
+            "noise_scales": self._noise_scales,
+            "episodes": [[e.episode_return, e.length] for e in self._episodes[member]],
+        }
+
+    def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from `state()`, one a member."""
+        self._clear()
+        for tag, (_, count) in states[0]["totals"].items():
+            self._totals[tag] = (torch.stack([state["totals"][tag][0] for state in states]), count)
+        self._noise_scales += states[0]["noise_scales"]
+        for member, state in enumerate(states):
+            self._episodes[member] = [Episode(member, value, length) for value, length in state["episodes"]]
+
     def _clear(self) -> None:
         self._totals: dict[str, tuple[Tensor, int]] = {}
         self._noise_scales: list[float] = []
@@ -94,13 +114,23 @@ class Recorder:
         folder: the run folder.
         config: the resolved config, for the HParams tab and as text.
         name: what the HParams tab calls this run; runs of one name would share a row.
+        sizes: `sizes()` at the checkpoint that the run goes on from; what was written later is cut.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], name: str):
+    def __init__(self, folder: Path, config: Mapping[str, Any], name: str, sizes: Mapping[str, int] | None = None):
+        self._folder = folder
+        if sizes is not None:
+            cut(folder, sizes)
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._evaluations = (folder / "evaluations.jsonl").open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder))
-        self._write_config(config, name)
+        if sizes is None:
+            self._write_config(config, name)
+
+    def sizes(self) -> dict[str, int]:
+        """What is in every file by now."""
+        self._writer.flush()
+        return {path.name: path.stat().st_size for path in (*self._folder.glob(EVENTS), *self._folder.glob("*.jsonl"))}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One record: scalars by tag at an environment step."""
@@ -138,6 +168,18 @@ class Recorder:
         self._writer.add_text("config", text)
         self._writer.add_custom_scalars(LAYOUT)
         self._writer.flush()
+
+
+def cut(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Bring a run's files back to what they were, so that their curves go on without a seam.
+
+    Where TensorBoard's files are damaged, they are written anew from `metrics.jsonl`.
+    """
+    for path in (*folder.glob(EVENTS), *folder.glob("*.jsonl")):
+        if path.name not in sizes:
+            path.unlink()  # of a start after the checkpoint
+        elif path.stat().st_size > sizes[path.name]:
+            os.truncate(path, sizes[path.name])
 
 
 def _append(file: Any, record: Mapping[str, Any]) -> None:

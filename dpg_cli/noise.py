@@ -5,8 +5,9 @@ Every member and environment draws from its own generator. A noise's fields are 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,16 @@ class Noise:
 
     def reset(self, ended: np.ndarray) -> None:
         """Forget the episodes that ended, where `ended`, `(S, E)`, is true."""
+
+    def state(self, member: int) -> dict[str, Any]:
+        """What the noise of one member goes on from."""
+        return {"random": [g.bit_generator.state for g in self._generators[member]]}
+
+    def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from `state()`, one a member."""
+        for generators, state in zip(self._generators, states, strict=True):
+            for generator, own in zip(generators, state["random"], strict=True):
+                generator.bit_generator.state = own
 
     def _standard_normal(self) -> np.ndarray:
         return np.array([[g.standard_normal(self._shape[-1]) for g in member] for member in self._generators])
@@ -102,6 +113,15 @@ class OrnsteinUhlenbeck(Noise):
     def reset(self, ended: np.ndarray) -> None:
         """Back to 0 where an episode ended."""
         self._x[ended] = 0.0
+
+    def state(self, member: int) -> dict[str, Any]:
+        """The streams and where the process stands."""
+        return super().state(member) | {"x": self._x[member].copy()}
+
+    def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from `state()`, one a member."""
+        super().load_state(states)
+        self._x[...] = [state["x"] for state in states]
 
 
 def linear_decay(step: int, scale: float, final_scale: float, decay_steps: int | None) -> float:

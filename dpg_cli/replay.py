@@ -1,6 +1,7 @@
 """The replay buffer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Replay:
     ):
         self.capacity = capacity
         self.size = 0
-        self._cursor = 0
+        self.added = 0  # transitions since the start; the next goes to row `added % capacity`
         self._generators = generators
         self._widths = [obs_dim, action_dim, 1, obs_dim, 1]
         self._rows = torch.empty(len(generators), capacity, sum(self._widths), device=device, dtype=dtype)
@@ -54,11 +55,7 @@ class Replay:
     ) -> None:
         """Store one step of E environments: `(S, E, ·)` for vectors, `(S, E)` for scalars."""
         rows = np.concatenate([obs, action, reward[..., None], next_obs, terminated[..., None]], axis=-1)
-        count = rows.shape[1]
-        places = torch.arange(self._cursor, self._cursor + count) % self.capacity
-        self._rows[:, places] = torch.from_numpy(rows).to(self._rows)
-        self._cursor = (self._cursor + count) % self.capacity
-        self.size = min(self.size + count, self.capacity)
+        self._put(rows)
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions for each member, from its own stream."""
@@ -69,3 +66,35 @@ class Replay:
         rows = self._rows.view(-1, width).index_select(0, index).view(members, batch_size, width)
         obs, action, reward, next_obs, terminated = torch.split(rows, self._widths, dim=-1)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+
+    def rows(self, member: int, first: int) -> np.ndarray:
+        """The transitions from number `first` since the start on, `(n, width)`, as far as they are still there."""
+        first = max(first, self.added - self.size)
+        places = torch.arange(first, self.added) % self.capacity
+        rows: np.ndarray = self._rows[member, places].cpu().numpy()
+        return rows
+
+    def row_type(self) -> np.dtype[Any]:
+        """What the numbers of a row are, by name."""
+        scalar = str(self._rows.dtype).removeprefix("torch.")
+        obs, action = self._widths[:2]
+        names = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
+        return np.dtype([(name, scalar, shape) for name, shape in names])
+
+    def state(self, member: int) -> dict[str, Any]:
+        """All but the rows of one member."""
+        return {"added": self.added, "size": self.size, "random": self._generators[member].bit_generator.state}
+
+    def load_state(self, states: Sequence[Mapping[str, Any]], rows: np.ndarray) -> None:
+        """Go on from `state()`, one a member, and the rows that were there, `(S, size, width)`, oldest first."""
+        self.added, self.size = states[0]["added"] - rows.shape[1], 0
+        self._put(rows)
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.bit_generator.state = state["random"]
+
+    def _put(self, rows: np.ndarray) -> None:
+        count = rows.shape[1]
+        places = torch.arange(self.added, self.added + count) % self.capacity
+        self._rows[:, places] = torch.from_numpy(rows).to(self._rows)
+        self.added += count
+        self.size = min(self.size + count, self.capacity)

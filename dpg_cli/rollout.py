@@ -1,12 +1,13 @@
 """Acting in environments: `collect()` for training, `evaluate()` for measuring."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
 from dpg_cli.algorithms import Algorithm
+from dpg_cli.env_state import get_state, set_state
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import Noise
 from dpg_cli.seeding import Purpose, generator, integer
@@ -43,10 +44,12 @@ class Environments:
     Args:
         envs: by member and index, S lists of E.
         seeds: one a member.
+        copyable: whether `env_state` can copy them in the middle of an episode.
     """
 
-    def __init__(self, envs: Sequence[Sequence[Env]], seeds: Sequence[int]):
+    def __init__(self, envs: Sequence[Sequence[Env]], seeds: Sequence[int], *, copyable: bool = True):
         self.envs = envs
+        self.copyable = copyable
         self.seeds = seeds
         self.num_envs = len(envs[0])
         shape = (len(envs), self.num_envs)
@@ -101,6 +104,41 @@ class Environments:
         if episodes:
             check_finite(self.seeds, f"step {step}", obs=self.obs)
         return Transition(obs, action, reward, next_obs, terminated, truncated), episodes
+
+    def state(self, member: int) -> dict[str, Any]:
+        """Where the environments of one member stand; without the simulators where they cannot be copied."""
+        return {
+            "simulators": [get_state(env) for env in self.envs[member]] if self.copyable else None,
+            "obs": self.obs[member].copy(),
+            "returns": self._returns[member].copy(),
+            "lengths": self._lengths[member].copy(),
+            "random": [g.bit_generator.state for g in self._random[member]],
+        }
+
+    def load_state(self, states: Sequence[Mapping[str, Any]], step: int) -> np.ndarray:
+        """Go on from `state()`, one a member; where a simulator could not be copied, begin a new episode.
+
+        Args:
+            states: one a member.
+            step: the environment step at which they were taken, which the new episodes' seeds come from.
+
+        Returns:
+            Where new episodes were begun, `(S, E)`.
+        """
+        for member, state in enumerate(states):
+            self.obs[member], self._returns[member] = state["obs"], state["returns"]
+            self._lengths[member] = state["lengths"]
+            for stream, own in zip(self._random[member], state["random"], strict=True):
+                stream.bit_generator.state = own
+        anew = np.array([[state["simulators"] is None] * self.num_envs for state in states])
+        for i, env, seed in self._each():
+            first, _ = env.reset(seed=integer(seed, Purpose.ENVIRONMENT, i[1], step))
+            if anew[i]:
+                put(self.obs, i, first)
+                self._returns[i], self._lengths[i] = 0.0, 0
+            else:
+                set_state(env, states[i[0]]["simulators"][i[1]])
+        return anew
 
     def close(self) -> None:
         """Close every environment."""

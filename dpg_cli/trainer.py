@@ -1,17 +1,18 @@
 """The training loop."""
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
-from dpg_cli import checkpoint
 from dpg_cli.algorithms import Algorithm
+from dpg_cli.checkpoint import Checkpoints, Loaded
 from dpg_cli.errors import DivergedError
 from dpg_cli.metrics import Averages, Recorder
 from dpg_cli.noise import Noise
@@ -87,7 +88,8 @@ def train(
     noise: Noise,
     replay: Replay,
     recorders: Sequence[Recorder],
-    folders: Sequence[Path],
+    checkpoints: Sequence[Checkpoints],
+    start: Sequence[Loaded] | None = None,
     *,
     total_steps: int,
     random_steps: int,
@@ -96,9 +98,7 @@ def train(
     truncation_bootstraps: bool,
     eval_every: int,
     checkpoint_every: int,
-    checkpoint_keep: int,
     log_every: int,
-    versions: Mapping[str, str],
     progress: Progress,
     stop: Callable[[], bool],
 ) -> Outcome:
@@ -114,7 +114,8 @@ def train(
         noise: exploration noise.
         replay: empty.
         recorders: one a member.
-        folders: one run folder a member.
+        checkpoints: one a member.
+        start: the checkpoint to go on from, one a member; nothing for a new run.
         total_steps: when to end.
         random_steps: so many uniform actions first.
         learning_starts: steps before the first update; never before one batch is stored.
@@ -122,9 +123,7 @@ def train(
         truncation_bootstraps: whether a target looks beyond a time limit.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints.
-        checkpoint_keep: newest checkpoints to keep.
         log_every: steps between records.
-        versions: of the software, for the checkpoints.
         progress: told of steps and evaluations.
         stop: asked after every step whether to end early, with a checkpoint; an evaluation is then given up.
 
@@ -167,22 +166,51 @@ def train(
                 recorders[member].evaluation(step, evaluation)
                 outcome.evaluations[member].append((step, float(np.mean(evaluation.returns))))
                 if outcome.best(member)[0] == step:
-                    checkpoint.save_best(folders[member], step, algorithm.policy_state(member), versions)
+                    checkpoints[member].save_best(step, algorithm.policy_state(member))
             progress.evaluated(step, evaluations)
 
-    def save_checkpoint(step: int) -> None:
+    def save_checkpoint(step: int, *, evaluation_due: bool) -> None:
         with watch.paused():
-            for member, folder in enumerate(folders):
-                checkpoint.save(folder, step, algorithm.policy_state(member), versions, checkpoint_keep)
+            for member, writer in enumerate(checkpoints):
+                state = {
+                    "algorithm": algorithm.state(member),
+                    "noise": noise.state(member),
+                    "replay": replay.state(member),
+                    "environments": environments.state(member),
+                    "averages": averages.state(member),
+                    "evaluations": outcome.evaluations[member],
+                    "evaluation_due": evaluation_due,
+                    "files": recorders[member].sizes(),
+                    "random": global_random_state(),
+                }
+                rows, oldest = replay.rows(member, writer.stored), replay.added - replay.size
+                writer.save(step, algorithm.policy_state(member), state, rows, oldest)
 
-    environments.reset()
-    algorithm.observe(environments.obs)
-    save_checkpoint(0)
-    run_evaluation(0)
-    if outcome.interrupted:
+    if start is None:
+        environments.reset()
+        algorithm.observe(environments.obs)
+        save_checkpoint(0, evaluation_due=True)
+        evaluation_due = True
+    else:
+        states = [loaded.state for loaded in start]
+        outcome.step = start[0].step
+        outcome.evaluations = [[(step, mean) for step, mean in state["evaluations"]] for state in states]
+        evaluation_due = states[0]["evaluation_due"]
+        algorithm.load_state([state["algorithm"] for state in states])
+        replay.load_state([state["replay"] for state in states], np.stack([loaded.rows for loaded in start]))
+        noise.load_state([state["noise"] for state in states])
+        averages.load_state([state["averages"] for state in states])
+        anew = environments.load_state([state["environments"] for state in states], outcome.step)
+        if anew.any():
+            noise.reset(anew)
+        set_global_random_state(states[0]["random"])
+    if evaluation_due:
+        run_evaluation(outcome.step)
+    if outcome.interrupted:  # the checkpoint that it started from says that this evaluation is due
         return outcome
+
     for step, transition, episodes in collect(
-        algorithm, environments, noise, step=0, total_steps=total_steps, random_steps=random_steps
+        algorithm, environments, noise, step=outcome.step, total_steps=total_steps, random_steps=random_steps
     ):
         obs, action, reward, next_obs, terminated, truncated = transition
         no_bootstrap = terminated if truncation_bootstraps else terminated | truncated
@@ -198,15 +226,43 @@ def train(
             averages.add_noise_scale(noise.scale_at(step - num_envs))
         progress.stepped(step, episodes)
 
+        # The one boundary at which a run stops and goes on.
         outcome.step = step
         complete = step >= total_steps
         outcome.interrupted = stop() and not complete
-        if crossed(log_every, step) or complete or outcome.interrupted:
+        if crossed(log_every, step):
             record(step)
-        if (crossed(eval_every, step) or complete) and not outcome.interrupted:
+        evaluation_due = crossed(eval_every, step)
+        if evaluation_due and not outcome.interrupted:
             run_evaluation(step)
+            evaluation_due = outcome.interrupted
         if crossed(checkpoint_every, step) or complete or outcome.interrupted:
-            save_checkpoint(step)
+            save_checkpoint(step, evaluation_due=evaluation_due)
         if outcome.interrupted:
-            break
+            return outcome
+
+    # After the last checkpoint, since a run that was longer from the start would have neither.
+    if not crossed(log_every, outcome.step):
+        record(outcome.step)
+    if not crossed(eval_every, outcome.step):
+        run_evaluation(outcome.step)
     return outcome
+
+
+def global_random_state() -> dict[str, Any]:
+    """The generators that nothing here draws from, but an environment may."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, keys, *rest],
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def set_global_random_state(state: Mapping[str, Any]) -> None:
+    """Go on from `global_random_state()`."""
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(tuple(state["numpy"]))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))

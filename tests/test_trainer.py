@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from dpg_cli import config
+from dpg_cli import checkpoint, config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.build import build
+from dpg_cli.disk import Disk
 from dpg_cli.errors import DivergedError
 from dpg_cli.metrics import Recorder
 from dpg_cli.trainer import train
@@ -32,19 +33,32 @@ class Watcher:
 class Run:
     """Train in a temporary folder and keep everything."""
 
-    def __init__(self, tmp_path, *overrides, stop_at=None):
+    def __init__(self, tmp_path, *overrides, stop_at=None, start=None):
         self.config = c = config.validate(config.compose([*SMALL, *overrides]))
         self.training = build(c)
         self.folders = [tmp_path / f"{seed}" for seed in self.training.environments.seeds]
         for folder in self.folders:
-            folder.mkdir(parents=True)
-        recorders = [Recorder(folder, c.model_dump(), folder.name) for folder in self.folders]
+            folder.mkdir(parents=True, exist_ok=True)
+        loaded = None if start is None else [checkpoint.load(folder, start) for folder in self.folders]
+        starts = loaded or [None] * len(self.folders)
+        for folder, own in zip(self.folders, starts, strict=True):
+            if own is not None:
+                checkpoint.rewind(folder, own, Disk())
+        recorders = [
+            Recorder(folder, c.model_dump(), folder.name, own and own.state["files"])
+            for folder, own in zip(self.folders, starts, strict=True)
+        ]
+        writers = [
+            checkpoint.Checkpoints(folder, {}, c.checkpoint.keep, start=own)
+            for folder, own in zip(self.folders, starts, strict=True)
+        ]
         self.watcher = Watcher()
         try:
             self.outcome = train(
                 *self.training,
                 recorders,
-                self.folders,
+                writers,
+                loaded,
                 total_steps=c.total_steps,
                 random_steps=c.random_steps,
                 learning_starts=c.learning_starts,
@@ -52,9 +66,7 @@ class Run:
                 truncation_bootstraps=c.truncation_bootstraps,
                 eval_every=c.eval.every,
                 checkpoint_every=c.checkpoint.every,
-                checkpoint_keep=c.checkpoint.keep,
                 log_every=c.log.every,
-                versions={},
                 progress=self.watcher,
                 stop=lambda: stop_at in self.watcher.steps,
             )
@@ -253,3 +265,30 @@ def test_the_normaliser_sees_every_observation_that_is_acted_on(tmp_path):
     assert normalizer.count.item() == 61  # the first, and one a step
     acted_on = np.concatenate([run.stored()[0, :, :2], run.training.environments.obs[0]]).astype(np.float64)
     np.testing.assert_allclose(normalizer.mean[0, 0].numpy(), acted_on.mean(axis=0), rtol=1e-6)
+
+
+def digest(run):
+    """Everything that a run has come to."""
+    tree, tensors = checkpoint._pack(checkpoint.load(run.folders[0], run.outcome.step).state)
+    del tree["files"]
+    return tree, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, run.stored().tobytes()
+
+
+def records(run):
+    lines = run.lines("metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")} for line in lines]
+
+
+@pytest.mark.parametrize("stop_at", [1, 12, 25, 41])
+@pytest.mark.parametrize("env", ["env=toy_envs:Toy/Reach-v0", "env=HalfCheetah-v4", "env=Ant-v4", "env=Pendulum-v1"])
+@pytest.mark.parametrize("others", [["algo=ddpg", "noise=ou"], ["algo=td3", "num_envs=2", "algo.normalize_obs=true"]])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, stop_at, env, others):
+    overrides = [env, *others, "algo.batch_size=4", "++env.max_episode_steps=17", "buffer_size=30", "total_steps=66"]
+    whole = Run(tmp_path / "whole", *overrides)
+    stop_at += stop_at % 2 if "num_envs=2" in overrides else 0
+    first = Run(tmp_path / "parts", *overrides, stop_at=stop_at)
+    assert first.outcome.interrupted
+    parts = Run(tmp_path / "parts", *overrides, start=first.outcome.step)
+    assert parts.lines("evaluations.jsonl") == whole.lines("evaluations.jsonl")
+    assert records(parts) == records(whole)
+    assert digest(parts) == digest(whole)

@@ -4,9 +4,9 @@ Mechanics only. The mathematics of an update stands whole in each algorithm's ow
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -122,6 +122,41 @@ class Algorithm:
         """All that acting needs of one member, with a member axis of 1."""
         return {name: tensor[member : member + 1].cpu() for name, tensor in self.actor.state_dict().items()}
 
+    def state(self, member: int) -> dict[str, Any]:
+        """Everything that learning of one member goes on from; tensors without the member axis."""
+        state: dict[str, Any] = {
+            name: {key: _of_member(tensor, member) for key, tensor in network.state_dict().items()}
+            for name, network in self._networks()
+        }
+        for name, optimizer in self._optimizers():
+            moments = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
+            state[name] = [
+                {key: value if key == "step" else _of_member(value, member) for key, value in own.items()}
+                for own in moments
+            ]
+        return state | {"updates": self.updates, "random": self._generators[member].get_state()}
+
+    def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from `state()`, one a member."""
+        with torch.no_grad():
+            for name, network in self._networks():
+                for key, tensor in network.state_dict().items():
+                    for member, state in enumerate(states):
+                        _of_member(tensor, member).copy_(state[name][key])
+        for name, optimizer in self._optimizers():
+            for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+                moments = [state[name][index] for state in states]
+                if moments[0]:
+                    optimizer.state[parameter] = {
+                        key: value.to(self._device)
+                        if key == "step"
+                        else torch.stack([m[key] for m in moments], dim=parameter.dim() - 3).to(self._device)
+                        for key, value in moments[0].items()
+                    }
+        self.updates = states[0]["updates"]
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state["random"])
+
     # --- for the updates ---
 
     def standard_normal(self, shape: Sequence[int]) -> Tensor:
@@ -156,6 +191,19 @@ class Algorithm:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, self._dtype)
+
+    def _networks(self) -> Iterator[tuple[str, nn.Module]]:
+        for name in ("actor", "critic", "target_actor", "target_critic"):
+            yield name, getattr(self, name)
+
+    def _optimizers(self) -> Iterator[tuple[str, Adam]]:
+        yield "actor_optimizer", self.actor_optimizer
+        yield "critic_optimizer", self.critic_optimizer
+
+
+def _of_member(tensor: Tensor, member: int) -> Tensor:
+    """One member's part of `(*critics, S, rows, columns)`."""
+    return tensor.select(tensor.dim() - 3, member)
 
 
 def register(algorithm: A) -> A:
