@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from dpg_cli.errors import UserError
 from dpg_cli.ranges import Count, CountOrZero, Positive
 
+MAX_STORED = 100_000  # bytes of a config.yaml; a hostile one may unfold to gigabytes
 GROUPS = ("algo", "env", "noise", "experiment")
 
 
@@ -231,16 +232,21 @@ def validate(config: DictConfig) -> TrainConfig:
     Raises:
         UserError: names the first key that is wrong, its value and what would be right.
     """
-    from dpg_cli.algorithms import ALGORITHMS  # here, since torch takes seconds to import
-    from dpg_cli.noise import NOISES
-
     try:
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         tree = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     assert isinstance(tree, dict)
-    checked: TrainConfig = _check(TrainConfig, _whole_numbers(tree))
+    return _checked(_whole_numbers(tree))
+
+
+def _checked(tree: Mapping[str, Any]) -> TrainConfig:
+    """Check every key, type and range of a whole config."""
+    from dpg_cli.algorithms import ALGORITHMS  # here, since torch takes seconds to import
+    from dpg_cli.noise import NOISES
+
+    checked: TrainConfig = _check(TrainConfig, tree)
     algo = _check_choice("algo", ALGORITHMS, checked.algo)
     noise = _check_choice("noise", NOISES, checked.noise)
     if checked.buffer_size < algo["batch_size"]:
@@ -258,14 +264,31 @@ def load(text: str | bytes) -> TrainConfig:
     """
     import yaml
 
+    if len(text) > MAX_STORED:
+        raise UserError(f"config.yaml: has {len(text):,} bytes, more than any config")
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"config.yaml: {_first_line(error)}") from error
     if not isinstance(tree, dict):
         raise UserError("config.yaml: must be a mapping")
-    checked: TrainConfig = _check(TrainConfig, tree)
-    return checked
+    return _checked(tree)
+
+
+def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """A config with some keys changed, `eval.every` and the like too.
+
+    Raises:
+        UserError: a value is not what its key takes.
+    """
+    tree = config.model_dump()
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[name] = value
+    return _checked(_whole_numbers(tree))
 
 
 def dump(config: TrainConfig) -> str:

@@ -87,8 +87,9 @@ class Replay:
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: np.ndarray) -> None:
         """Go on from `state()`, one a member, and the rows that were there, `(S, size, width)`, oldest first."""
-        self.added, self.size = states[0]["added"] - rows.shape[1], 0
-        self._put(rows)
+        self.added, self.size = states[0]["added"] - states[0]["size"], 0
+        if states[0]["size"]:
+            self._put(rows)
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state["random"]
 

@@ -1,12 +1,13 @@
 """A run's folder: claimed by one run alone, and `run.json`, which says what the run is and how it went."""
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -38,27 +39,76 @@ def claim(folder: Path, key: str) -> None:
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
 
 
+class Lock:
+    """Whoever holds it is the only one that trains in a folder.
+
+    The kernel drops it when the process dies, however that comes about, and worker processes do not inherit it.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        UserError: another process holds it.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = (folder / ".lock").open("a")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise UserError(f"{folder}: is being trained by another process") from error
+
+    def release(self) -> None:
+        """Let others in."""
+        self._file.close()
+
+
+def lock(folders: Iterable[Path]) -> list[Lock]:
+    """The locks of all of them, or of none.
+
+    Raises:
+        UserError: another process holds one.
+    """
+    locks: list[Lock] = []
+    try:
+        for folder in folders:
+            locks.append(Lock(folder))
+    except UserError:
+        for own in locks:
+            own.release()
+        raise
+    return locks
+
+
 class RunFile:
     """`run.json`, replaced whole at every change.
 
     Args:
         folder: the run folder.
         command: the command line.
+        goes_on_from: the step of the checkpoint that the run goes on from; nothing for a new run.
     """
 
-    def __init__(self, folder: Path, command: Sequence[str]):
+    def __init__(self, folder: Path, command: Sequence[str], goes_on_from: int | None = None):
         self._path = folder / "run.json"
+        now = _now()
         self._content: dict[str, Any] = {
             "status": "running",
             "command": list(command),
             "versions": versions(),
             "git": git_revision(),
             "machine": {"host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count()},
-            "started": _now(),
+            "started": now,
             "ended": None,
-            "last_step": 0,
+            "last_step": goes_on_from or 0,
             "error": None,
         }
+        if goes_on_from is not None:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # lost or torn: what is known is written anew
+                before = json.loads(self._path.read_text(encoding="utf-8"))
+                resumed = [*before.get("resumed", []), {"step": goes_on_from, "time": now, "command": list(command)}]
+                self._content |= {"command": before["command"], "started": before["started"], "resumed": resumed}
         self._write()
 
     def end(self, status: str, *, last_step: int | None = None, error: str | None = None) -> None:
@@ -77,6 +127,14 @@ class RunFile:
         temporary = self._path.with_name(f".run.json.{os.getpid()}")
         temporary.write_text(json.dumps(self._content, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self._path)
+
+
+def status(folder: Path) -> str | None:
+    """How a run stands by its `run.json`; nothing if that cannot be read."""
+    try:
+        return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def versions() -> Mapping[str, str]:

@@ -250,8 +250,8 @@ def train(
 
 
 def global_random_state() -> dict[str, Any]:
-    """The generators that nothing here draws from, but an environment may."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
+    """The global generators: nothing here draws from them, but an environment may."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     version, numbers, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
@@ -263,6 +263,6 @@ def global_random_state() -> dict[str, Any]:
 def set_global_random_state(state: Mapping[str, Any]) -> None:
     """Go on from `global_random_state()`."""
     torch.set_rng_state(state["torch"])
-    np.random.set_state(tuple(state["numpy"]))
+    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))

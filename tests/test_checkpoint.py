@@ -14,11 +14,14 @@ from omegaconf import OmegaConf
 from dpg_cli import checkpoint
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.config import config_dir
+from dpg_cli.disk import Disk
 from dpg_cli.errors import UserError
 
 OBS, ACTION = 4, 2
 VERSIONS = {"python": "3.11.0", "torch": "2.6.0"}
 WEIGHT = "layers.0.weight"
+WRITERS = {}
+FILES = ["manifest.json", "policy.safetensors", "state.json", "state.safetensors"]
 
 
 def make_algorithm(name="ddpg", *, seeds=(0,), dtype=torch.float32, **changes):
@@ -36,12 +39,23 @@ def observations(members=1, dtype=np.float32):
     return np.random.default_rng(0).normal(2.0, 3.0, size=(members, 16, OBS)).astype(dtype)
 
 
+def writer(run, keep=2):
+    """The one that writes a run's checkpoints."""
+    run.mkdir(exist_ok=True)
+    return WRITERS.setdefault(run, checkpoint.Checkpoints(run, VERSIONS, keep))
+
+
+def put(run, step, policy, keep=2):
+    state = {"replay": {"added": 0, "size": 0}}
+    writer(run, keep).save(step, policy, state, np.empty((0, 3), np.float32), oldest=0)
+
+
 def save(run, step, *, seed=0, keep=2):
-    checkpoint.save(run, step, make_policy(seed), VERSIONS, keep)
+    put(run, step, make_policy(seed), keep)
 
 
 def save_best(run, step, *, seed=0):
-    checkpoint.save_best(run, step, make_policy(seed), VERSIONS)
+    writer(run).save_best(step, make_policy(seed))
 
 
 def loaded_step(run, which):
@@ -70,14 +84,13 @@ def test_the_folder_of_a_step(tmp_path):
     save(tmp_path, 50_000)
     assert names(tmp_path) == ["latest", "step_000050000"]
     folder = tmp_path / "checkpoints" / "step_000050000"
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "policy.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     manifest = json.loads((folder / "manifest.json").read_text())
     data = (folder / "policy.safetensors").read_bytes()
     assert manifest["step"] == 50_000
     assert manifest["versions"] == VERSIONS
-    assert manifest["files"] == {
-        "policy.safetensors": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()},
-    }
+    assert set(manifest["files"]) == {*FILES} - {"manifest.json"}
+    assert manifest["files"]["policy.safetensors"] == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -93,10 +106,10 @@ def test_one_best_is_kept_whatever_happens_to_the_others(tmp_path):
     save_best(tmp_path, 0)
     save_best(tmp_path, 5)
     for step in (10, 20, 30):
-        save(tmp_path, step, keep=1)
+        save(tmp_path, step)
     assert loaded_step(tmp_path, "best") == 5
     assert loaded_step(tmp_path, "latest") == 30
-    assert len(names(tmp_path)) == 4  # two links, two folders
+    assert names(tmp_path) == ["best", "best_000000005", "latest", "step_000000020", "step_000000030"]
 
 
 def test_best_and_latest_may_be_of_one_step(tmp_path):
@@ -134,7 +147,7 @@ def test_latest_is_there_at_every_moment(tmp_path):
     reader.start()
     policy = make_policy()
     for step in range(1, 40):
-        checkpoint.save(tmp_path, step, policy, VERSIONS, keep=2)
+        put(tmp_path, step, policy, keep=2)
     done.set()
     reader.join()
     assert not missing
@@ -163,11 +176,11 @@ def test_a_save_that_failed_can_be_made_again(tmp_path, monkeypatch):
 def test_a_crash_before_the_rename_leaves_nothing_to_find(tmp_path, monkeypatch):
     save(tmp_path, 5)
 
-    def crash(self, target):
+    def crash(self, path, target):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(tmp_path), "rename", crash)
+        patch.setattr(Disk, "rename", crash)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 10)
     assert loaded_step(tmp_path, "latest") == 5
@@ -246,7 +259,7 @@ def test_the_loaded_policy_acts_exactly_as_the_saved_one(tmp_path, name, dtype, 
     algorithm = make_algorithm(name, dtype=dtype, normalize_obs=normalize_obs)
     obs = observations()
     algorithm.observe(obs)
-    checkpoint.save(tmp_path, 5, algorithm.policy_state(0), VERSIONS, keep=1)
+    put(tmp_path, 5, algorithm.policy_state(0), keep=1)
     actor, _ = checkpoint.load_policy(checkpoint.find(tmp_path, "5"))
     assert (actor.obs_dim, actor.action_dim, actor.dtype) == (OBS, ACTION, dtype)
     with torch.no_grad():
@@ -263,7 +276,7 @@ def test_a_member_is_saved_alone(tmp_path, normalize_obs):
     algorithm.observe(obs)
     actions = algorithm.act(obs)
     for member in range(2):
-        checkpoint.save(tmp_path / str(member), 5, algorithm.policy_state(member), VERSIONS, keep=1)
+        put(tmp_path / str(member), 5, algorithm.policy_state(member), keep=1)
         actor, _ = checkpoint.load_policy(checkpoint.find(tmp_path / str(member), "5"))
         with torch.no_grad():
             own = actor(torch.from_numpy(obs[member : member + 1])).numpy()[0]
@@ -275,7 +288,7 @@ def test_a_saved_policy_does_not_learn_on(tmp_path):
     algorithm.observe(observations())
     before = algorithm.act(observations())
     state = algorithm.policy_state(0)
-    checkpoint.save(tmp_path, 5, state, VERSIONS, keep=1)
+    put(tmp_path, 5, state, keep=1)
     with torch.no_grad():
         for parameter in algorithm.actor.parameters():
             parameter.add_(1.0)
@@ -343,7 +356,7 @@ def test_a_sound_file_that_is_no_policy_is_refused(tmp_path, which):
         "a layer too few": {name: tensor for name, tensor in policy.items() if "layers.1" not in name},
         "wrong shapes": policy | {"layers.1.bias": torch.zeros(1, 1, 99)},
     }[which]
-    checkpoint.save(tmp_path, 5, wrong, VERSIONS, keep=1)
+    put(tmp_path, 5, wrong, keep=1)
     refused(checkpoint.find(tmp_path, "5"))
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from dpg_cli import run_dir
+from dpg_cli.checkpoint import Checkpoints, Loaded, rewind
 from dpg_cli.cli.build import Training, build
-from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary
+from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.config import TrainConfig, dump, set_stored
+from dpg_cli.disk import Disk, write_whole
 from dpg_cli.envs import has_time_limit, newer_version
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
@@ -52,7 +54,15 @@ class Watcher:
             run_file.reached(step)
 
 
-def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = "", differs: str = "") -> Result:
+def run(
+    config: TrainConfig,
+    folder: Path,
+    command: Sequence[str],
+    job: str = "",
+    differs: str = "",
+    start: Sequence[Loaded] | None = None,
+    locks: Sequence[run_dir.Lock] = (),
+) -> Result:
     """Train in a claimed folder; whatever happens is recorded there and said in one line.
 
     Args:
@@ -61,10 +71,11 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = ""
         command: the command line, for the record.
         job: in a sweep, which job of how many this is, for the terminal.
         differs: in a sweep, what makes this job another than the rest.
+        start: the checkpoints to go on from, one a member; nothing for a new run.
+        locks: of all folders, where the caller has them already; they are released at the end.
     """
     console = new_console()
-    seeds = range(config.seed, config.seed + config.num_seeds)
-    folders = [folder] if config.num_seeds == 1 else [folder / f"seed_{seed}" for seed in seeds]
+    seeds, folders = members(config, folder)
     run_files: list[run_dir.RunFile] = []
     watcher = Watcher(ProgressDisplay(_title(config, job), config.total_steps, console), run_files)
     stop = StopRequest()
@@ -72,10 +83,14 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = ""
     logs = contextlib.ExitStack()
     try:
         with stop:
-            _start(config, folder, folders, command, run_files)
+            if start is None:
+                _begin(config, folder, folders)
+                locks = run_dir.lock({folder, *folders})
+            for path in dict.fromkeys([folder, *folders]):
+                run_files.append(run_dir.RunFile(path, command, None if start is None else start[0].step))
             for path in set(folders) - {folder}:
                 logs.enter_context(_logging_to(path / "train.log"))
-            outcome = _train(config, folders, watcher, stop, console, differs)
+            outcome = _train(config, folders, watcher, stop, console, differs, start)
             for run_file in run_files:
                 run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
     except ForcedStop as forced:
@@ -92,10 +107,12 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = ""
         return Result(1 if stop.signal is None else 128 + stop.signal)
     finally:
         logs.close()
+        for lock in locks:
+            lock.release()
         logging.captureWarnings(False)
 
     if outcome.interrupted:
-        say(f"dpg-train: stopped at step {outcome.step:,}; checkpoint written in {folder}")
+        say(f"dpg-train: stopped at step {outcome.step:,}; go on with dpg-train resume={quoted(below_here(folder))}")
     else:
         print_summary(console, outcome, seeds, folders, trust=":" in config.env.id, brief=bool(job))
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
@@ -111,14 +128,23 @@ def failures(sweep: Path) -> list[tuple[Path, str]]:
     return failed
 
 
-def _start(
-    config: TrainConfig,
-    folder: Path,
-    folders: Sequence[Path],
-    command: Sequence[str],
-    run_files: list[run_dir.RunFile],
-) -> None:
-    """Write what each folder is, and add its `run.json` to `run_files`.
+def members(config: TrainConfig, folder: Path) -> tuple[Sequence[int], list[Path]]:
+    """The seeds of a run, and the run folder of each."""
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    return seeds, [folder] if config.num_seeds == 1 else [folder / f"seed_{seed}" for seed in seeds]
+
+
+def write_configs(config: TrainConfig, folder: Path) -> None:
+    """`config.yaml` of a run and of each of its members."""
+    _, folders = members(config, folder)
+    write_whole(Disk(), folder / "config.yaml", dump(config).encode())
+    if folders != [folder]:
+        for member, path in enumerate(folders):
+            write_whole(Disk(), path / "config.yaml", dump(_of_member(config, member)).encode())
+
+
+def _begin(config: TrainConfig, folder: Path, folders: Sequence[Path]) -> None:
+    """Write what each folder is.
 
     Raises:
         UserError: another run is in it, as when jobs of a sweep are given one folder.
@@ -127,16 +153,13 @@ def _start(
         (folder / "run.json").touch(exist_ok=False)
     except FileExistsError as error:
         raise UserError(f"{folder} holds a run already") from error
-    run_files.append(run_dir.RunFile(folder, command))
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     if folders != [folder]:
         for member, path in enumerate(folders):
             path.mkdir()
-            run_files.append(run_dir.RunFile(path, command))
-            (path / "config.yaml").write_text(dump(_of_member(config, member)), encoding="utf-8")
             if (folder / ".hydra").is_dir():
                 shutil.copytree(folder / ".hydra", path / ".hydra")
                 set_stored(path / ".hydra", seed=config.seed + member, num_seeds=1)
+    write_configs(config, folder)
 
 
 @contextlib.contextmanager
@@ -178,16 +201,32 @@ def _notes(config: TrainConfig, training: Training) -> list[str]:
 
 
 def _train(
-    config: TrainConfig, folders: Sequence[Path], watcher: Watcher, stop: StopRequest, console: Console, differs: str
+    config: TrainConfig,
+    folders: Sequence[Path],
+    watcher: Watcher,
+    stop: StopRequest,
+    console: Console,
+    differs: str,
+    start: Sequence[Loaded] | None,
 ) -> Outcome:
     training = build(config)
     for note in _notes(config, training):
         console.print(f"note: {note}", soft_wrap=True)
+    starts = [None] * len(folders) if start is None else start
+    for path, own in zip(folders, starts, strict=True):
+        if own is not None:
+            rewind(path, own, Disk())
     recorders = [
         # What differs comes first, since it is what the HParams tab has room for; the path keeps names unique.
-        Recorder(path, _of_member(config, member).model_dump(), f"{differs} ({below_here(path)})".strip())
-        for member, path in enumerate(folders)
+        Recorder(
+            path,
+            _of_member(config, member).model_dump(),
+            f"{differs} ({below_here(path)})".strip(),
+            None if own is None else own.state["files"],
+        )
+        for member, (path, own) in enumerate(zip(folders, starts, strict=True))
     ]
+    versions = run_dir.versions()
     try:
         with watcher.display:
             return train(
@@ -197,7 +236,11 @@ def _train(
                 training.noise,
                 training.replay,
                 recorders,
-                folders,
+                [
+                    Checkpoints(path, versions, config.checkpoint.keep, start=own)
+                    for path, own in zip(folders, starts, strict=True)
+                ],
+                start,
                 total_steps=config.total_steps,
                 random_steps=config.random_steps,
                 learning_starts=config.learning_starts,
@@ -205,9 +248,7 @@ def _train(
                 truncation_bootstraps=config.truncation_bootstraps,
                 eval_every=config.eval.every,
                 checkpoint_every=config.checkpoint.every,
-                checkpoint_keep=config.checkpoint.keep,
                 log_every=config.log.every,
-                versions=run_dir.versions(),
                 progress=watcher,
                 stop=stop,
             )

@@ -27,6 +27,7 @@ Examples
   dpg-train algo=ddpg env=Pendulum-v1 noise=ou seed=3
   dpg-train experiment=td3_paper env=Hopper-v4 num_seeds=3
   dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
+  dpg-train resume=RUN_DIR [total_steps=2e6]            go on with a run, exactly
   tensorboard --logdir outputs
 """
 KEYS = """
@@ -92,7 +93,9 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     overrides = [_openly(override) for override in rest]
     if any(override.partition("=")[0] == "resume" for override in overrides):
-        raise UserError("resume: this version cannot go on with a run yet")
+        from dpg_cli.cli.resume import resume
+
+        return resume(arguments)
     if flags.config_dir is not None:
         folder = Path(flags.config_dir).resolve()
         if not folder.is_dir():

@@ -1,0 +1,81 @@
+"""`dpg-train resume=RUN_DIR`: go on with a run, exactly, from its own config and its newest whole checkpoint.
+
+Hydra has no part in it, and nothing of the folder is run: its config is data, its state safetensors and JSON.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from dpg_cli import checkpoint, run_dir
+from dpg_cli import config as configs
+from dpg_cli.cli import build, job
+from dpg_cli.cli.arguments import parse
+from dpg_cli.errors import UserError
+
+# What can change without changing what has happened already.
+CHANGEABLE = (
+    *("total_steps", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "log.every"),
+    *("device", "threads"),
+)
+
+
+def resume(arguments: Sequence[str]) -> int:
+    """Go on with a run; the exit code.
+
+    Raises:
+        UserError: there is no such run, no whole checkpoint in it, or a key that would change its past.
+    """
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if key not in ("resume", "trust", *CHANGEABLE):
+            raise UserError(f"{key}: would change the run's past; with resume= there are {', '.join(CHANGEABLE)}")
+    values = parse(arguments, ("resume", "trust", *CHANGEABLE), required=("resume",))
+    folder, trust = Path(values.pop("resume")).resolve(), values.pop("trust", "false")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume={folder}: no run folder, there is no config.yaml in it")
+    stored = configs.load((folder / "config.yaml").read_bytes())
+    config = configs.changed(stored, {key: yaml.safe_load(value) for key, value in values.items()})
+    if ":" in config.env.id and trust != "true":
+        raise UserError(
+            f"env.id={config.env.id}: this would import code that the run folder names; if you trust it, trust=true"
+        )
+
+    _, folders = job.members(config, folder)
+    locks = run_dir.lock({folder, *folders})  # before the checkpoints are read, so that nobody writes any
+    starts = _newest(folders)
+    done = run_dir.status(folder) == "done"
+    if done and config.total_steps <= starts[0].step:
+        print(f"{folder}: done at step {starts[0].step:,}; total_steps=… of more would go on")
+        return 0
+    _warn_of_versions(starts[0])
+    build.check(config)
+    job.write_configs(config, folder)
+    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    print(f"going on at step {starts[0].step:,}")
+    return job.run(config, folder, run_dir.command_line(), start=starts, locks=locks).exit_code
+
+
+def _newest(folders: Sequence[Path]) -> list[checkpoint.Loaded]:
+    """The highest step at which every member has a whole checkpoint."""
+    common: set[int] | None = None
+    for folder in folders:
+        good, bad = checkpoint.valid_steps(folder)
+        for step, reason in bad.items():
+            print(f"warning: {folder}: the checkpoint of step {step:,} is damaged ({reason})", file=sys.stderr)
+        common = set(good) if common is None else common & set(good)
+    if not common:
+        raise UserError(f"resume={folders[0]}: there is no whole checkpoint")
+    return [checkpoint.load(folder, max(common)) for folder in folders]
+
+
+def _warn_of_versions(start: checkpoint.Loaded) -> None:
+    now = run_dir.versions()
+    changes = [f"{name} {old} -> {now.get(name)}" for name, old in start.versions.items() if now.get(name) != old]
+    if changes:
+        print(f"warning: the run goes on, but not bit for bit: {', '.join(changes)}", file=sys.stderr)
