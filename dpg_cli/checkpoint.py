@@ -13,7 +13,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dpg_cli.disk import Disk, write_whole
-from dpg_cli.errors import UserError
+from dpg_cli.errors import DiskError, UserError
 from dpg_cli.networks import Actor, Normalizer
 
 POLICY = "policy.safetensors"
@@ -83,8 +84,14 @@ class Checkpoints:
             oldest: number since the start of the oldest transition in the buffer.
 
         Raises:
-            OSError: the disk refuses; the checkpoint before is untouched, and nothing of this one stays.
+            DiskError: the disk refuses; the checkpoint before is untouched, and nothing of this one stays.
         """
+        with self._explaining(rows.nbytes):
+            self._save(step, policy, state, rows, oldest)
+
+    def _save(
+        self, step: int, policy: Mapping[str, Tensor], state: Mapping[str, Any], rows: np.ndarray, oldest: int
+    ) -> None:
         shards = {name: about for name, about in self._shards.items() if _bounds(name)[1] > oldest}
         if len(rows):
             first = max(self.stored, oldest)
@@ -104,11 +111,30 @@ class Checkpoints:
         """Write the policy of the best evaluation so far and point `best` at it.
 
         The one before stays as long as a checkpoint from its time does, since a run may go on from there.
+
+        Raises:
+            DiskError: the disk refuses.
         """
+        with self._explaining(0):
+            self._save_best(step, policy)
+
+    def _save_best(self, step: int, policy: Mapping[str, Tensor]) -> None:
         _write(self._root, f"best_{step:09d}", step, {POLICY: _to_bytes(policy)}, self._versions, {}, self._disk)
         _link(self._root, "best", f"best_{step:09d}", self._disk)
         self._best = step
         self._drop_unneeded()
+
+    @contextlib.contextmanager
+    def _explaining(self, size: int) -> Iterator[None]:
+        """Say what the disk refuses, and what `size` bytes and the networks would need."""
+        try:
+            yield
+        except OSError as error:
+            free = shutil.disk_usage(self._run).free
+            raise DiskError(
+                f"{error.filename or self._root}: {error.strerror}; a checkpoint with {size:,} bytes of new transitions "
+                f"was to be written, {free:,} bytes are free; the run goes on from the one before with resume="
+            ) from error
 
     def _write_shard(self, name: str, rows: np.ndarray) -> dict[str, Any]:
         if not self._replay.is_dir():

@@ -264,10 +264,18 @@ def load(text: str | bytes) -> TrainConfig:
     """
     import yaml
 
+    class NoAliases(yaml.SafeLoader):
+        """A file that refers to itself can be small and unfold to gigabytes."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("refers to itself")
+            return super().compose_node(parent, index)
+
     if len(text) > MAX_STORED:
         raise UserError(f"config.yaml: has {len(text):,} bytes, more than any config")
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, NoAliases)
     except yaml.YAMLError as error:
         raise UserError(f"config.yaml: {_first_line(error)}") from error
     if not isinstance(tree, dict):

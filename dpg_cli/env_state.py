@@ -203,7 +203,7 @@ def _is_mujoco(value: object, name: str) -> bool:
 
 
 def _model_hash(model: Any) -> str:
-    import mujoco  # type: ignore[import-untyped]
+    import mujoco
 
     buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, buffer)

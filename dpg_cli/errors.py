@@ -1,4 +1,4 @@
-"""The two ways in which a run ends badly on purpose."""
+"""The ways in which a run ends badly on purpose."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class DivergedError(Exception):
     """A quantity that must be finite is not. Exit code 1."""
+
+
+class DiskError(Exception):
+    """The disk is full, read-only or failing: names the file and the space missing. Exit code 1."""

@@ -1,21 +1,28 @@
 """What a run says about itself: averages between log points, TensorBoard, `metrics.jsonl`, `evaluations.jsonl`."""
 
+import contextlib
 import json
+import logging
 import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 
 from dpg_cli.rollout import Episode, Evaluation
 
-EVENTS = "events.out.tfevents.*"
+log = logging.getLogger(__name__)
+
+METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.out.tfevents.*"
 
 # TensorBoard's Custom Scalars tab: what belongs together, side by side.
 LAYOUT = {
@@ -107,6 +114,40 @@ class Averages:
         self._episodes: list[list[Episode]] = [[] for _ in range(self._num_seeds)]
 
 
+class EventFile:
+    """TensorBoard's one file of a run, written record by record.
+
+    torch's SummaryWriter begins a file at every start, in an order that follows the clock, and writes from a thread of
+    its own: a run that goes on would tear its curves, and a full disk would show somewhere else.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path):
+        known = sorted(folder.glob(EVENTS))
+        path = known[0] if known else folder / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
+        self._file = path.open("ab")
+        self._records = RecordWriter(self._file)
+        if self._file.tell() == 0:
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, content: Any, step: int | None = None, when: float | None = None) -> None:
+        """One summary, at an environment step."""
+        self._write(Event(wall_time=time.time() if when is None else when, step=step, summary=content))
+
+    def flush(self) -> None:
+        """All of it into the file."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+
+
 class Recorder:
     """Writes one member's scalars into its run folder.
 
@@ -119,26 +160,27 @@ class Recorder:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], name: str, sizes: Mapping[str, int] | None = None):
         self._folder = folder
-        if sizes is not None:
-            cut(folder, sizes)
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._evaluations = (folder / "evaluations.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder))
-        if sizes is None:
+        events_lost = sizes is not None and cut(folder, sizes)
+        self._metrics = (folder / METRICS).open("a", encoding="utf-8")
+        self._evaluations = (folder / EVALUATIONS).open("a", encoding="utf-8")
+        self._events = EventFile(folder)
+        if sizes is None or events_lost:
             self._write_config(config, name)
+        if events_lost:
+            for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+                record = json.loads(line)
+                self._add_scalars(record.pop("step"), record.pop("time"), record)
 
     def sizes(self) -> dict[str, int]:
         """What is in every file by now."""
-        self._writer.flush()
-        return {path.name: path.stat().st_size for path in (*self._folder.glob(EVENTS), *self._folder.glob("*.jsonl"))}
+        paths = [*self._folder.glob(EVENTS), self._folder / METRICS, self._folder / EVALUATIONS]
+        return {path.name: path.stat().st_size for path in paths}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One record: scalars by tag at an environment step."""
         now = time.time()
         _append(self._metrics, {"step": step, "time": now, **values})
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step, now)
-        self._writer.flush()
+        self._add_scalars(step, now, values)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """One evaluation: its episodes into `evaluations.jsonl`, its scalars as a record."""
@@ -155,36 +197,55 @@ class Recorder:
 
     def close(self) -> None:
         """Close every file."""
-        self._writer.close()
-        self._metrics.close()
-        self._evaluations.close()
+        for file in (self._events, self._metrics, self._evaluations):
+            with contextlib.suppress(OSError):  # a full disk; what is lost was not in any checkpoint
+                file.close()
+
+    def _add_scalars(self, step: int, when: float, values: Mapping[str, float]) -> None:
+        for tag, value in values.items():
+            self._events.add(summary.scalar(tag, value), step, when)  # type: ignore[no-untyped-call]
+        self._events.flush()
 
     def _write_config(self, config: Mapping[str, Any], name: str) -> None:
         # Of the HParams tab's summaries only this run's own: add_hparams would make a sub-run, and the columns of
         # the first run's experiment summary would be those of every run. Without one they are what any run has.
-        start = hparams_pb(_flat(config), trial_id=name)
-        self._writer._get_file_writer().add_summary(start)  # type: ignore[no-untyped-call]
+        self._events.add(hparams_pb(_flat(config), trial_id=name))
         text = "".join(f"    {line}\n" for line in json.dumps(config, indent=2).splitlines())
-        self._writer.add_text("config", text)
-        self._writer.add_custom_scalars(LAYOUT)
-        self._writer.flush()
+        self._events.add(summary.text("config", text), 0)  # type: ignore[no-untyped-call]
+        self._events.add(summary.custom_scalars(LAYOUT), 0)  # type: ignore[no-untyped-call]
+        self._events.flush()
 
 
-def cut(folder: Path, sizes: Mapping[str, int]) -> None:
+def cut(folder: Path, sizes: Mapping[str, int]) -> bool:
     """Bring a run's files back to what they were, so that their curves go on without a seam.
 
-    Where TensorBoard's files are damaged, they are written anew from `metrics.jsonl`.
+    Returns:
+        Whether TensorBoard's file was damaged. It is then gone, to be written anew from `metrics.jsonl`.
     """
-    for path in (*folder.glob(EVENTS), *folder.glob("*.jsonl")):
-        if path.name not in sizes:
-            path.unlink()  # of a start after the checkpoint
-        elif path.stat().st_size > sizes[path.name]:
+    for name in (METRICS, EVALUATIONS):
+        path = folder / name
+        path.touch()
+        if (size := path.stat().st_size) < sizes[name]:
+            log.warning("%s has lost %d bytes at its end", path, sizes[name] - size)
+        data = path.read_bytes()[: sizes[name]]
+        os.truncate(path, data.rfind(b"\n") + 1)
+    events = {path: path.stat().st_size for path in folder.glob(EVENTS)}
+    known = {path: size for path, size in events.items() if path.name in sizes}
+    whole = len(known) == 1 and all(size >= sizes[path.name] for path, size in known.items())
+    for path in events:
+        if whole and path in known:
             os.truncate(path, sizes[path.name])
+        else:
+            path.unlink()
+    return not whole
 
 
-def _append(file: Any, record: Mapping[str, Any]) -> None:
-    file.write(json.dumps(record) + "\n")
-    file.flush()
+def _append(file: TextIO, record: Mapping[str, Any]) -> None:
+    try:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -1,5 +1,7 @@
 """Acting in environments: `collect()` for training, `evaluate()` for measuring."""
 
+import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from dpg_cli.noise import Noise
 from dpg_cli.seeding import Purpose, generator, integer
 
 Env = gym.Env[np.ndarray, np.ndarray]
+UNSTABLE = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")  # MuJoCo then starts the simulation anew by itself
 
 
 class Transition(NamedTuple):
@@ -58,6 +61,7 @@ class Environments:
         self._returns = np.zeros(shape)
         self._lengths = np.zeros(shape, np.int64)
         self.action_dim: int = envs[0][0].action_space.shape[0]  # type: ignore[index]
+        self._simulations = [[simulation(env) for env in member] for member in envs]
         self._random = [[generator(s, Purpose.RANDOM_ACTION, e) for e in range(shape[1])] for s in seeds]
 
     def reset(self) -> None:
@@ -92,6 +96,7 @@ class Environments:
             observed, reward[i], terminated[i], truncated[i], _ = env.step(action[i])
             put(next_obs, i, observed)
         check_finite(self.seeds, f"step {step}", reward=reward, obs=next_obs)
+        check_simulations(self.seeds, f"step {step}", self._simulations)
         self._returns += reward
         self._lengths += 1
         self.obs = next_obs.copy()
@@ -239,6 +244,7 @@ def run_episodes(
     obs: np.ndarray = np.array(first)
     when = f"evaluation at step {step}"
     check_finite(seeds, when, obs=obs)
+    simulations = [[simulation(env) for env in member] for member in envs]
     running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
     observations, rewards, made = [], [], []
     while running.any():
@@ -254,6 +260,7 @@ def run_episodes(
             put(obs, (s, i), observed)
             running[s, i] = not (terminated[s, i] or truncated)
         check_finite(seeds, when, reward=reward, obs=obs)
+        check_simulations(seeds, when, simulations)
         rewards.append(reward)
     return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated)
 
@@ -346,3 +353,27 @@ def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> N
         if not np.isfinite(values).all():
             member = int(np.argwhere(~np.isfinite(values))[0][0])
             raise DivergedError(f"seed {seeds[member]}, {when}: {name} is not finite")
+
+
+def simulation(env: Env) -> Any:
+    """MuJoCo's data, if the environment has any."""
+    data = getattr(env.unwrapped, "data", None)
+    return data if type(data).__module__.startswith("mujoco") else None
+
+
+def check_simulations(seeds: Sequence[int], when: str, simulations: Sequence[Sequence[Any]]) -> None:
+    """Raise where MuJoCo met a number that is not finite and began anew by itself, which no reward shows.
+
+    Raises:
+        DivergedError: it names seed and `when`.
+    """
+    for seed, member in zip(seeds, simulations, strict=True):
+        for data in member:
+            if data is not None and any(data.warning[number].number for number in _unstable_warnings()):
+                raise DivergedError(f"seed {seed}, {when}: the simulation became unstable and was reset by MuJoCo")
+
+
+@functools.cache
+def _unstable_warnings() -> tuple[int, ...]:
+    warnings = sys.modules["mujoco"].mjtWarning
+    return tuple(int(getattr(warnings, name)) for name in UNSTABLE)

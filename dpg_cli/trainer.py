@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dpg_cli.algorithms import Algorithm
+from dpg_cli.algorithms import NETWORKS, Algorithm
 from dpg_cli.checkpoint import Checkpoints, Loaded
 from dpg_cli.errors import DivergedError
 from dpg_cli.metrics import Averages, Recorder
@@ -172,8 +172,11 @@ def train(
     def save_checkpoint(step: int, *, evaluation_due: bool) -> None:
         with watch.paused():
             for member, writer in enumerate(checkpoints):
+                learned = algorithm.state(member)
+                if not all(tensor.isfinite().all() for name in NETWORKS for tensor in learned[name].values()):
+                    raise DivergedError(f"seed {seeds[member]}, step {step}: a network is not finite")
                 state = {
-                    "algorithm": algorithm.state(member),
+                    "algorithm": learned,
                     "noise": noise.state(member),
                     "replay": replay.state(member),
                     "environments": environments.state(member),

@@ -17,6 +17,7 @@ from dpg_cli.networks import Actor, Critic, Normalizer
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction
 from dpg_cli.seeding import Purpose, torch_generator
 
+NETWORKS = ("actor", "critic", "target_actor", "target_critic")
 REGISTRY: dict[str, type["Algorithm"]] = {}
 A = TypeVar("A", bound="type[Algorithm]")
 N = TypeVar("N", Actor, Critic)
@@ -193,7 +194,7 @@ class Algorithm:
         return torch.from_numpy(array).to(self._device, self._dtype)
 
     def _networks(self) -> Iterator[tuple[str, nn.Module]]:
-        for name in ("actor", "critic", "target_actor", "target_critic"):
+        for name in NETWORKS:
             yield name, getattr(self, name)
 
     def _optimizers(self) -> Iterator[tuple[str, Adam]]:

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from dpg_cli import run_dir
 from dpg_cli.checkpoint import Checkpoints, Loaded, rewind
-from dpg_cli.cli.build import Training, build
+from dpg_cli.cli.build import Training, build, environment_maker
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.config import TrainConfig, dump, set_stored
 from dpg_cli.disk import Disk, write_whole
+from dpg_cli.env_state import copies_exactly
 from dpg_cli.envs import has_time_limit, newer_version
-from dpg_cli.errors import DivergedError, UserError
+from dpg_cli.errors import DiskError, DivergedError, UserError
 from dpg_cli.metrics import Recorder
 from dpg_cli.rollout import Episode, Evaluation
 from dpg_cli.trainer import Outcome, train
@@ -98,11 +99,12 @@ def run(
             run_file.end("interrupted", last_step=watcher.step)
         return Result(int(str(forced.code)))
     except BaseException as error:  # a simulator's SystemExit must not look like success either
-        expected = isinstance(error, DivergedError | UserError)
+        expected = isinstance(error, DivergedError | DiskError | UserError)
         message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
         log.exception("failed")
         for run_file in run_files:
-            run_file.end("failed", last_step=watcher.step, error=message)
+            with contextlib.suppress(OSError):  # on a full disk
+                run_file.end("failed", last_step=watcher.step, error=message)
         say(f"dpg-train: failed: {message} (log: {folder / 'train.log'})")
         return Result(1 if stop.signal is None else 128 + stop.signal)
     finally:
@@ -187,9 +189,14 @@ def _title(config: TrainConfig, job: str) -> str:
     return (f"{job}: " if job else "") + title + (f" (the newest version is {newest})" if newest else "")
 
 
-def _notes(config: TrainConfig, training: Training) -> list[str]:
-    """What is allowed and probably not meant."""
+def _notes(config: TrainConfig, training: Training, problem: str | None) -> list[str]:
+    """What is allowed and probably not meant, or good to know."""
     notes = []
+    if problem is not None:
+        notes.append(
+            f"{config.env.id} cannot be copied in the middle of an episode ({problem}): if this run is resumed, it "
+            "begins a new episode there, and is not the same bit for bit"
+        )
     if not has_time_limit(training.evaluation_envs[0][0]):
         notes.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
@@ -210,7 +217,9 @@ def _train(
     start: Sequence[Loaded] | None,
 ) -> Outcome:
     training = build(config)
-    for note in _notes(config, training):
+    problem = copies_exactly(environment_maker(config))
+    training.environments.copyable = problem is None
+    for note in _notes(config, training, problem):
         console.print(f"note: {note}", soft_wrap=True)
     starts = [None] * len(folders) if start is None else start
     for path, own in zip(folders, starts, strict=True):
