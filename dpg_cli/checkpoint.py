@@ -132,8 +132,8 @@ class Checkpoints:
         except OSError as error:
             free = shutil.disk_usage(self._run).free
             raise DiskError(
-                f"{error.filename or self._root}: {error.strerror}; a checkpoint with {size:,} bytes of new transitions "
-                f"was to be written, {free:,} bytes are free; the run goes on from the one before with resume="
+                f"{error.filename or self._root}: {error.strerror}; a checkpoint with {size:,} bytes of new "
+                f"transitions was to be written, {free:,} bytes are free; the one before it is whole"
             ) from error
 
     def _write_shard(self, name: str, rows: np.ndarray) -> dict[str, Any]:
