@@ -271,6 +271,8 @@ def _check(folder: Path, replay: Path | None = None) -> dict[str, Any]:
         Exception: they are not.
     """
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    if manifest.pop("checksum") != _checksum(manifest):
+        raise ValueError(f"{MANIFEST} does not match its checksum")
     if manifest["step"] != _step(folder):
         raise ValueError(f"its manifest says step {manifest['step']}")
     for name in (POLICY, TREE, TENSORS):
@@ -304,6 +306,10 @@ def _actor(state: dict[str, Tensor]) -> Actor:
     return actor
 
 
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _described(data: bytes | memoryview) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -325,6 +331,7 @@ def _write(
     temporary, folder = root / f".{name}.{os.getpid()}", root / name
     described = {file: _described(data) for file, data in files.items()}
     manifest: dict[str, Any] = {"step": step, "files": described, "versions": dict(versions), **about}
+    manifest["checksum"] = _checksum(manifest)
     try:
         if not root.is_dir():
             disk.make_folder(root)

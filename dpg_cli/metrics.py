@@ -127,9 +127,9 @@ class EventFile:
     def __init__(self, folder: Path):
         known = sorted(folder.glob(EVENTS))
         path = known[0] if known else folder / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
-        self._file = path.open("ab")
-        self._records = RecordWriter(self._file)
-        if self._file.tell() == 0:
+        self.file = path.open("ab")
+        self._records = RecordWriter(self.file)
+        if self.file.tell() == 0:
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add(self, content: Any, step: int | None = None, when: float | None = None) -> None:
@@ -138,11 +138,11 @@ class EventFile:
 
     def flush(self) -> None:
         """All of it into the file."""
-        self._file.flush()
+        self.file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self.file.close()
 
     def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
@@ -172,7 +172,9 @@ class Recorder:
                 self._add_scalars(record.pop("step"), record.pop("time"), record)
 
     def sizes(self) -> dict[str, int]:
-        """What is in every file by now."""
+        """What is in every file by now, and on the disk."""
+        for file in (self._events.file, self._metrics, self._evaluations):
+            os.fsync(file.fileno())
         paths = [*self._folder.glob(EVENTS), self._folder / METRICS, self._folder / EVALUATIONS]
         return {path.name: path.stat().st_size for path in paths}
 

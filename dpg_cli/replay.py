@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.recfunctions import structured_to_unstructured
 
 from dpg_cli.algorithms.base import Batch
 
@@ -68,28 +69,27 @@ class Replay:
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def rows(self, member: int, first: int) -> np.ndarray:
-        """The transitions from number `first` since the start on, `(n, width)`, as far as they are still there."""
+        """The transitions from number `first` since the start on, as far as they are still there.
+
+        Returns:
+            `(n,)`, a structured array with fields obs, action, reward, next_obs and terminated.
+        """
         first = max(first, self.added - self.size)
         places = torch.arange(first, self.added) % self.capacity
         rows: np.ndarray = self._rows[member, places].cpu().numpy()
-        return rows
-
-    def row_type(self) -> np.dtype[Any]:
-        """What the numbers of a row are, by name."""
-        scalar = str(self._rows.dtype).removeprefix("torch.")
         obs, action = self._widths[:2]
-        names = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
-        return np.dtype([(name, scalar, shape) for name, shape in names])
+        fields = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
+        return rows.view(np.dtype([(name, rows.dtype, shape) for name, shape in fields]))[:, 0]
 
     def state(self, member: int) -> dict[str, Any]:
         """All but the rows of one member."""
         return {"added": self.added, "size": self.size, "random": self._generators[member].bit_generator.state}
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: np.ndarray) -> None:
-        """Go on from `state()`, one a member, and the rows that were there, `(S, size, width)`, oldest first."""
+        """Go on from `state()`, one a member, and the `rows()` that were there, `(S, size)`, oldest first."""
         self.added, self.size = states[0]["added"] - states[0]["size"], 0
         if states[0]["size"]:
-            self._put(rows)
+            self._put(structured_to_unstructured(rows))
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state["random"]
 

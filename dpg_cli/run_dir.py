@@ -7,13 +7,14 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dpg_cli import __version__
+from dpg_cli.disk import Disk
 from dpg_cli.errors import UserError
 
 
@@ -30,6 +31,8 @@ def claim(folder: Path, key: str) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=False)
+        for path in missing:
+            Disk().sync_folder(path.parent)
     except FileExistsError as error:
         raise UserError(f"{key}={folder}: exists already; choose a folder that does not") from error
     except OSError as error:
@@ -39,46 +42,24 @@ def claim(folder: Path, key: str) -> None:
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
 
 
-class Lock:
-    """Whoever holds it is the only one that trains in a folder.
+@contextlib.contextmanager
+def locked(folders: Iterable[Path]) -> Iterator[None]:
+    """Be the only one that trains in these folders.
 
-    The kernel drops it when the process dies, however that comes about, and worker processes do not inherit it.
-
-    Args:
-        folder: the run folder.
-
-    Raises:
-        UserError: another process holds it.
-    """
-
-    def __init__(self, folder: Path):
-        self._file = (folder / ".lock").open("a")
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise UserError(f"{folder}: is being trained by another process") from error
-
-    def release(self) -> None:
-        """Let others in."""
-        self._file.close()
-
-
-def lock(folders: Iterable[Path]) -> list[Lock]:
-    """The locks of all of them, or of none.
+    The kernel drops such a lock when the process dies, however that comes about, and worker processes do not inherit
+    it.
 
     Raises:
-        UserError: another process holds one.
+        UserError: another process is.
     """
-    locks: list[Lock] = []
-    try:
+    with contextlib.ExitStack() as files:
         for folder in folders:
-            locks.append(Lock(folder))
-    except UserError:
-        for own in locks:
-            own.release()
-        raise
-    return locks
+            file = files.enter_context((folder / ".lock").open("a"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{folder}: is being trained by another process") from error
+        yield
 
 
 class RunFile:

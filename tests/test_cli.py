@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import yaml
+from commands import SMALL, TOY, lines, without_time
 from rich.console import Console
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.context import RequestContext
@@ -21,59 +21,15 @@ from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_gr
 from tensorboard.plugins.hparams.backend_context import Context
 
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.cli import eval as eval_command
-from dpg_cli.cli import train as train_command
 from dpg_cli.cli.progress import ProgressDisplay
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
 
-TOY = "env=toy_envs:Toy/Reach-v0"
-SMALL = ["algo.hidden_sizes=[8]", "algo.batch_size=4", "total_steps=60", "random_steps=10", "eval.every=20"]
-SMALL += ["eval.episodes=2", "checkpoint.every=30", "log.every=20", "threads=1"]
 TAGS = {
     *("train/episode_return", "train/episode_length", "eval/return_mean", "eval/return_std", "eval/episode_length"),
     *("loss/critic", "loss/actor", "value/q_mean", "value/target_mean", "policy/saturation", "grad/critic_norm"),
     *("grad/actor_norm", "noise/scale", "perf/steps_per_second", "perf/updates_per_second"),
 }
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Run a command in an empty folder: its exit code, what it printed, what it complained."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", sys.argv)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(logging.root, "handlers", [])  # Hydra puts its own there
-
-    def run(main, *arguments):
-        sys.argv = ["dpg", *arguments]
-        with pytest.raises(SystemExit) as ended:
-            main()
-        for handler in logging.root.handlers:
-            handler.close()
-        logging.root.handlers = []
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
-def train(command):
-    return lambda *arguments: command(train_command.main, *arguments)
-
-
-@pytest.fixture
-def evaluate(command):
-    return lambda *arguments: command(eval_command.main, *arguments)
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def without_time(records):
-    return [{k: v for k, v in r.items() if k != "time" and not k.startswith("perf/")} for r in records]
 
 
 def test_help_starts_with_examples_and_names_the_choices(train, evaluate):
@@ -112,9 +68,10 @@ def test_a_run_folder_holds_what_the_contract_says(train, tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", run.name)
     names = {p.name for p in run.iterdir()}
     assert names - {n for n in names if n.startswith("events.out.tfevents.")} == {
-        *(".hydra", "checkpoints", "config.yaml", "evaluations.jsonl", "metrics.jsonl", "run.json", "train.log")
+        *(".hydra", "checkpoints", "config.yaml", "evaluations.jsonl", "metrics.jsonl", "replay", "run.json"),
+        *("train.log", ".lock"),
     }
-    assert len(names) == 8  # one event file, no sub-run
+    assert len(names) == 10  # one event file, no sub-run
     assert {p.name for p in (run / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
 
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -137,7 +94,9 @@ def test_a_run_folder_holds_what_the_contract_says(train, tmp_path):
 
     for checkpoint in (run / "checkpoints").glob("step_*"):
         assert re.fullmatch(r"step_\d{9}", checkpoint.name)
-        assert {p.name for p in checkpoint.iterdir()} == {"manifest.json", "policy.safetensors"}
+        assert {p.name for p in checkpoint.iterdir()} == {
+            *("manifest.json", "policy.safetensors", "state.json", "state.safetensors")
+        }
     assert not os.path.isabs((run / "checkpoints" / "latest").readlink())
 
     best = max(lines(run / "evaluations.jsonl"), key=lambda r: np.mean(r["returns"]))
@@ -239,7 +198,7 @@ def test_what_is_probably_not_meant_is_said(train):
         (["buffer_size=1e12", "total_steps=1e12"], "GiB of memory are free"),
         (["-m", "algo=ddpg,td4"], "did you mean td3"),
         (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
-        (["resume=outputs/x"], "resume"),
+        (["resume=outputs/x"], "no run folder"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: no such flag here"),
         (["--config-name", "other"], "--config-name: no such flag here"),
         (["-r"], "-r: no such flag here"),
@@ -386,7 +345,7 @@ def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, signals
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "latest").readlink().name == f"step_{record['last_step']:09d}"
-    assert "stopped at step" in err.splitlines()[-1]
+    assert "go on with dpg-train resume=run" in err.splitlines()[-1]
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

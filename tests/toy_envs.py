@@ -61,6 +61,15 @@ class Spaces(Reach):
             self.observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
+class Odd(Reach):
+    """Reach with something in it that cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.iterator = iter(range(10**9))
+
+
+gym.register("Toy/Odd-v0", entry_point=Odd, max_episode_steps=20)
 gym.register("Toy/Reach-v0", entry_point=Reach, max_episode_steps=20)
 gym.register("Toy/Endless-v0", entry_point=Reach, kwargs={"endless": True})
 gym.register("Toy/Spaces-v0", entry_point=Spaces, max_episode_steps=20)

@@ -62,7 +62,6 @@ def run(
     job: str = "",
     differs: str = "",
     start: Sequence[Loaded] | None = None,
-    locks: Sequence[run_dir.Lock] = (),
 ) -> Result:
     """Train in a claimed folder; whatever happens is recorded there and said in one line.
 
@@ -72,8 +71,7 @@ def run(
         command: the command line, for the record.
         job: in a sweep, which job of how many this is, for the terminal.
         differs: in a sweep, what makes this job another than the rest.
-        start: the checkpoints to go on from, one a member; nothing for a new run.
-        locks: of all folders, where the caller has them already; they are released at the end.
+        start: the checkpoints to go on from, one a member, whose folders the caller has locked; nothing for a new run.
     """
     console = new_console()
     seeds, folders = members(config, folder)
@@ -81,16 +79,16 @@ def run(
     watcher = Watcher(ProgressDisplay(_title(config, job), config.total_steps, console), run_files)
     stop = StopRequest()
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
-    logs = contextlib.ExitStack()
+    resources = contextlib.ExitStack()
     try:
         with stop:
             if start is None:
                 _begin(config, folder, folders)
-                locks = run_dir.lock({folder, *folders})
+                resources.enter_context(run_dir.locked({folder, *folders}))
             for path in dict.fromkeys([folder, *folders]):
                 run_files.append(run_dir.RunFile(path, command, None if start is None else start[0].step))
             for path in set(folders) - {folder}:
-                logs.enter_context(_logging_to(path / "train.log"))
+                resources.enter_context(_logging_to(path / "train.log"))
             outcome = _train(config, folders, watcher, stop, console, differs, start)
             for run_file in run_files:
                 run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
@@ -108,9 +106,7 @@ def run(
         say(f"dpg-train: failed: {message} (log: {folder / 'train.log'})")
         return Result(1 if stop.signal is None else 128 + stop.signal)
     finally:
-        logs.close()
-        for lock in locks:
-            lock.release()
+        resources.close()
         logging.captureWarnings(False)
 
     if outcome.interrupted:

@@ -45,20 +45,19 @@ def resume(arguments: Sequence[str]) -> int:
         )
 
     _, folders = job.members(config, folder)
-    locks = run_dir.lock({folder, *folders})  # before the checkpoints are read, so that nobody writes any
-    starts = _newest(folders)
-    done = run_dir.status(folder) == "done"
-    if done and config.total_steps <= starts[0].step:
-        print(f"{folder}: done at step {starts[0].step:,}; total_steps=… of more would go on")
-        return 0
-    _warn_of_versions(starts[0])
-    build.check(config)
-    job.write_configs(config, folder)
-    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    print(f"going on at step {starts[0].step:,}")
-    return job.run(config, folder, run_dir.command_line(), start=starts, locks=locks).exit_code
+    with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that nobody writes any
+        starts = _newest(folders)
+        if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
+            print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= goes on")
+            return 0
+        _warn_of_versions(starts[0])
+        build.check(config)
+        job.write_configs(config, folder)
+        handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+        print(f"going on at step {starts[0].step:,}")
+        return job.run(config, folder, run_dir.command_line(), start=starts).exit_code
 
 
 def _newest(folders: Sequence[Path]) -> list[checkpoint.Loaded]:

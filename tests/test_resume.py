@@ -1,0 +1,280 @@
+"""`dpg-train resume=`: a run that was stopped anywhere ends as one that was not."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from commands import SMALL, TOY, lines, without_time
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dpg_cli import checkpoint
+from dpg_cli.cli import job
+from dpg_cli.cli.signals import StopRequest
+
+RUN = [TOY, *SMALL, "noise=ou", "hydra.run.dir=run"]
+
+
+@pytest.fixture
+def stopped(train, monkeypatch):
+    """Train, and ask to stop when `stop` has been asked about so many times."""
+
+    def run(times, *arguments, number=signal.SIGTERM):
+        class Request(StopRequest):
+            asked = 0
+
+            def __call__(self):
+                self.asked += 1
+                if self.asked == times:
+                    self.signal = number
+                return super().__call__()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(job, "StopRequest", Request)
+            return train(*arguments)
+
+    return run
+
+
+def same(run, other):
+    """All that the numbers of two runs come to: curves, and the state at the end."""
+    for member, beside in zip(members(run), members(other), strict=True):
+        assert (member / "evaluations.jsonl").read_bytes() == (beside / "evaluations.jsonl").read_bytes()
+        assert without_time(lines(member / "metrics.jsonl")) == without_time(lines(beside / "metrics.jsonl"))
+        assert digest(member) == digest(beside)
+        leftovers = [p for p in member.rglob(".*") if p.name not in (".hydra", ".lock")]
+        assert leftovers == []
+        assert curve(member) == [
+            r["eval/return_mean"] for r in lines(member / "metrics.jsonl") if "eval/return_mean" in r
+        ]
+
+
+def members(run):
+    return sorted(run.glob("seed_*")) or [run]
+
+
+def digest(run):
+    (*_, newest), damaged = checkpoint.valid_steps(run)
+    assert not damaged
+    loaded = checkpoint.load(run, newest)
+    tree, tensors = checkpoint._pack({key: value for key, value in loaded.state.items() if key != "files"})
+    return newest, tree, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, loaded.rows.tobytes()
+
+
+def curve(run):
+    """As TensorBoard reads it, from one file."""
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    events = accumulator.Scalars("eval/return_mean")
+    assert [event.step for event in events] == sorted({event.step for event in events})
+    return [pytest.approx(event.value, rel=1e-6) for event in events]
+
+
+VARIANTS = {
+    "one seed": [],
+    "two seeds, two environments": ["num_seeds=2", "num_envs=2", "algo.normalize_obs=true"],
+    "a ring that has wrapped": ["buffer_size=13", "algo=ddpg", "noise=gaussian"],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("times", [1, 4, 25, 70])
+def test_stopped_and_resumed_is_never_stopped(train, stopped, tmp_path, name, times):
+    arguments = [*RUN, *VARIANTS[name]]
+    assert train(*arguments, "hydra.run.dir=whole")[0] == 0
+    code, _, err = stopped(times, *arguments)
+    assert code == 143
+    assert "go on with dpg-train resume=run" in err
+    code, out, err = train("resume=run", "trust=true")
+    assert (code, err) == (0, "")
+    assert "going on at step" in out
+    same(tmp_path / "run", tmp_path / "whole")
+    record = json.loads((members(tmp_path / "run")[0] / "run.json").read_text())
+    assert record["status"] == "done"
+    assert len(record["resumed"]) == 1
+
+
+def test_three_stops_in_one_run(train, stopped, tmp_path):
+    assert train(*RUN, "hydra.run.dir=whole")[0] == 0
+    assert stopped(20, *RUN)[0] == 143
+    for _ in range(2):
+        assert stopped(20, "resume=run", "trust=true")[0] == 143
+    assert train("resume=run", "trust=true")[0] == 0
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_longer_run_by_resume_is_one_that_was_long_from_the_start(train, tmp_path):
+    assert train(*RUN, "total_steps=95", "hydra.run.dir=long")[0] == 0
+    assert train(*RUN, "total_steps=47")[0] == 0  # on no stride at all
+    assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 47
+    assert train("resume=run", "total_steps=95", "trust=true")[0] == 0
+    same(tmp_path / "run", tmp_path / "long")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["total_steps"] == 95
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(train, tmp_path):
+    assert train(*RUN)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for arguments in ([], ["total_steps=60"], ["total_steps=10"]):
+        code, out, err = train("resume=run", "trust=true", *arguments)
+        assert (code, err) == (0, "")
+        assert "done at step 60" in out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_one_seed_of_several_goes_on_alone(train, stopped, tmp_path):
+    assert stopped(30, *RUN, "num_seeds=2", "seed=4")[0] == 143
+    code, out, _ = train("resume=run/seed_5", "trust=true")
+    assert code == 0
+    assert "seed 5" in out
+    assert json.loads((tmp_path / "run/seed_5/run.json").read_text())["status"] == "done"
+    assert json.loads((tmp_path / "run/seed_4/run.json").read_text())["status"] == "interrupted"
+
+
+def test_several_seeds_go_on_from_the_highest_step_whole_in_all(train, tmp_path):
+    arguments = [*RUN, "num_seeds=2", "checkpoint.keep=3"]
+    assert train(*arguments, "hydra.run.dir=whole")[0] == 0
+    assert train(*arguments)[0] == 0
+    (tmp_path / "run/seed_1/checkpoints/step_000000060/state.json").write_text("{}")
+    code, out, err = train("resume=run", "trust=true", "total_steps=61")
+    assert code == 0
+    assert "going on at step 30" in out
+    assert "seed_1: the checkpoint of step 60 is damaged" in err
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "policy.safetensors", "state.json", "state.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(train, tmp_path, file, damage):
+    assert train(*RUN, "checkpoint.keep=3", "hydra.run.dir=whole")[0] == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
+    path = tmp_path / "run" / "checkpoints" / "step_000000060" / file
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    path.write_bytes({"truncated": data[:-1], "zeroed": bytes(len(data)), "flipped": data, "missing": b""}[damage])
+    if damage == "missing":
+        path.unlink()
+    code, out, err = train("resume=run", "trust=true")
+    assert code == 0
+    assert "step 60 is damaged" in err
+    assert "going on at step 30" in out
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_damaged_shard_is_a_damaged_checkpoint(train, tmp_path):
+    assert train(*RUN)[0] == 0
+    for shard in (tmp_path / "run" / "replay").iterdir():
+        shard.write_bytes(shard.read_bytes()[:-1])
+    code, _, err = train("resume=run", "trust=true", "total_steps=61")
+    assert (code, err.count("is damaged")) == (2, 2)
+    assert "there is no whole checkpoint" in err
+
+
+def test_shards_are_written_once_and_load_as_a_dataset(train, tmp_path):
+    assert train(*RUN, "checkpoint.every=20", "checkpoint.keep=1")[0] == 0
+    shards = sorted((tmp_path / "run" / "replay").glob("*.npy"))
+    assert [path.name for path in shards] == [f"rows_{first:012d}_{first + 20:012d}.npy" for first in (0, 20, 40)]
+    data = np.concatenate([np.load(path) for path in shards])
+    assert data["obs"].shape == data["next_obs"].shape == (60, 2)
+    assert data["action"].shape == (60, 1)
+    np.testing.assert_array_equal(data["obs"][1:19], data["next_obs"][:18])
+    assert set(data["terminated"]) <= {0.0, 1.0}
+
+
+def test_shards_that_the_ring_has_overwritten_go(train, tmp_path):
+    assert train(*RUN, "checkpoint.every=10", "checkpoint.keep=1", "buffer_size=15")[0] == 0
+    assert [p.name[:17] for p in sorted((tmp_path / "run" / "replay").iterdir())] == [
+        "rows_000000000040",
+        "rows_000000000050",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume=nowhere"], "no run folder"),
+        (["resume=run"], "trust=true"),
+        (["resume=run", "trust=true", "algo.tau=0.1"], "algo.tau: would change the run's past"),
+        (["resume=run", "trust=true", "seed=3"], "seed: would change the run's past"),
+        (["resume=run", "trust=true", "total_steps=abc"], "total_steps=abc"),
+        (["resume=run", "trust=true", "eval.every=0"], "eval.every=0"),
+        (["resume=run", "-m"], "-m"),
+        (["resume="], "resume: missing"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(train, stopped, tmp_path, arguments, message):
+    assert stopped(30, *RUN)[0] == 143
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = train(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(p for p in tmp_path.rglob("*") if p.name != ".lock") == [p for p in before if p.name != ".lock"]
+
+
+def test_what_may_change_does(train, stopped, tmp_path):
+    assert stopped(15, *RUN)[0] == 143
+    changes = ["total_steps=80", "eval.every=11", "eval.episodes=3", "checkpoint.every=7", "checkpoint.keep=4"]
+    assert train("resume=run", "trust=true", *changes, "log.every=9", "threads=1", "device=cpu")[0] == 0
+    assert len(lines(tmp_path / "run" / "evaluations.jsonl")[-1]["returns"]) == 3
+    assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 80
+
+
+def test_other_versions_are_named(train, stopped, tmp_path, monkeypatch):
+    assert stopped(30, *RUN)[0] == 143
+    monkeypatch.setattr("dpg_cli.run_dir.__version__", "99.0")
+    code, _, err = train("resume=run", "trust=true")
+    assert code == 0
+    assert "not bit for bit: dpg_cli" in err
+    assert "-> 99.0" in err
+
+
+def test_one_writer(train, stopped, tmp_path):
+    assert stopped(30, *RUN)[0] == 143
+    program = "import pathlib, sys\nfrom dpg_cli.run_dir import locked\nwith locked([pathlib.Path('run')]):\n"
+    program += "    print('locked', flush=True)\n    sys.stdin.readline()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True, cwd=tmp_path) as other:
+        assert other.stdout.readline() == "locked\n"
+        code, _, err = train("resume=run", "trust=true")
+        assert code == 2
+        assert "is being trained by another process" in err
+        other.kill()
+        other.wait()
+    assert train("resume=run", "trust=true")[0] == 0
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "evaluations.jsonl", "events"])
+@pytest.mark.parametrize("damage", ["torn", "more"])
+def test_torn_and_later_lines_are_cut(train, stopped, tmp_path, file, damage):
+    assert train(*RUN, "hydra.run.dir=whole")[0] == 0
+    assert stopped(40, *RUN)[0] == 143
+    path = next((tmp_path / "run").glob("events.*")) if file == "events" else tmp_path / "run" / file
+    with path.open("ab") as stream:
+        stream.write(b'{"step": 10' if damage == "torn" else path.read_bytes()[-200:])
+    assert train("resume=run", "trust=true")[0] == 0
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+def test_a_lost_event_file_is_written_anew(train, stopped, tmp_path, damage):
+    assert train(*RUN, "hydra.run.dir=whole")[0] == 0
+    assert stopped(40, *RUN)[0] == 143
+    (path,) = (tmp_path / "run").glob("events.*")
+    os.truncate(path, 100) if damage == "cut" else path.unlink()
+    assert train("resume=run", "trust=true")[0] == 0
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_environment_that_cannot_be_copied_begins_a_new_episode(train, stopped, tmp_path):
+    odd = "env=toy_envs:Toy/Odd-v0"
+    code, out, _ = stopped(30, odd, *SMALL, "hydra.run.dir=run")
+    assert code == 143
+    assert "cannot be copied in the middle of an episode" in out
+    assert train("resume=run", "trust=true")[0] == 0
+    assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 60
