@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from dpg_cli import run_dir
 from dpg_cli.cli.build import Training, build
-from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary
+from dpg_cli.cli.progress import ProgressDisplay, new_console, print_summary
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.config import TrainConfig, dump, set_stored
 from dpg_cli.envs import has_time_limit, newer_version
@@ -26,10 +27,18 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """How a job ended; without an outcome where it failed, which its `run.json` explains."""
+    """How a job ended: with an outcome, or with an error where it failed."""
 
     exit_code: int
     outcome: Outcome | None = None
+    error: str | None = None
+
+
+class Label(NamedTuple):
+    """What a job of a sweep is called."""
+
+    position: str  # such as "[3/4] job 2"
+    differs: str  # what makes it another than the rest, such as "algo=td3 seed=0"
 
 
 @dataclass
@@ -52,21 +61,21 @@ class Watcher:
             run_file.reached(step)
 
 
-def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = "", differs: str = "") -> Result:
+def run(config: TrainConfig, folder: Path, command: Sequence[str], label: Label | None = None) -> Result:
     """Train in a claimed folder; whatever happens is recorded there and said in one line.
 
     Args:
         config: checked.
         folder: the run folder; with several seeds, the parent of theirs.
         command: the command line, for the record.
-        job: in a sweep, which job of how many this is, for the terminal.
-        differs: in a sweep, what makes this job another than the rest.
+        label: of a job of a sweep.
     """
     console = new_console()
     seeds = range(config.seed, config.seed + config.num_seeds)
     folders = [folder] if config.num_seeds == 1 else [folder / f"seed_{seed}" for seed in seeds]
     run_files: list[run_dir.RunFile] = []
-    watcher = Watcher(ProgressDisplay(_title(config, job), config.total_steps, console), run_files)
+    display = ProgressDisplay(_title(config, label), config.total_steps, console, label.position if label else "")
+    watcher = Watcher(display, run_files)
     stop = StopRequest()
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
     logs = contextlib.ExitStack()
@@ -75,7 +84,7 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = ""
             _start(config, folder, folders, command, run_files)
             for path in set(folders) - {folder}:
                 logs.enter_context(_logging_to(path / "train.log"))
-            outcome = _train(config, folders, watcher, stop, console, differs)
+            outcome = _train(config, folders, watcher, stop, console, label)
             for run_file in run_files:
                 run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
     except ForcedStop as forced:
@@ -88,8 +97,9 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = ""
         log.exception("failed")
         for run_file in run_files:
             run_file.end("failed", last_step=watcher.step, error=message)
-        say(f"dpg-train: failed: {message} (log: {folder / 'train.log'})")
-        return Result(1 if stop.signal is None else 128 + stop.signal)
+        which = f"{label.position} " if label else ""
+        say(f"dpg-train: {which}failed: {message} (log: {folder / 'train.log'})")
+        return Result(1 if stop.signal is None else 128 + stop.signal, error=message)
     finally:
         logs.close()
         logging.captureWarnings(False)
@@ -97,7 +107,7 @@ def run(config: TrainConfig, folder: Path, command: Sequence[str], job: str = ""
     if outcome.interrupted:
         say(f"dpg-train: stopped at step {outcome.step:,}; checkpoint written in {folder}")
     else:
-        print_summary(console, outcome, seeds, folders, trust=":" in config.env.id, brief=bool(job))
+        print_summary(console, outcome, seeds, folders, trust=":" in config.env.id, brief=label is not None)
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
 
 
@@ -136,7 +146,7 @@ def _start(
             (path / "config.yaml").write_text(dump(_of_member(config, member)), encoding="utf-8")
             if (folder / ".hydra").is_dir():
                 shutil.copytree(folder / ".hydra", path / ".hydra")
-                set_stored(path / ".hydra", seed=config.seed + member, num_seeds=1)
+                set_stored(path, seed=config.seed + member, num_seeds=1)
 
 
 @contextlib.contextmanager
@@ -156,12 +166,22 @@ def _of_member(config: TrainConfig, member: int) -> TrainConfig:
     return config.model_copy(update={"seed": config.seed + member, "num_seeds": 1})
 
 
-def _title(config: TrainConfig, job: str) -> str:
+def _title(config: TrainConfig, label: Label | None) -> str:
     last = config.seed + config.num_seeds - 1
-    seeds = f"seed {last}" if config.num_seeds == 1 else f"seeds {config.seed} to {last}"
+    seeds = f"seed {last}" if config.num_seeds == 1 else f"seeds {config.seed} to {last}, mean ± spread over seeds"
     title = f"{config.algo['name']} on {config.env.id}, {seeds}"
     newest = newer_version(config.env.id)
-    return (f"{job}: " if job else "") + title + (f" (the newest version is {newest})" if newest else "")
+    job = " ".join(filter(None, label)) + ": " if label else ""
+    return job + title + (f" (the newest version is {newest})" if newest else "")
+
+
+def _curve_name(config: TrainConfig, member: int, path: Path, label: Label | None) -> str:
+    """A name for TensorBoard's HParams tab: what differs first, and at the end where, which keeps names unique."""
+    folder, seed = path, ""
+    if config.num_seeds > 1:
+        folder, seed = path.parent, path.name
+    what = (label.differs if label else "") or f"{config.algo['name']} on {config.env.id}"
+    return " ".join(filter(None, (what, seed, f"({'/'.join(folder.parts[-2:])})")))
 
 
 def _notes(config: TrainConfig, training: Training) -> list[str]:
@@ -178,14 +198,18 @@ def _notes(config: TrainConfig, training: Training) -> list[str]:
 
 
 def _train(
-    config: TrainConfig, folders: Sequence[Path], watcher: Watcher, stop: StopRequest, console: Console, differs: str
+    config: TrainConfig,
+    folders: Sequence[Path],
+    watcher: Watcher,
+    stop: StopRequest,
+    console: Console,
+    label: Label | None,
 ) -> Outcome:
     training = build(config)
     for note in _notes(config, training):
         console.print(f"note: {note}", soft_wrap=True)
     recorders = [
-        # What differs comes first, since it is what the HParams tab has room for; the path keeps names unique.
-        Recorder(path, _of_member(config, member).model_dump(), f"{differs} ({below_here(path)})".strip())
+        Recorder(path, _of_member(config, member).model_dump(), _curve_name(config, member, path, label))
         for member, path in enumerate(folders)
     ]
     try:
