@@ -207,11 +207,17 @@ def has_basic_sweeper(composed: DictConfig) -> bool:
     return str(composed.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
-def jobs_have_number_folders(composed: DictConfig) -> bool:
-    """Whether the jobs of a sweep lie in folders 0, 1, and so on."""
+def job_folder(composed: DictConfig) -> str:
+    """The pattern of the jobs' folders in that of the sweep.
+
+    Raises:
+        UserError: it cannot be resolved.
+    """
+    OmegaConf.update(composed, "hydra.job.num", 0, force_add=True)
+    folder(composed, "hydra.sweep.subdir")
     sweep = OmegaConf.to_container(composed.hydra.sweep, resolve=False)
     assert isinstance(sweep, dict)
-    return bool(sweep["subdir"] == "${hydra.job.num}")
+    return str(sweep["subdir"])
 
 
 def folder(composed: DictConfig, key: str) -> Path:
@@ -304,12 +310,16 @@ def dump(config: TrainConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
-def set_stored(hydra_folder: Path, **values: int) -> None:
-    """Set keys in what Hydra wrote of a run, as if they had been given on the command line."""
-    config, overrides = (OmegaConf.load(hydra_folder / name) for name in ("config.yaml", "overrides.yaml"))
+def set_stored(run: Path, **values: int) -> None:
+    """Set keys in what Hydra wrote of a run, as if they had been given on the command line of a run in that folder."""
+    paths = [run / ".hydra" / name for name in ("config.yaml", "overrides.yaml", "hydra.yaml")]
+    config, overrides, node = (OmegaConf.load(path) for path in paths)
     kept = [text for text in overrides if str(text).partition("=")[0] not in values]
-    OmegaConf.save(OmegaConf.merge(config, values), hydra_folder / "config.yaml")
-    OmegaConf.save(OmegaConf.create([*kept, *(f"{k}={v}" for k, v in values.items())]), hydra_folder / "overrides.yaml")
+    task = OmegaConf.create([*kept, *(f"{key}={value}" for key, value in values.items())])
+    OmegaConf.update(node, "hydra.overrides.task", task)
+    OmegaConf.update(node, "hydra.runtime.output_dir", str(run.resolve()))
+    for path, content in zip(paths, (OmegaConf.merge(config, values), task, node), strict=True):
+        OmegaConf.save(content, path)
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -53,8 +53,9 @@ class Outcome:
         return max(self.evaluations[member], key=lambda evaluation: evaluation[1])
 
     def score(self) -> float:
-        """Mean of the last ten evaluations over all members, for whoever compares runs."""
-        return float(np.mean([mean for member in self.evaluations for _, mean in member[-10:]]))
+        """Mean of the last ten evaluations over all members, for whoever compares runs; NaN if there was none."""
+        means = [mean for member in self.evaluations for _, mean in member[-10:]]
+        return float(np.mean(means)) if means else math.nan
 
 
 class Stopwatch:

@@ -28,12 +28,17 @@ def curves(roots: list[Path]) -> dict[str, dict[str, list[Path]]]:
     """Run folders by environment and by what else their configs say but for the seed."""
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for root in roots:
-        for path in sorted(root.rglob("evaluations.jsonl")):
+        for path in sorted(root.rglob("evaluations.jsonl"), key=in_order):
             settings = config.load((path.parent / "config.yaml").read_text())
             found[settings.env.id][config.dump(settings.model_copy(update={"seed": 0}))].append(path.parent)
     if not found:
         raise UserError(f"runs={','.join(map(str, roots))}: no run folders there")
     return found
+
+
+def in_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Job 2 before job 10."""
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.parts]
 
 
 def returns(runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +58,8 @@ def interval(means: np.ndarray) -> np.ndarray:
 
 def name_of(run: Path) -> str:
     """The choice of algo with which a run was started, such as td3/without_delay."""
+    if not (run / ".hydra" / "hydra.yaml").exists():
+        return str(config.load((run / "config.yaml").read_text()).algo["name"])
     hydra = yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text())
     return str(hydra["hydra"]["runtime"]["choices"]["algo"])
 
@@ -68,6 +75,9 @@ def main() -> None:
     from matplotlib import pyplot
 
     panels = curves([Path(root) for root in values["runs"].split(",")])
+    count = sum(len(lines) for lines in panels.values())
+    if "labels" in values and len(values["labels"].split(",")) != count:
+        raise UserError(f"labels={values['labels']}: there are {count} curves")
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.2), squeeze=False)
     for ax, (env_id, lines) in zip(axes[0], panels.items(), strict=True):
         for runs in lines.values():

@@ -21,6 +21,7 @@ from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_gr
 from tensorboard.plugins.hparams.backend_context import Context
 
 from dpg_cli.algorithms import ALGORITHMS
+from dpg_cli.cli import job
 from dpg_cli.cli.progress import ProgressDisplay
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
@@ -165,10 +166,35 @@ def test_an_environment_that_cannot_be_made_fails_its_job_alone(train, tmp_path)
 
 
 def test_two_jobs_never_share_a_folder(train, tmp_path):
-    code, _out, err = train("-m", TOY, "seed=0,1", *SMALL, "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same")
+    arguments = ["-m", TOY, "seed=0,1", *SMALL, "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${algo.name}"]
+    code, _out, err = train(*arguments)
     assert code == 1
+    assert "job td3 failed" in err
     assert "holds a run already" in err
-    assert yaml.safe_load((tmp_path / "sweep" / "same" / "config.yaml").read_text())["seed"] == 0
+    assert yaml.safe_load((tmp_path / "sweep" / "td3" / "config.yaml").read_text())["seed"] == 0
+
+
+def test_a_job_without_memory_for_its_replay_fails_alone(train, tmp_path):
+    arguments = ["-m", TOY, *SMALL, "total_steps=60,1e12", "buffer_size=1e12", "num_seeds=2", "hydra.sweep.dir=sweep"]
+    code, out, err = train(*arguments)
+    assert code == 1
+    assert "job 1 failed: buffer_size=1000000000000" in err
+    assert "GiB of memory are free" in err
+    assert "[2/2] job 1 failed" in err
+    assert re.search(r"1 +total_steps=\S+ +failed", out)
+
+
+def test_a_sweep_that_is_stopped_says_how_far_it_came(train, monkeypatch):
+    class Request(StopRequest):
+        def __call__(self):
+            self.signal = signal.SIGTERM
+            return True
+
+    monkeypatch.setattr(job, "StopRequest", Request)
+    code, out, _ = train("-m", TOY, "seed=0,1,2", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 143
+    assert "2 jobs did not begin" in out
+    assert "sweep folder sweep" in out
 
 
 def test_what_is_probably_not_meant_is_said(train):
@@ -206,6 +232,11 @@ def test_what_is_probably_not_meant_is_said(train):
         (["--resolve"], "go with --cfg"),
         (["--cfg", "job", "--resolve", "algo.tau=2"], "algo.tau=2"),
         (["-m", "--cfg", "job", "--resolve", "seed=1,2"], "leave out -m"),
+        (["-m", "--cfg", "job", "seed=1,2"], "leave out -m"),
+        (["-m", "seed=range(0)"], "the sweep has no jobs"),
+        (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: all jobs would share this folder"),
+        (["-m", "seed=0,1", "hydra.sweep.subdir=${nothing}"], "hydra.sweep.subdir: Interpolation key 'nothing'"),
+        (["-m", "algo=td3,ddpg", "algo.policy_delay=3"], "algo.policy_delay: unknown key"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true"),
         (["hydra.run.dir=x/${nothing}"], "hydra.run.dir: Interpolation key 'nothing' not found"),
         (["device=cuda:99999999999999999999"], "no such device"),
@@ -263,6 +294,9 @@ def test_several_seeds_each_have_a_complete_run_folder(train, tmp_path):
     assert yaml.safe_load((tmp_path / "both/seed_5/.hydra/config.yaml").read_text())["seed"] == 5
     overrides = yaml.safe_load((tmp_path / "both/seed_5/.hydra/overrides.yaml").read_text())
     assert overrides[-2:] == ["seed=5", "num_seeds=1"]
+    hydra = yaml.safe_load((tmp_path / "both/seed_5/.hydra/hydra.yaml").read_text())["hydra"]
+    assert hydra["overrides"]["task"] == overrides
+    assert hydra["runtime"]["output_dir"] == str(tmp_path / "both" / "seed_5")
     assert "seed=4" not in overrides
     beside, alone = (lines(tmp_path / p / "evaluations.jsonl") for p in ("both/seed_5", "alone"))
     np.testing.assert_allclose(beside[0]["returns"], alone[0]["returns"], rtol=1e-5)
@@ -383,6 +417,10 @@ def test_the_panel_shows_steps_speed_and_time_left():
         ("experiment=td3_", {"experiment=td3_paper", "experiment=td3_ablation"}),
         ("algo.policy_d", {"algo.policy_delay="}),
         ("total_", {"total_steps="}),
+        ("al", {"algo=", "algo."}),
+        ("-m 'seed=range(5)' nois", {"noise="}),
+        ("env.kwargs.g=9 alg", {"algo=", "algo."}),
+        ("-m algo=ddpg,td3 experiment=td3_v", {"experiment=td3_vs_ddpg"}),
     ],
 )
 def test_completion(train, monkeypatch, typed, completions):
@@ -391,7 +429,21 @@ def test_completion(train, monkeypatch, typed, completions):
     code, out, err = train("-sc", "query=bash")
     assert (code, err) == (0, "")
     assert completions <= set(out.split())
-    assert all(word.startswith(typed) for word in out.split())
+    assert all(word.startswith(typed.split()[-1]) for word in out.split())
+
+
+def test_completion_in_the_middle_of_a_line(train, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", "dpg-train env=Half seed=3")
+    monkeypatch.setenv("COMP_POINT", str(len("dpg-train env=Half")))
+    assert train("-sc", "query=bash")[1].split() == ["env=HalfCheetah-v4", "env=HalfCheetah-v5"]
+
+
+def test_completion_of_nonsense_says_nothing(train, monkeypatch):
+    for line in ("dpg-train 'open al", "dpg-train algo=[ al", "dpg-train no=key env.al"):
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        code, _, err = train("-sc", "query=bash")
+        assert (code, err) == (0, "")
 
 
 def test_completion_installs(train):
@@ -436,7 +488,7 @@ def test_the_hparams_tab_shows_every_run_once_and_every_key(train, tmp_path):
     request.allowed_statuses.extend(api_pb2.Status.values())
     groups = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
     assert sorted(group.name for group in groups) == [
-        f"algo={algo} (sweep/{job}/seed_{seed})" for job, algo in enumerate(("ddpg", "td3")) for seed in (0, 1)
+        f"algo={algo} seed_{seed} (sweep/{job})" for job, algo in enumerate(("ddpg", "td3")) for seed in (0, 1)
     ]
     assert all(len(group.sessions) == 1 for group in groups)
     assert {"algo.policy_delay", "algo.tau", "seed", "env.id"} <= {info.name for info in experiment.hparam_infos}

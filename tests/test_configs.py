@@ -179,10 +179,11 @@ def test_a_stored_config_is_data():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("algo=td4", "algo=td4: must be one of ddpg, td3, "),
+        ("algo=td4", "algo=td4: must be one of "),
         ("algo=td4", "; did you mean td3?"),
         ("algo=td3/without_dely", "; did you mean td3/without_delay?"),
-        ("noise=oui", "noise=oui: must be one of gaussian, none, ou; did you mean ou?"),
+        ("noise=oui", "noise=oui: must be one of "),
+        ("noise=oui", "; did you mean ou?"),
         ("experiment=td3paper", "did you mean td3_paper?"),
         ("total_step=5", "total_step: unknown key; did you mean total_steps?"),
         ("algo.tua=1", "algo.tua: unknown key; did you mean algo.tau?"),
@@ -206,7 +207,7 @@ def test_a_stored_config_is_data():
         ("updates_per_step=0", "updates_per_step=0: should be greater than 0"),
         ("algo.hidden_sizes=[64,0]", "algo.hidden_sizes.1=0: should be greater than or equal to 1"),
         ("noise.scale=-1", "noise.scale=-1: should be greater than or equal to 0"),
-        ("algo.name=sac", "algo.name=sac: must be one of ddpg, td3"),
+        ("algo.name=sac", "algo.name=sac: must be one of "),
         ("buffer_size=10", "buffer_size=10: must be at least algo.batch_size=256"),
         ("~seed", "seed: missing"),
         ("algo=ddpg,td3", "add -m to sweep"),

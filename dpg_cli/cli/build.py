@@ -1,9 +1,11 @@
 """From a checked config to the objects of a training."""
 
+import contextlib
 import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,13 +54,23 @@ def check(config: TrainConfig) -> None:
     small = {"num_seeds": 1, "num_envs": 1, "buffer_size": 1, "eval": one_episode}
     training = build(config.model_copy(update=small))
     training.close()
-    obs_dim, action_dim = sizes(training.environments)
+    check_memory(config, *sizes(training.environments))
+
+
+def check_memory(config: TrainConfig, obs_dim: int, action_dim: int) -> None:
+    """Refuse a replay that does not fit; it is touched only as it fills, so that it would end a run hours later.
+
+    Raises:
+        UserError: it says how much is needed and how much there is.
+    """
     capacity = min(config.buffer_size, config.total_steps)
     needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, DTYPES[config.precision])
-    if choose_device(config.device).type == "cpu" and needed > (available := available_memory()):
+    device = choose_device(config.device)
+    free = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if needed > free:
         raise UserError(
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
-            f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB of memory are free"
+            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
         )
 
 
@@ -66,7 +78,7 @@ def build(config: TrainConfig) -> Training:
     """Make everything.
 
     Raises:
-        UserError: device, environment or network sizes.
+        UserError: device, environment, network sizes or memory.
     """
     device, dtype = choose_device(config.device), DTYPES[config.precision]
     torch.set_num_threads(choose_threads(config.threads))
@@ -76,6 +88,7 @@ def build(config: TrainConfig) -> Training:
     evaluation_envs = [[new_env() for _ in range(config.eval.episodes)] for _ in seeds]
 
     obs_dim, action_dim = sizes(environments)
+    check_memory(config, obs_dim, action_dim)
     noise_name, noise_values = _named(config.noise)
     noise_streams = [[generator(s, Purpose.NOISE, e) for e in range(config.num_envs)] for s in seeds]
     algo_name, algo_values = _named(config.algo)
@@ -144,8 +157,17 @@ def choose_threads(threads: int | str) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can still be taken."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that can still be taken: of the machine, or of the control group that this process is in."""
+    about = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(about["MemAvailable"].split()[0]) * 1024
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # another version of control groups, or no limit
+            group = Path("/sys/fs/cgroup")
+            available = min(available, int((group / limit).read_text()) - int((group / used).read_text()))
+    return available
 
 
 def _named(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -29,10 +30,18 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """How a job ended; without an outcome where it failed, which its `run.json` explains."""
+    """How a job ended: with an outcome, or with an error where it failed."""
 
     exit_code: int
     outcome: Outcome | None = None
+    error: str | None = None
+
+
+class Label(NamedTuple):
+    """What a job of a sweep is called."""
+
+    position: str  # such as "[3/4] job 2"
+    differs: str  # what makes it another than the rest, such as "algo=td3 seed=0"
 
 
 @dataclass
@@ -59,8 +68,7 @@ def run(
     config: TrainConfig,
     folder: Path,
     command: Sequence[str],
-    job: str = "",
-    differs: str = "",
+    label: Label | None = None,
     start: Sequence[Loaded] | None = None,
 ) -> Result:
     """Train in a claimed folder; whatever happens is recorded there and said in one line.
@@ -69,14 +77,14 @@ def run(
         config: checked.
         folder: the run folder; with several seeds, the parent of theirs.
         command: the command line, for the record.
-        job: in a sweep, which job of how many this is, for the terminal.
-        differs: in a sweep, what makes this job another than the rest.
+        label: of a job of a sweep.
         start: the checkpoints to go on from, one a member, whose folders the caller has locked; nothing for a new run.
     """
     console = new_console()
     seeds, folders = members(config, folder)
     run_files: list[run_dir.RunFile] = []
-    watcher = Watcher(ProgressDisplay(_title(config, job), config.total_steps, console), run_files)
+    display = ProgressDisplay(_title(config, label), config.total_steps, console, label.position if label else "")
+    watcher = Watcher(display, run_files)
     stop = StopRequest()
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
     resources = contextlib.ExitStack()
@@ -89,7 +97,7 @@ def run(
                 run_files.append(run_dir.RunFile(path, command, None if start is None else start[0].step))
             for path in set(folders) - {folder}:
                 resources.enter_context(_logging_to(path / "train.log"))
-            outcome = _train(config, folders, watcher, stop, console, differs, start)
+            outcome = _train(config, folders, watcher, stop, console, label, start)
             for run_file in run_files:
                 run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
     except ForcedStop as forced:
@@ -103,8 +111,9 @@ def run(
         for run_file in run_files:
             with contextlib.suppress(OSError):  # on a full disk
                 run_file.end("failed", last_step=watcher.step, error=message)
-        say(f"dpg-train: failed: {message} (log: {folder / 'train.log'})")
-        return Result(1 if stop.signal is None else 128 + stop.signal)
+        which = f"{label.position} " if label else ""
+        say(f"dpg-train: {which}failed: {message} (log: {folder / 'train.log'})")
+        return Result(1 if stop.signal is None else 128 + stop.signal, error=message)
     finally:
         resources.close()
         logging.captureWarnings(False)
@@ -112,7 +121,7 @@ def run(
     if outcome.interrupted:
         say(f"dpg-train: stopped at step {outcome.step:,}; go on with dpg-train resume={quoted(below_here(folder))}")
     else:
-        print_summary(console, outcome, seeds, folders, trust=":" in config.env.id, brief=bool(job))
+        print_summary(console, outcome, seeds, folders, trust=":" in config.env.id, brief=label is not None)
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
 
 
@@ -156,7 +165,7 @@ def _begin(config: TrainConfig, folder: Path, folders: Sequence[Path]) -> None:
             path.mkdir()
             if (folder / ".hydra").is_dir():
                 shutil.copytree(folder / ".hydra", path / ".hydra")
-                set_stored(path / ".hydra", seed=config.seed + member, num_seeds=1)
+                set_stored(path, seed=config.seed + member, num_seeds=1)
     write_configs(config, folder)
 
 
@@ -177,12 +186,22 @@ def _of_member(config: TrainConfig, member: int) -> TrainConfig:
     return config.model_copy(update={"seed": config.seed + member, "num_seeds": 1})
 
 
-def _title(config: TrainConfig, job: str) -> str:
+def _title(config: TrainConfig, label: Label | None) -> str:
     last = config.seed + config.num_seeds - 1
-    seeds = f"seed {last}" if config.num_seeds == 1 else f"seeds {config.seed} to {last}"
+    seeds = f"seed {last}" if config.num_seeds == 1 else f"seeds {config.seed} to {last}, mean ± spread over seeds"
     title = f"{config.algo['name']} on {config.env.id}, {seeds}"
     newest = newer_version(config.env.id)
-    return (f"{job}: " if job else "") + title + (f" (the newest version is {newest})" if newest else "")
+    job = " ".join(filter(None, label)) + ": " if label else ""
+    return job + title + (f" (the newest version is {newest})" if newest else "")
+
+
+def _curve_name(config: TrainConfig, member: int, path: Path, label: Label | None) -> str:
+    """A name for TensorBoard's HParams tab: what differs first, and at the end where, which keeps names unique."""
+    folder, seed = path, ""
+    if config.num_seeds > 1:
+        folder, seed = path.parent, path.name
+    what = (label.differs if label else "") or f"{config.algo['name']} on {config.env.id}"
+    return " ".join(filter(None, (what, seed, f"({'/'.join(folder.parts[-2:])})")))
 
 
 def _notes(config: TrainConfig, training: Training, problem: str | None) -> list[str]:
@@ -209,7 +228,7 @@ def _train(
     watcher: Watcher,
     stop: StopRequest,
     console: Console,
-    differs: str,
+    label: Label | None,
     start: Sequence[Loaded] | None,
 ) -> Outcome:
     training = build(config)
@@ -222,11 +241,10 @@ def _train(
         if own is not None:
             rewind(path, own, Disk())
     recorders = [
-        # What differs comes first, since it is what the HParams tab has room for; the path keeps names unique.
         Recorder(
             path,
             _of_member(config, member).model_dump(),
-            f"{differs} ({below_here(path)})".strip(),
+            _curve_name(config, member, path, label),
             None if own is None else own.state["files"],
         )
         for member, (path, own) in enumerate(zip(folders, starts, strict=True))

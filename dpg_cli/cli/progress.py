@@ -73,10 +73,12 @@ class ProgressDisplay:
         title: what is trained.
         total_steps: environment steps for each seed.
         console: where to write.
+        job: in a sweep, which job of how many; its lines begin with it, since another may run beside it.
     """
 
-    def __init__(self, title: str, total_steps: int, console: Console):
+    def __init__(self, title: str, total_steps: int, console: Console, job: str = ""):
         self._title = title
+        self._job = f"{job}  " if job else ""
         self._total = total_steps
         self._console = console
         self._start = time.monotonic()
@@ -117,13 +119,14 @@ class ProgressDisplay:
         # One seed: the spread over its episodes. Several: the spread over seeds.
         spread = float(np.std(evaluations[0].returns if len(means) == 1 else means))
         mean = float(np.mean(means))
-        self._last = f"{mean:.1f} ± {spread:.1f}" + (f" over {len(means)} seeds" if len(means) > 1 else "")
+        self._last = f"{mean:.1f} ± {spread:.1f}"
         if self._best is None or mean > self._best[1]:
             self._best = (step, mean)
         if self._live is None:
             elapsed = _duration(time.monotonic() - self._start)
             self._console.print(
-                f"step {step:>9,} of {self._total:,}  return {self._last}  best {self._best[1]:.1f}  {elapsed}",
+                f"{self._job}step {step:>9,} of {self._total:,}  return {self._last}  "
+                f"best {self._best[1]:.1f}  {elapsed}",
                 soft_wrap=True,
             )
 

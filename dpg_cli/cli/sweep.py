@@ -6,65 +6,86 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dpg_cli.cli.job import Label, Result, failures
 from dpg_cli.cli.progress import below_here, quoted
+from dpg_cli.errors import UserError
 
 
 class Sweep:
-    """Names the jobs of a sweep and remembers their scores.
+    """Names the jobs of a sweep and remembers how they went.
 
     Args:
         folder: of the sweep.
         jobs: the overrides of each job; where the sweeper decides on jobs as it goes, those that all will have.
+        job_folder: the pattern of the jobs' folders.
         planned: whether `jobs` are all.
+
+    Raises:
+        UserError: there are no jobs, or all of them would share one folder.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], *, planned: bool):
+    def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], job_folder: str, *, planned: bool):
+        if not jobs:
+            raise UserError("-m: the sweep has no jobs, since a key has no values")
+        if "${" not in job_folder and (len(jobs) > 1 or not planned):
+            raise UserError(f"hydra.sweep.subdir={job_folder}: all jobs would share this folder")
         self._folder = folder
         self._jobs = jobs
+        self._numbered = job_folder == "${hydra.job.num}"
         self._planned = planned
         self._common = set.intersection(*(set(job) for job in jobs))
-        self._scores: list[tuple[int, str, float]] = []
+        self._results: dict[int, tuple[str, Path, Result]] = {}
 
-    def differs(self, overrides: Sequence[str]) -> str:
-        """What makes a job another than the rest, such as `algo=td3 seed=0`."""
-        return " ".join(override for override in overrides if override not in self._common)
-
-    def title(self, number: int, overrides: Sequence[str]) -> str:
-        """Which job of how many, and what differs; jobs count from 0, as their folders do."""
+    def label(self, number: int, overrides: Sequence[str]) -> Label:
+        """Which job of how many, and what differs; jobs are numbered from 0, as their folders are."""
         position = f"{number + 1}/{len(self._jobs)}" if self._planned else f"{number + 1}"
-        return " ".join(filter(None, (f"[{position}] job {number}", self.differs(overrides))))
+        differs = " ".join(override.lstrip("+") for override in overrides if override not in self._common)
+        return Label(f"[{position}] job {number}", differs)
+
+    def ended(self, number: int, label: Label, folder: Path, result: Result) -> None:
+        """A job has ended."""
+        self._results[number] = (label.differs, folder, result)
 
     def write_curve_names(self) -> Path | None:
         """A file of flags with which TensorBoard calls each run by what differs instead of by its number.
 
         Returns:
-            The file; nothing where the jobs aren't known yet, or the folder has a name that the flag cannot hold.
+            The file; nothing where the jobs' folders aren't known yet, or have names that the flag cannot hold.
         """
         folder = self._folder.resolve()
-        if not self._planned or len(self._jobs) == 1 or any(character in str(folder) for character in ",:\n"):
+        unfit = any(character in str(folder) for character in ",:\n")
+        if not self._planned or not self._numbered or len(self._jobs) == 1 or unfit:
             return None
-        names = [self.differs(job).translate({ord(","): " ", ord(":"): "_"}) for job in self._jobs]
+        names = [self.label(0, job).differs.translate({ord(","): " ", ord(":"): "_"}) for job in self._jobs]
         spec = ",".join(f"{name}:{folder / str(number)}" for number, name in enumerate(names))
         path = self._folder / "tensorboard.flags"
         path.write_text(f"--logdir_spec={spec}\n", encoding="utf-8")
         return path
 
-    def scored(self, number: int, overrides: Sequence[str], score: float) -> None:
-        """A job is done."""
-        self._scores.append((number, self.differs(overrides), score))
-
     def print_scores(self, console: Console, curve_names: Path | None) -> None:
         """How the jobs of this process went, and where to look further."""
-        table = Table(box=None, header_style="", pad_edge=False, title_style="", title_justify="left")
+        table = Table(box=None, header_style="", pad_edge=False)
         table.add_column("job", justify="right")
         table.add_column("what differs", overflow="fold")
         table.add_column("mean of the last ten evaluations", justify="right")
-        for number, differs, score in self._scores:
-            table.add_row(str(number), differs, f"{score:.1f}")
-        if self._scores:  # none where a launcher ran the jobs in other processes
+        for number, (differs, _, result) in self._results.items():
+            score = "failed" if result.outcome is None else f"{result.outcome.score():.1f}"
+            stopped = ", stopped early" if result.outcome is not None and result.outcome.interrupted else ""
+            table.add_row(str(number), differs, score + stopped)
+        if self._results:  # none where a launcher ran the jobs in other processes
             console.print(table)
+        if self._planned and self._results and len(self._results) < len(self._jobs):
+            console.print(f"{len(self._jobs) - len(self._results)} jobs did not begin")
         console.print(f"  sweep folder {below_here(self._folder)}", soft_wrap=True)
         logdir = f"--logdir {quoted(below_here(self._folder))}"
         if curve_names is not None:
             logdir = f"--flagfile {quoted(below_here(curve_names))}"
         console.print(f"  curves       tensorboard {logdir}", soft_wrap=True)
+
+    def failures(self) -> dict[str, str]:
+        """The reason of every failed job, by its folder, whichever process ran it."""
+        found = {str(folder.relative_to(self._folder)): reason for folder, reason in failures(self._folder)}
+        for _, folder, result in self._results.values():
+            if result.error is not None:
+                found[str(folder.relative_to(self._folder))] = result.error
+        return found

@@ -5,8 +5,11 @@ checks the config, so that a mistake costs no folder, claims the folder, and onl
 """
 
 import argparse
+import contextlib
+import io
 import math
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -86,6 +89,11 @@ def _run_command(arguments: Sequence[str]) -> int:
         raise UserError(f"--cfg={flags.cfg}: should be job, hydra or all")
     if flags.cfg is None and (flags.resolve or looks & {"--package", "-p"}):
         raise UserError("--resolve and --package: go with --cfg")
+    if flags.cfg is not None and flags.multirun:
+        raise UserError("--cfg: shows the config of one run; leave out -m")
+    if rest[:2] == ["-sc", "query=bash"]:
+        _complete()
+        return 0
     as_written = flags.cfg == "job" and flags.resolve and not looks
     if looks or (flags.cfg is not None and not as_written):
         _hand_over(lambda _: None, [_openly(argument) for argument in arguments])
@@ -105,8 +113,9 @@ def _run_command(arguments: Sequence[str]) -> int:
     fixed = configs.without_sweeps(overrides) if flags.multirun else overrides
     composed = configs.compose(fixed)
     if as_written:
-        if flags.multirun:
-            raise UserError("--cfg: shows the config of one run; leave out -m")
+        if composed.hydra.mode is RunMode.MULTIRUN:
+            params = " ".join(f"{key}={value}" for key, value in composed.hydra.sweeper.params.items())
+            print(f"dpg-train: this is a sweep over {params}; each job has one of these values too", file=sys.stderr)
         print(configs.dump(configs.validate(composed)), end="")
         return 0
     if composed.hydra.job.chdir:
@@ -147,37 +156,41 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
     from dpg_cli.cli import job
     from dpg_cli.cli.progress import new_console
     from dpg_cli.cli.sweep import Sweep
+    from dpg_cli.errors import UserError
     from dpg_cli.run_dir import claim, command_line
 
     jobs = list(configs.combinations(overrides, composed))
-    for combination in jobs:
-        configs.validate(configs.compose(combination))
-    folder = configs.folder(composed, "hydra.sweep.dir")
+    folder = configs.folder(composed, "hydra.sweep.dir").absolute()
+    sweep = Sweep(folder, jobs, configs.job_folder(composed), planned=configs.has_basic_sweeper(composed))
+    for number, combination in enumerate(jobs):
+        try:
+            configs.validate(configs.compose(combination))
+        except UserError as error:
+            differs = sweep.label(number, combination).differs
+            raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
     claim(folder, "hydra.sweep.dir")
-    sweep = Sweep(folder, jobs, planned=configs.has_basic_sweeper(composed))
-    curve_names = sweep.write_curve_names() if configs.jobs_have_number_folders(composed) else None
-    command, codes = command_line(), []
+    curve_names = sweep.write_curve_names()
+    command, console = command_line(), new_console()
 
     def task(config: "DictConfig") -> float:
         hydra_config = HydraConfig.get()
         where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
-        own = list(hydra_config.overrides.task)
-        result = job.run(configs.validate(config), where, command, sweep.title(number, own), sweep.differs(own))
-        codes.append(result.exit_code)
+        label = sweep.label(number, list(hydra_config.overrides.task))
+        result = job.run(configs.validate(config), where, command, label)
+        sweep.ended(number, label, where, result)
         if result.exit_code > 128:
             sys.exit(result.exit_code)  # no Exception, so that it ends the sweep too
-        if result.outcome is None:  # failed: an exception would make Hydra end the sweep after the batch it is in
-            return math.nan
-        score = result.outcome.score()
-        sweep.scored(number, own, score)
-        return score
+        # A failed job is no exception either: Hydra would end the sweep after the batch that it is in.
+        return math.nan if result.outcome is None else result.outcome.score()
 
-    _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
-    sweep.print_scores(new_console(), curve_names)
-    failed = job.failures(folder)  # from the folders, since a launcher may have run the jobs elsewhere
-    for where, reason in failed:
-        print(f"dpg-train: job {where.relative_to(folder)} failed: {reason}", file=sys.stderr)
-    return 1 if failed or any(codes) else 0
+    try:
+        _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+    finally:
+        sweep.print_scores(console, curve_names)
+        failed = sweep.failures()
+        for where, reason in failed.items():
+            print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _help() -> str:
@@ -189,6 +202,25 @@ def _help() -> str:
         text = env if group == "env" else ", ".join(choices(group))
         lines += textwrap.wrap(text, 79, initial_indent=f"  {group:12}", subsequent_indent=" " * 14)
     return "\n".join(lines) + "\n" + KEYS
+
+
+def _complete() -> None:
+    """Answer the shell: as Hydra does, but for the cursor in the middle of a line, for quotes and for open keys."""
+    line = os.environ.get("COMP_LINE", "")
+    line = line[: int(os.environ.get("COMP_POINT", len(line)))]
+    before, _, current = line.rpartition(" ")
+    words = []
+    with contextlib.suppress(ValueError):  # a quote that is not closed
+        words = [_openly(word) for word in shlex.split(before) if " " not in word]
+    os.environ["COMP_LINE"] = " ".join([*(words or ["dpg-train"]), current])
+    answer = io.StringIO()
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(answer):  # a prompt is no place for messages
+        _hand_over(lambda _: None, ["-sc", "query=bash"])
+    print(
+        " ".join(
+            f"{word}=" if word in ("algo", "env", "noise", "experiment") else word for word in answer.getvalue().split()
+        )
+    )
 
 
 def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) -> None:
