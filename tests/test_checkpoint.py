@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, checked when read, and the policy in them acts as the one that was saved."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from dpg_cli import checkpoint
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.config import config_dir
 from dpg_cli.disk import Disk
-from dpg_cli.errors import UserError
+from dpg_cli.errors import DiskError, UserError
 
 OBS, ACTION = 4, 2
 VERSIONS = {"python": "3.11.0", "torch": "2.6.0"}
@@ -74,7 +75,7 @@ def refused(folder):
 
 
 def full(descriptor):
-    raise OSError("no space left on device")
+    raise OSError(errno.ENOSPC, "no space left on device")
 
 
 # --- writing ---
@@ -157,7 +158,7 @@ def test_a_write_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     save(tmp_path, 5)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(DiskError, match="no space"):
             save(tmp_path, 10)
     assert loaded_step(tmp_path, "latest") == 5
     with pytest.raises(UserError, match="10"):
@@ -167,7 +168,7 @@ def test_a_write_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
 def test_a_save_that_failed_can_be_made_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(DiskError, match="no space"):
             save(tmp_path, 10)
     save(tmp_path, 10)
     assert loaded_step(tmp_path, "latest") == 10
