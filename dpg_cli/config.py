@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dpg_cli.errors import UserError
@@ -207,17 +207,25 @@ def has_basic_sweeper(composed: DictConfig) -> bool:
     return str(composed.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
-def job_folder(composed: DictConfig) -> str:
-    """The pattern of the jobs' folders in that of the sweep.
+def has_basic_launcher(composed: DictConfig) -> bool:
+    """Whether Hydra's own launcher runs, in this process, one job after the other."""
+    return str(composed.hydra.launcher._target_).endswith(".BasicLauncher")
+
+
+def job_folder(composed: DictConfig, number: int) -> str | None:
+    """The folder of a job in that of its sweep; nothing where only Hydra will know it.
 
     Raises:
         UserError: it cannot be resolved.
     """
-    OmegaConf.update(composed, "hydra.job.num", 0, force_add=True)
-    folder(composed, "hydra.sweep.subdir")
-    sweep = OmegaConf.to_container(composed.hydra.sweep, resolve=False)
-    assert isinstance(sweep, dict)
-    return str(sweep["subdir"])
+    OmegaConf.update(composed, "hydra.job.num", number, force_add=True)
+    OmegaConf.update(composed, "hydra.job.id", str(number), force_add=True)
+    try:
+        return str(OmegaConf.select(composed, "hydra.sweep.subdir", throw_on_missing=True))
+    except MissingMandatoryValue:
+        return None
+    except OmegaConfBaseException as error:
+        raise UserError(f"hydra.sweep.subdir: {_first_line(error)}") from error
 
 
 def folder(composed: DictConfig, key: str) -> Path:

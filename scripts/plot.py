@@ -45,6 +45,8 @@ def returns(runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Steps `(T,)` and mean returns of the evaluations `(runs, T)`."""
     evaluations = [[json.loads(line) for line in (run / "evaluations.jsonl").open()] for run in runs]
     length = min(map(len, evaluations))
+    if length < max(map(len, evaluations)):
+        print(f"  cut to {length} evaluations, which is all that {runs[[*map(len, evaluations)].index(length)]} has")
     steps = np.array([record["step"] for record in evaluations[0][:length]])
     return steps, np.array([[np.mean(record["returns"]) for record in run[:length]] for run in evaluations])
 

@@ -66,7 +66,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int) -> None:
     capacity = min(config.buffer_size, config.total_steps)
     needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, DTYPES[config.precision])
     device = choose_device(config.device)
-    free = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    free = available_memory() if device.type == "cpu" else free_gpu_memory(device)
     if needed > free:
         raise UserError(
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
@@ -85,10 +85,13 @@ def build(config: TrainConfig) -> Training:
     seeds = range(config.seed, config.seed + config.num_seeds)
     new_env = environment_maker(config)
     environments = Environments([[new_env() for _ in range(config.num_envs)] for _ in seeds], seeds)
-    evaluation_envs = [[new_env() for _ in range(config.eval.episodes)] for _ in seeds]
-
     obs_dim, action_dim = sizes(environments)
-    check_memory(config, obs_dim, action_dim)
+    try:
+        check_memory(config, obs_dim, action_dim)
+    except UserError:
+        environments.close()
+        raise
+    evaluation_envs = [[new_env() for _ in range(config.eval.episodes)] for _ in seeds]
     noise_name, noise_values = _named(config.noise)
     noise_streams = [[generator(s, Purpose.NOISE, e) for e in range(config.num_envs)] for s in seeds]
     algo_name, algo_values = _named(config.algo)
@@ -157,17 +160,21 @@ def choose_threads(threads: int | str) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can still be taken: of the machine, or of the control group that this process is in."""
+    """Bytes that can still be taken: of the machine, or of the container that this process is in."""
     about = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(about["MemAvailable"].split()[0]) * 1024
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # another version of control groups, or no limit
-            group = Path("/sys/fs/cgroup")
-            available = min(available, int((group / limit).read_text()) - int((group / used).read_text()))
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no container, none with a limit, or an old kernel
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + int(stat["inactive_file"]))  # what files take is given up on demand
     return available
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Bytes that can still be taken, those that torch keeps for itself too."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def _named(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

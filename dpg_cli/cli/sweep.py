@@ -1,5 +1,6 @@
 """A sweep as its user sees it: which job of how many, what differs between jobs, how each went."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,22 +18,19 @@ class Sweep:
     Args:
         folder: of the sweep.
         jobs: the overrides of each job; where the sweeper decides on jobs as it goes, those that all will have.
-        job_folder: the pattern of the jobs' folders.
         planned: whether `jobs` are all.
 
     Raises:
-        UserError: there are no jobs, or all of them would share one folder.
+        UserError: there are no jobs.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], job_folder: str, *, planned: bool):
+    def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], *, planned: bool):
         if not jobs:
             raise UserError("-m: the sweep has no jobs, since a key has no values")
-        if "${" not in job_folder and (len(jobs) > 1 or not planned):
-            raise UserError(f"hydra.sweep.subdir={job_folder}: all jobs would share this folder")
         self._folder = folder
         self._jobs = jobs
-        self._numbered = job_folder == "${hydra.job.num}"
         self._planned = planned
+        self._job_folders: Sequence[str | None] = []
         self._common = set.intersection(*(set(job) for job in jobs))
         self._results: dict[int, tuple[str, Path, Result]] = {}
 
@@ -41,6 +39,18 @@ class Sweep:
         position = f"{number + 1}/{len(self._jobs)}" if self._planned else f"{number + 1}"
         differs = " ".join(override.lstrip("+") for override in overrides if override not in self._common)
         return Label(f"[{position}] job {number}", differs)
+
+    def set_job_folders(self, job_folders: Sequence[str | None]) -> None:
+        """The folder of each job in that of the sweep.
+
+        Raises:
+            UserError: two jobs would share one.
+        """
+        first: dict[str, int] = {}
+        for number, name in enumerate(job_folders):
+            if name is not None and first.setdefault(name, number) != number:
+                raise UserError(f"hydra.sweep.subdir: jobs {first[name]} and {number} would share the folder {name}")
+        self._job_folders = job_folders
 
     def ended(self, number: int, label: Label, folder: Path, result: Result) -> None:
         """A job has ended."""
@@ -53,17 +63,17 @@ class Sweep:
             The file; nothing where the jobs' folders aren't known yet, or have names that the flag cannot hold.
         """
         folder = self._folder.resolve()
-        unfit = any(character in str(folder) for character in ",:\n")
-        if not self._planned or not self._numbered or len(self._jobs) == 1 or unfit:
+        unfit = any(character in f"{folder}{self._job_folders}" for character in ":\n") or "," in str(folder)
+        if not self._planned or None in self._job_folders or len(self._jobs) == 1 or unfit:
             return None
         names = [self.label(0, job).differs.translate({ord(","): " ", ord(":"): "_"}) for job in self._jobs]
-        spec = ",".join(f"{name}:{folder / str(number)}" for number, name in enumerate(names))
+        spec = ",".join(f"{name}:{folder / str(own)}" for name, own in zip(names, self._job_folders, strict=True))
         path = self._folder / "tensorboard.flags"
         path.write_text(f"--logdir_spec={spec}\n", encoding="utf-8")
         return path
 
-    def print_scores(self, console: Console, curve_names: Path | None) -> None:
-        """How the jobs of this process went, and where to look further."""
+    def print_scores(self, console: Console, curve_names: Path | None, *, in_this_process: bool) -> None:
+        """How the jobs that ran in this process went, and where to look further."""
         table = Table(box=None, header_style="", pad_edge=False)
         table.add_column("job", justify="right")
         table.add_column("what differs", overflow="fold")
@@ -74,8 +84,9 @@ class Sweep:
             table.add_row(str(number), differs, score + stopped)
         if self._results:  # none where a launcher ran the jobs in other processes
             console.print(table)
-        if self._planned and self._results and len(self._results) < len(self._jobs):
-            console.print(f"{len(self._jobs) - len(self._results)} jobs did not begin")
+        missing = len(self._jobs) - len(self._results) if self._planned and in_this_process else 0
+        if missing:
+            console.print(f"{missing} {'job' if missing == 1 else 'jobs'} did not begin")
         console.print(f"  sweep folder {below_here(self._folder)}", soft_wrap=True)
         logdir = f"--logdir {quoted(below_here(self._folder))}"
         if curve_names is not None:
@@ -83,9 +94,10 @@ class Sweep:
         console.print(f"  curves       tensorboard {logdir}", soft_wrap=True)
 
     def failures(self) -> dict[str, str]:
-        """The reason of every failed job, by its folder, whichever process ran it."""
-        found = {str(folder.relative_to(self._folder)): reason for folder, reason in failures(self._folder)}
-        for _, folder, result in self._results.values():
-            if result.error is not None:
-                found[str(folder.relative_to(self._folder))] = result.error
+        """The reason of every failed job, by its number, or by its folder where another process ran it."""
+        known = {folder.resolve() for _, folder, _ in self._results.values()}
+        found = {str(n): result.error for n, (_, _, result) in self._results.items() if result.error is not None}
+        for folder, reason in failures(self._folder):
+            if folder.resolve() not in known:
+                found[os.path.relpath(folder, self._folder)] = reason
         return found

@@ -155,38 +155,47 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
     from dpg_cli import config as configs
     from dpg_cli.cli import job
     from dpg_cli.cli.progress import new_console
+    from dpg_cli.cli.signals import StopRequest
     from dpg_cli.cli.sweep import Sweep
     from dpg_cli.errors import UserError
     from dpg_cli.run_dir import claim, command_line
 
     jobs = list(configs.combinations(overrides, composed))
-    folder = configs.folder(composed, "hydra.sweep.dir").absolute()
-    sweep = Sweep(folder, jobs, configs.job_folder(composed), planned=configs.has_basic_sweeper(composed))
+    folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
+    sweep = Sweep(folder, jobs, planned=configs.has_basic_sweeper(composed))
+    job_folders = []
     for number, combination in enumerate(jobs):
         try:
-            configs.validate(configs.compose(combination))
+            job_config = configs.compose(combination)
+            configs.validate(job_config)
+            job_folders.append(configs.job_folder(job_config, number))
         except UserError as error:
             differs = sweep.label(number, combination).differs
             raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
+    sweep.set_job_folders(job_folders)
     claim(folder, "hydra.sweep.dir")
     curve_names = sweep.write_curve_names()
     command, console = command_line(), new_console()
+    between_jobs = StopRequest()
 
     def task(config: "DictConfig") -> float:
+        if between_jobs.signal is not None:
+            sys.exit(128 + between_jobs.signal)  # no Exception, so that it ends the sweep
         hydra_config = HydraConfig.get()
         where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
         label = sweep.label(number, list(hydra_config.overrides.task))
         result = job.run(configs.validate(config), where, command, label)
         sweep.ended(number, label, where, result)
         if result.exit_code > 128:
-            sys.exit(result.exit_code)  # no Exception, so that it ends the sweep too
+            sys.exit(result.exit_code)
         # A failed job is no exception either: Hydra would end the sweep after the batch that it is in.
         return math.nan if result.outcome is None else result.outcome.score()
 
     try:
-        _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+        with between_jobs:
+            _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
     finally:
-        sweep.print_scores(console, curve_names)
+        sweep.print_scores(console, curve_names, in_this_process=configs.has_basic_launcher(composed))
         failed = sweep.failures()
         for where, reason in failed.items():
             print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
