@@ -98,6 +98,8 @@ def copies_exactly(make: Callable[[], Env], steps: int = 30) -> str | None:
                 return f"a copy of it parts from it after {index + 1} steps"
     except CannotCopy as error:
         return str(error)
+    except (Exception, SystemExit) as error:  # the environment's own; whether it matters shows in the training
+        return f"trying it raised {type(error).__name__}"
     finally:
         original.close()
         copy.close()

@@ -54,7 +54,8 @@ def test_every_algorithm_trains_with_every_noise(train, tmp_path, algo, noise):
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_trains(train, tmp_path, experiment):
-    code, _, err = train(TOY, f"experiment={experiment}", *SMALL, "hydra.run.dir=run", "hydra.sweep.dir=run")
+    arguments = [TOY, f"experiment={experiment}", *SMALL, "num_seeds=1"]
+    code, _, err = train(*arguments, "hydra.run.dir=run", "hydra.sweep.dir=run")
     assert (code, err) == (0, "")
     statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "run").rglob("run.json")]
     assert set(statuses) == {"done"}
@@ -343,7 +344,7 @@ def test_eval(train, evaluate, tmp_path):
         (["run=run", "run"], "not of the form key=value"),
         (["run=run", "run=run"], "given twice"),
         (["run=run"], "trust=true"),
-        (["run=run", "trust=true", "checkpoint=31"], "[0, 30, 60]"),
+        (["run=run", "trust=true", "checkpoint=31"], "there are best, latest and [0, "),
         (["run=run", "trust=true", "checkpoint=../../x"], "no such checkpoint"),
     ],
 )
