@@ -159,6 +159,11 @@ class Checkpoints:
                 self._disk.remove(folder)
 
 
+def saved_steps(run: Path) -> list[int]:
+    """The steps of all checkpoints, in order, whatever their state."""
+    return [_step(folder) for folder in _saved(run / "checkpoints", "step")]
+
+
 def valid_steps(run: Path) -> tuple[list[int], dict[int, str]]:
     """The steps from which a run can go on, in order, and what is the matter with the others."""
     good, bad = [], {}

@@ -100,6 +100,22 @@ def test_stopped_and_resumed_is_never_stopped(train, stopped, tmp_path, name, ti
     assert len(record["resumed"]) == 1
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("left", ["the config alone", "no checkpoint"])
+def test_a_folder_that_was_only_claimed_is_trained_from_the_start(train, tmp_path, seeds, left):
+    assert train(*RUN, f"num_seeds={seeds}", "hydra.run.dir=whole")[0] == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
+    for path in (tmp_path / "run").iterdir():
+        if left == "the config alone" and path.name != "config.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (tmp_path / "run").rglob("checkpoints"):
+        shutil.rmtree(path)
+    code, out, err = train("resume=run", "trust=true")
+    assert (code, err) == (0, "")
+    assert "beginning at step 0" in out
+    same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_three_stops_in_one_run(train, stopped, tmp_path):
     assert train(*RUN, "hydra.run.dir=whole")[0] == 0
     assert stopped(20, *RUN)[0] == 143

@@ -14,6 +14,7 @@ from dpg_cli import checkpoint, run_dir
 from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
+from dpg_cli.disk import Disk
 from dpg_cli.errors import UserError
 
 # What can change without changing what has happened already.
@@ -45,6 +46,8 @@ def resume(arguments: Sequence[str]) -> int:
         )
 
     _, folders = job.members(config, folder)
+    if not any(checkpoint.saved_steps(path) for path in folders):
+        return _from_the_start(config, folder, folders)
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that nobody writes any
         starts = _newest(folders)
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
@@ -53,11 +56,26 @@ def resume(arguments: Sequence[str]) -> int:
         _warn_of_versions(starts[0])
         build.check(config)
         job.write_configs(config, folder)
-        handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-        logging.basicConfig(level=logging.INFO, handlers=[handler])
+        _log_to(folder)
         print(f"going on at step {starts[0].step:,}")
         return job.run(config, folder, run_dir.command_line(), start=starts).exit_code
+
+
+def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence[Path]) -> int:
+    """Train in a folder that was claimed, and whose run ended before its first checkpoint."""
+    build.check(config)
+    with run_dir.locked([folder]):
+        for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
+            Disk().remove(path)
+    _log_to(folder)
+    print("nothing was trained yet: beginning at step 0")
+    return job.run(config, folder, run_dir.command_line()).exit_code
+
+
+def _log_to(folder: Path) -> None:
+    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _newest(folders: Sequence[Path]) -> list[checkpoint.Loaded]:

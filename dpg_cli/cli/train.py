@@ -129,6 +129,7 @@ def _single(overrides: Sequence[str], composed: "DictConfig") -> int:
     """Train once; the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
+    from dpg_cli.disk import Disk, write_whole
     from dpg_cli.errors import UserError
     from dpg_cli.run_dir import claim, command_line
 
@@ -139,6 +140,7 @@ def _single(overrides: Sequence[str], composed: "DictConfig") -> int:
         raise UserError(f"env.id={checked.env.id}: ended the program when it was made") from error
     folder = configs.folder(composed, "hydra.run.dir")
     claim(folder, "hydra.run.dir")
+    write_whole(Disk(), folder / "config.yaml", configs.dump(checked).encode())  # from here on it can be resumed
     command, results = command_line(), []
 
     def task(config: "DictConfig") -> None:
