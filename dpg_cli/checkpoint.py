@@ -231,7 +231,7 @@ def find(run: Path, which: str) -> Path:
     if (which in ("best", "latest") or which.isdecimal()) and inside and (folder / MANIFEST).is_file():
         return folder
     saved = [*_saved(root, "step"), *_saved(root, "best")]
-    steps = sorted({int(path.name.partition("_")[2]) for path in saved if (path / MANIFEST).is_file()})
+    steps = sorted({_step(path) for path in saved if (path / MANIFEST).is_file()})
     raise UserError(f"checkpoint={which}: no such checkpoint; there are best, latest and {steps}")
 
 

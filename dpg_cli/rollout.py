@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from dpg_cli.algorithms import Algorithm
-from dpg_cli.env_state import get_state, set_state
+from dpg_cli.env_state import CannotCopy, get_state, set_state
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import Noise
 from dpg_cli.seeding import Purpose, generator, integer
@@ -135,14 +135,18 @@ class Environments:
             self._lengths[member] = state["lengths"]
             for stream, own in zip(self._random[member], state["random"], strict=True):
                 stream.bit_generator.state = own
-        anew = np.array([[state["simulators"] is None] * self.num_envs for state in states])
+        anew = np.zeros(self.obs.shape[:2], bool)
         for i, env, seed in self._each():
-            first, _ = env.reset(seed=integer(seed, Purpose.ENVIRONMENT, i[1], step))
-            if anew[i]:
-                put(self.obs, i, first)
-                self._returns[i], self._lengths[i] = 0.0, 0
-            else:
+            own_seed = integer(seed, Purpose.ENVIRONMENT, i[1], step)
+            env.reset(seed=own_seed)
+            try:
+                if states[i[0]]["simulators"] is None:
+                    raise CannotCopy
                 set_state(env, states[i[0]]["simulators"][i[1]])
+            except CannotCopy:  # with other versions, its model may be another one
+                put(self.obs, i, env.reset(seed=own_seed)[0])
+                self._returns[i], self._lengths[i] = 0.0, 0
+                anew[i] = True
         return anew
 
     def close(self) -> None:

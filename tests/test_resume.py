@@ -13,9 +13,10 @@ import yaml
 from commands import SMALL, TOY, lines, without_time
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dpg_cli import checkpoint
+from dpg_cli import checkpoint, rollout
 from dpg_cli.cli import job
 from dpg_cli.cli.signals import StopRequest
+from dpg_cli.env_state import CannotCopy
 
 RUN = [TOY, *SMALL, "noise=ou", "hydra.run.dir=run"]
 
@@ -293,4 +294,15 @@ def test_an_environment_that_cannot_be_copied_begins_a_new_episode(train, stoppe
     assert code == 143
     assert "cannot be copied in the middle of an episode" in out
     assert train("resume=run", "trust=true")[0] == 0
+    assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 60
+
+
+def test_a_simulator_of_another_model_begins_a_new_episode(train, stopped, tmp_path, monkeypatch):
+    assert stopped(30, "env=Pendulum-v1", *SMALL, "hydra.run.dir=run")[0] == 143
+
+    def other(env, state):
+        raise CannotCopy
+
+    monkeypatch.setattr(rollout, "set_state", other)
+    assert train("resume=run")[0] == 0
     assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 60

@@ -205,11 +205,11 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
 
 
 def _help() -> str:
-    from dpg_cli.config import choices
+    from dpg_cli.config import GROUPS, choices
 
     env = "any Gymnasium id with continuous actions, also module:Id"
     lines = [HEAD, "Groups, one choice each"]
-    for group in ("algo", "env", "noise", "experiment"):
+    for group in GROUPS:
         text = env if group == "env" else ", ".join(choices(group))
         lines += textwrap.wrap(text, 79, initial_indent=f"  {group:12}", subsequent_indent=" " * 14)
     return "\n".join(lines) + "\n" + KEYS
@@ -217,6 +217,8 @@ def _help() -> str:
 
 def _complete() -> None:
     """Answer the shell: as Hydra does, but for the cursor in the middle of a line, for quotes and for open keys."""
+    from dpg_cli.config import GROUPS
+
     line = os.environ.get("COMP_LINE", "")
     line = line[: int(os.environ.get("COMP_POINT", len(line)))]
     before, _, current = line.rpartition(" ")
@@ -227,11 +229,7 @@ def _complete() -> None:
     answer = io.StringIO()
     with contextlib.suppress(Exception), contextlib.redirect_stdout(answer):  # a prompt is no place for messages
         _hand_over(lambda _: None, ["-sc", "query=bash"])
-    print(
-        " ".join(
-            f"{word}=" if word in ("algo", "env", "noise", "experiment") else word for word in answer.getvalue().split()
-        )
-    )
+    print(" ".join(f"{word}=" if word in GROUPS else word for word in answer.getvalue().split()))
 
 
 def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) -> None:
