@@ -307,7 +307,7 @@ def _actor(state: dict[str, Tensor]) -> Actor:
     hidden_sizes = [weight.shape[-1] for weight in weights[:-1]]
     generators = [torch.Generator()]  # what it draws is overwritten
     actor = Actor(obs_dim, weights[-1].shape[-1], hidden_sizes, generators, weights[0].dtype, normalizer)
-    actor.load_state_dict(state)
+    actor.load(state)
     return actor
 
 
