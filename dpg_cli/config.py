@@ -83,7 +83,7 @@ class TrainConfig(Strict):
     truncation_bootstraps: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Literal["auto"] | Count
-    precision: Literal["float32", "float64"]
+    precision: Literal["float32", "bf16", "float64"]
     eval: EvalConfig
     checkpoint: CheckpointConfig
     log: LogConfig

@@ -195,7 +195,7 @@ def test_members_see_what_they_see_alone(tmp_path):
 def parameters(run, member):
     algorithm = run.training.algorithm
     networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
-    return [t.detach().select(t.dim() - 3, member) for network in networks for t in network.parameters()]
+    return [t.select(t.dim() - 3, member) for network in networks for t in network.tensors().values()]
 
 
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))

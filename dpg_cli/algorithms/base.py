@@ -43,6 +43,7 @@ class Algorithm:
         seeds: one seed a member.
         device: where everything lives.
         dtype: of parameters and arithmetic.
+        products: of the matrix products of an update; `dtype` if it is not given.
 
     Raises:
         ValueError: hyperparameters that don't go together.
@@ -63,6 +64,7 @@ class Algorithm:
     seeds: InitVar[Sequence[int]]
     device: InitVar[torch.device | str] = "cpu"
     dtype: InitVar[torch.dtype] = torch.float32
+    products: InitVar[torch.dtype | None] = None
 
     def __post_init__(
         self,
@@ -71,6 +73,7 @@ class Algorithm:
         seeds: Sequence[int],
         device: torch.device | str,
         dtype: torch.dtype,
+        products: torch.dtype | None,
     ) -> None:
         """Build networks, targets (equal at the start) and optimizers."""
         self._device, self._dtype = torch.device(device), dtype
@@ -84,6 +87,8 @@ class Algorithm:
         self.critic = Critic(obs_dim, action_dim, self.hidden_sizes, *shared, num_critics, self.critic_action_layer).to(
             self._device
         )
+        for network in (self.actor, self.critic):
+            network.products = products or dtype
         self.target_actor, self.target_critic = target_of(self.actor), target_of(self.critic)
         self.actor_optimizer = Adam(self.actor, self.actor_lr)
         self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
@@ -16,14 +15,13 @@ from dpg_cli.config import TrainConfig
 from dpg_cli.envs import make_env
 from dpg_cli.errors import UserError
 from dpg_cli.noise import NOISES, Noise
+from dpg_cli.precision import PRECISIONS, choose_products
 from dpg_cli.replay import Replay
 from dpg_cli.rollout import Env, Environments
 from dpg_cli.seeding import Purpose, generator
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-NUMPY_DTYPES: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float64": np.float64}
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
 
 
@@ -64,7 +62,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int) -> None:
         UserError: it says how much is needed and how much there is.
     """
     capacity = min(config.buffer_size, config.total_steps)
-    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, DTYPES[config.precision])
+    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, PRECISIONS[config.precision].parameters)
     device = choose_device(config.device)
     free = available_memory() if device.type == "cpu" else free_gpu_memory(device)
     if needed > free:
@@ -80,8 +78,9 @@ def build(config: TrainConfig) -> Training:
     Raises:
         UserError: device, environment, network sizes or memory.
     """
-    device, dtype = choose_device(config.device), DTYPES[config.precision]
+    device, precision = choose_device(config.device), PRECISIONS[config.precision]
     torch.set_num_threads(choose_threads(config.threads))
+    choose_products(device)
     seeds = range(config.seed, config.seed + config.num_seeds)
     new_env = environment_maker(config)
     environments = Environments([[new_env() for _ in range(config.num_envs)] for _ in seeds], seeds)
@@ -97,7 +96,13 @@ def build(config: TrainConfig) -> Training:
     algo_name, algo_values = _named(config.algo)
     try:
         algorithm = ALGORITHMS[algo_name](
-            **algo_values, obs_dim=obs_dim, action_dim=action_dim, seeds=seeds, device=device, dtype=dtype
+            **algo_values,
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            seeds=seeds,
+            device=device,
+            dtype=precision.parameters,
+            products=precision.products,
         )
     except ValueError as error:
         raise UserError(f"algo.{error}") from error
@@ -114,7 +119,7 @@ def build(config: TrainConfig) -> Training:
             action_dim,
             [generator(s, Purpose.REPLAY) for s in seeds],
             device,
-            dtype,
+            precision.parameters,
         ),
     )
 
@@ -124,7 +129,7 @@ def environment_maker(config: TrainConfig) -> Callable[[], Env]:
     env = config.env
     log_once = functools.cache(log.info)  # a dozen environments warn of the same
     return functools.partial(
-        make_env, env.id, env.kwargs, env.max_episode_steps, NUMPY_DTYPES[config.precision], log_once
+        make_env, env.id, env.kwargs, env.max_episode_steps, PRECISIONS[config.precision].observations, log_once
     )
 
 
