@@ -20,6 +20,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
+from dpg_cli import config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import job
 from dpg_cli.cli.progress import ProgressDisplay
@@ -511,3 +512,11 @@ def test_the_hparams_tab_shows_every_run_once_and_every_key(train, tmp_path):
     assert all(len(group.sessions) == 1 for group in groups)
     assert {"algo.policy_delay", "algo.tau", "seed", "env.id"} <= {info.name for info in experiment.hparam_infos}
     assert "eval/return_mean" in {info.name.tag for info in experiment.metric_infos}
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_jobs_side_by_side_have_one_thread_each(train, tmp_path, monkeypatch, side_by_side):
+    monkeypatch.setattr(config, "has_basic_launcher", lambda composed: not side_by_side)
+    settings = [setting for setting in SMALL if setting != "threads=1"]
+    assert train("-m", TOY, *settings, "total_steps=20", "hydra.sweep.dir=sweep")[0] == 0
+    assert ("threads: 1" in (tmp_path / "sweep/0/config.yaml").read_text()) is side_by_side

@@ -178,7 +178,7 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
     claim(folder, "hydra.sweep.dir")
     curve_names = sweep.write_curve_names()
     command, console = command_line(), new_console()
-    between_jobs = StopRequest()
+    between_jobs, one_after_another = StopRequest(), configs.has_basic_launcher(composed)
 
     def task(config: "DictConfig") -> float:
         if between_jobs.signal is not None:
@@ -186,7 +186,10 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
         hydra_config = HydraConfig.get()
         where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
         label = sweep.label(number, list(hydra_config.overrides.task))
-        result = job.run(configs.validate(config), where, command, label)
+        checked = configs.validate(config)
+        if not one_after_another and checked.threads == "auto":  # jobs side by side would wait for each other's threads
+            checked = checked.model_copy(update={"threads": 1})
+        result = job.run(checked, where, command, label)
         sweep.ended(number, label, where, result)
         if result.exit_code > 128:
             sys.exit(result.exit_code)
@@ -197,7 +200,7 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
         with between_jobs:
             _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
     finally:
-        sweep.print_scores(console, curve_names, in_this_process=configs.has_basic_launcher(composed))
+        sweep.print_scores(console, curve_names, in_this_process=one_after_another)
         failed = sweep.failures()
         for where, reason in failed.items():
             print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
