@@ -3,6 +3,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: more threads only wait for each other
 
 import logging
+import shutil
 import sys
 
 import pytest
@@ -15,6 +16,12 @@ from dpg_cli.cli import train as train_command
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch):
+    """Whether enough is synced is asked of disks that forget the rest (test_disk.py); a real one takes seconds."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
 
 
 @pytest.fixture
@@ -46,3 +53,29 @@ def train(command):
 @pytest.fixture
 def evaluate(command):
     return lambda *arguments: command(eval_command.main, *arguments)
+
+
+@pytest.fixture(scope="session")
+def kept():
+    """Runs that several tests look at or go on with, by what made them."""
+    return {}
+
+
+@pytest.fixture
+def trained(train, kept, tmp_path_factory):
+    """The folder of a whole run with these arguments, which only the first that asks must train: not to be changed."""
+
+    def run(*arguments):
+        if arguments not in kept:
+            folder = tmp_path_factory.mktemp("trained") / "run"
+            assert train(*arguments, f"hydra.run.dir={folder}")[0] == 0
+            kept[arguments] = folder
+        return kept[arguments]
+
+    return run
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy of such a run, `run`, to do with as one likes."""
+    return lambda *arguments: shutil.copytree(trained(*arguments), tmp_path / "run", symlinks=True)
