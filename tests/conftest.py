@@ -30,10 +30,11 @@ def command(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", sys.argv)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(logging.root, "handlers", [])  # Hydra puts its own there
+    monkeypatch.setattr(logging.root, "handlers", [])
 
     def run(main, *arguments):
         sys.argv = ["dpg", *arguments]
+        logging.root.handlers = []  # as in a process of its own; by now pytest has put some there
         with pytest.raises(SystemExit) as ended:
             main()
         for handler in logging.root.handlers:
