@@ -7,21 +7,24 @@ and noises hold types and ranges, and `validate()` checks the one against the ot
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import configure_log, run_job
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -170,6 +173,29 @@ def compose(overrides: Sequence[str]) -> DictConfig:
             return hydra_compose("train", list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError too
         raise UserError(explain(error, overrides)) from error
+
+
+def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -> None:
+    """Run one task in a folder as `hydra.main` does, with its log, `.hydra` and callbacks.
+
+    That would compose the config twice again, which takes longer than all else before the first step.
+
+    Args:
+        composed: from `compose()`.
+        folder: of the run, in place of the config's own.
+        task: given the config without the `hydra` node.
+    """
+    with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
+        with read_write(composed.hydra):
+            composed.hydra.mode = RunMode.RUN
+            composed.hydra.run.dir = str(folder)
+        configure_log(composed.hydra.hydra_logging, composed.hydra.verbose)
+        callbacks = Callbacks(composed)
+        callbacks.on_run_start(config=composed, config_name="train")
+        context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
+        done = run_job(task, composed, "hydra.run.dir", None, context)
+        callbacks.on_run_end(config=composed, config_name="train", job_return=done)
+        done.return_value  # noqa: B018, it raises what the task has raised
 
 
 def without_sweeps(overrides: Sequence[str]) -> list[str]:

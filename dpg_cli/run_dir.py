@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -138,6 +139,7 @@ def command_line() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
+@functools.cache  # as they are at the start, when the code is loaded; a process may train many runs
 def _git(where: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
@@ -148,6 +150,7 @@ def _git(where: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

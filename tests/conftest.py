@@ -3,6 +3,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: more threads only wait for each other
 
 import logging
+import shutil
 import sys
 
 import pytest
@@ -17,16 +18,23 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch):
+    """Whether enough is synced is asked of disks that forget the rest (test_disk.py); a real one takes seconds."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """Run a command in an empty folder: its exit code, what it printed, what it complained."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", sys.argv)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(logging.root, "handlers", [])  # Hydra puts its own there
+    monkeypatch.setattr(logging.root, "handlers", [])
 
     def run(main, *arguments):
         sys.argv = ["dpg", *arguments]
+        logging.root.handlers = []  # as in a process of its own; by now pytest has put some there
         with pytest.raises(SystemExit) as ended:
             main()
         for handler in logging.root.handlers:
@@ -46,3 +54,29 @@ def train(command):
 @pytest.fixture
 def evaluate(command):
     return lambda *arguments: command(eval_command.main, *arguments)
+
+
+@pytest.fixture(scope="session")
+def kept():
+    """Runs that several tests look at or go on with, by what made them."""
+    return {}
+
+
+@pytest.fixture
+def trained(train, kept, tmp_path_factory):
+    """The folder of a whole run with these arguments, which only the first that asks must train: not to be changed."""
+
+    def run(*arguments):
+        if arguments not in kept:
+            folder = tmp_path_factory.mktemp("trained") / "run"
+            assert train(*arguments, f"hydra.run.dir={folder}")[0] == 0
+            kept[arguments] = folder
+        return kept[arguments]
+
+    return run
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy of such a run, `run`, to do with as one likes."""
+    return lambda *arguments: shutil.copytree(trained(*arguments), tmp_path / "run", symlinks=True)

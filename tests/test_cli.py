@@ -63,9 +63,8 @@ def test_every_experiment_trains(train, tmp_path, experiment):
 
 
 def test_a_run_folder_holds_what_the_contract_says(train, tmp_path):
-    code, out, err = train(
-        TOY, "algo=td3", "env.max_episode_steps=600", "total_steps=700", "seed=3", *SMALL[:2], *SMALL[3:]
-    )
+    steps = ["env.max_episode_steps=600", "total_steps=700", "eval.every=350"]
+    code, out, err = train(TOY, "algo=td3", *SMALL, *steps, "seed=3")
     assert (code, err) == (0, "")
     (run,) = (tmp_path / "outputs" / "toy_envs_Toy_Reach-v0" / "td3").iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", run.name)
@@ -349,8 +348,8 @@ def test_eval(train, evaluate, tmp_path):
         (["run=run", "trust=true", "checkpoint=../../x"], "no such checkpoint"),
     ],
 )
-def test_eval_mistakes(train, evaluate, arguments, message):
-    assert train(TOY, *SMALL, "checkpoint.keep=3", "hydra.run.dir=run")[0] == 0
+def test_eval_mistakes(finished, evaluate, arguments, message):
+    finished(TOY, *SMALL, "checkpoint.keep=3")
     code, _out, err = evaluate(*arguments)
     assert code == 2
     assert message in err

@@ -122,10 +122,10 @@ def _run_command(arguments: Sequence[str]) -> int:
         raise UserError("hydra.job.chdir=true: a run leaves the working directory as it is")
     if flags.multirun or composed.hydra.mode is RunMode.MULTIRUN:
         return _sweep(overrides, composed)
-    return _single(overrides, composed)
+    return _single(composed)
 
 
-def _single(overrides: Sequence[str], composed: "DictConfig") -> int:
+def _single(composed: "DictConfig") -> int:
     """Train once; the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
@@ -143,10 +143,10 @@ def _single(overrides: Sequence[str], composed: "DictConfig") -> int:
     write_whole(Disk(), folder / "config.yaml", configs.dump(checked).encode())  # from here on it can be resumed
     command, results = command_line(), []
 
-    def task(config: "DictConfig") -> None:
-        results.append(job.run(configs.validate(config), folder, command))
+    def task(_: "DictConfig") -> None:
+        results.append(job.run(checked, folder, command))
 
-    _hand_over(task, [*overrides, f"hydra.run.dir={_quoted(folder)}"])
+    configs.run(composed, folder, task)
     return results[0].exit_code
 
 
