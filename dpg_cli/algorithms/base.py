@@ -147,11 +147,15 @@ class Algorithm:
         for name, optimizer in self._optimizers():
             for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
                 moments = [state[name][index] for state in states]
+                shape = _of_member(parameter, 0).shape
+                for own in filter(None, moments):
+                    if (own["step"].shape, own["exp_avg"].shape, own["exp_avg_sq"].shape) != ((), shape, shape):
+                        raise ValueError(f"{name} holds moments of another shape than their parameter")
                 if moments[0]:
                     optimizer.state[parameter] = {
                         key: value.to(self._device)
                         if key == "step"
-                        else torch.stack([m[key] for m in moments], dim=parameter.dim() - 3).to(self._device)
+                        else torch.stack([m[key] for m in moments], dim=parameter.dim() - 3).to(parameter)
                         for key, value in moments[0].items()
                     }
         self.updates = states[0]["updates"]

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from dpg_cli.checkpoint import Checkpoints, Loaded, rewind
 from dpg_cli.cli.build import Training, build, environment_maker
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
-from dpg_cli.config import TrainConfig, dump, set_stored
+from dpg_cli.config import TrainConfig, dump, store_hydra
 from dpg_cli.disk import Disk, write_whole
 from dpg_cli.env_state import copies_exactly
 from dpg_cli.envs import has_time_limit, newer_version
@@ -164,8 +163,7 @@ def _begin(config: TrainConfig, folder: Path, folders: Sequence[Path]) -> None:
         for member, path in enumerate(folders):
             path.mkdir()
             if (folder / ".hydra").is_dir():
-                shutil.copytree(folder / ".hydra", path / ".hydra")
-                set_stored(path, seed=config.seed + member, num_seeds=1)
+                store_hydra(folder / ".hydra", path / ".hydra", seed=config.seed + member, num_seeds=1)
     write_configs(config, folder)
 
 
