@@ -34,6 +34,7 @@ from dpg_cli.stored import read, read_json
 POLICY = "policy.safetensors"
 TREE, TENSORS = "state.json", "state.safetensors"
 MANIFEST = "manifest.json"
+DAMAGED = ": damaged checkpoint: "
 MAX_JSON = 2**28  # bytes of a manifest, which names every shard, or of a tree, which holds a stride's averages
 
 
@@ -180,10 +181,15 @@ def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded],
     """
     problems: list[str] = []
     for step in sorted(set.intersection(*(set(saved_steps(run)) for run in runs)), reverse=True):
-        try:
-            return [load(run, step, most) for run in runs], problems
-        except UserError as error:
-            problems.append(f"the checkpoint of step {step:,} is damaged: {error}")
+        found = []
+        for run in runs:
+            try:
+                found.append(load(run, step, most))
+            except UserError as error:
+                reason = str(error).rpartition(DAMAGED)[2]
+                problems.append(f"{run}: the checkpoint of step {step:,} is damaged ({reason})")
+        if len(found) == len(runs):
+            return found, problems
     return [], problems
 
 
@@ -272,7 +278,7 @@ def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
 
 def _damaged(folder: Path, error: Exception) -> UserError:
     what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return UserError(f"{folder}: damaged checkpoint: {what}")
+    return UserError(f"{folder}{DAMAGED}{what}")
 
 
 def _saved(root: Path, kind: str) -> list[Path]:

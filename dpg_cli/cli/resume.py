@@ -80,7 +80,8 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
 def _log_to(folder: Path) -> None:
     handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.root.addHandler(handler)
+    logging.root.setLevel(logging.INFO)
 
 
 def _newest(folders: Sequence[Path], most: int) -> list[checkpoint.Loaded]:
