@@ -94,9 +94,9 @@ class Checkpoints:
         Raises:
             DiskError: the disk refuses; the checkpoint before is untouched, and nothing of this one stays.
         """
-        what = (
-            f"a checkpoint with {rows.nbytes:,} bytes of new transitions was to be written, the one before is whole, "
-        )
+        what = f"a checkpoint with {rows.nbytes:,} bytes of new transitions was to be written, "
+        if saved_steps(self._run):
+            what += "the one before is whole, "
         with explaining(self._run, what):
             self._save(step, policy, state, rows, oldest)
 

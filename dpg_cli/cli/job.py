@@ -184,7 +184,8 @@ def _logging_to(path: Path) -> Iterator[None]:
         yield
     finally:
         logging.root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk
+            handler.close()
 
 
 def _of_member(config: TrainConfig, member: int) -> TrainConfig:
