@@ -8,6 +8,7 @@ the start. The manifest names every file with its size and SHA-256, the shards t
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -111,9 +112,13 @@ class Checkpoints:
         files = {POLICY: _to_bytes(policy), TREE: json.dumps(tree).encode(), TENSORS: save_tensors(tensors)}
         about = {"shards": shards, "best": self._best}
         folder = _write(self._root, f"step_{step:09d}", step, files, self._versions, about, self._disk)
+        try:
+            for name in files:  # read back before older ones go
+                _read(folder, name, _manifest(folder))
+        except Exception as error:
+            self._disk.remove(folder)
+            raise OSError(errno.EIO, f"reads back otherwise than it was written ({error})", str(folder)) from error
         self._shards = shards
-        for name in files:  # read back before older ones go
-            _read(folder, name, _manifest(folder))
         _link(self._root, "latest", folder.name, self._disk)
         for old in _saved(self._root, "step")[: -self._keep]:
             self._disk.remove(old)

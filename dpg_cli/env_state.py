@@ -26,7 +26,7 @@ Env = gym.Env[np.ndarray, np.ndarray]
 CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 CONSTANT_TYPES = (EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 PLAIN = (bool, int, float, str, types.NoneType)
-PLAIN_KINDS = {"number", "text", "none", "array", "deque", "tuple", "list", "dict", "generator"}
+PLAIN_KINDS = {"number", "text", "none", "array", "deque", "tuple", "list", "dict"}
 
 
 class CannotCopy(Exception):  # noqa: N818 - it names what is the matter
@@ -52,8 +52,8 @@ def get_state(env: Env) -> list[dict[str, Any]]:
 def set_state(env: Env, state: list[dict[str, Any]]) -> None:
     """Put an environment that was made in the same way, and reset, into a state.
 
-    Only attributes are set that `get_state` would have given, or that nothing is called by yet, and only to what they
-    are already: the state may come from a stranger.
+    Only attributes are set that `get_state` would have given, or that nothing is called by yet, and nothing but plain
+    data takes the place of plain data: the state may come from a stranger.
 
     Raises:
         CannotCopy: the state is another environment's, or of another version of it.
@@ -124,10 +124,9 @@ def _settable(layer: Any, name: str) -> bool:
 
 
 def _may_follow(current: Any, stored: Any, where: str) -> bool:
-    """Whether a stored value is of the kind that the attribute has, numbers and nothing being of every plain kind."""
-    own = _encode(current, where)
-    kinds = {_kind(own), _kind(stored)}
-    return len(kinds) == 1 or (kinds <= {"number", "none", "array"} or (kinds <= PLAIN_KINDS and "none" in kinds))
+    """Whether a stored value may stand in an attribute: plain data for plain data, else of the kind that it is."""
+    kinds = {_kind(_encode(current, where)), _kind(stored)}
+    return len(kinds) == 1 or kinds <= PLAIN_KINDS or kinds == {"generator", "none"}
 
 
 def _kind(value: Any) -> str:

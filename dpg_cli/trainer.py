@@ -201,7 +201,7 @@ def train(
         try:
             evaluation_due = _restore(algorithm, environments, noise, replay, averages, outcome, start)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-            raise UserError(f"the checkpoint of step {start[0].step} does not fit the run's config: {error}") from error
+            raise UserError(f"the checkpoint of step {start[0].step} cannot be gone on from: {error}") from error
     if evaluation_due:
         run_evaluation(outcome.step)
     if outcome.interrupted:  # the checkpoint that it started from says that this evaluation is due
