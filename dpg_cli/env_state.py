@@ -119,8 +119,12 @@ def copies_exactly(make: Callable[[], Env], steps: int = 30) -> str | None:
 
 
 def _settable(layer: Any, name: str) -> bool:
-    # An attribute that first appears in a step is unknown to a fresh environment; a method is not.
-    return name in vars(layer) or not (name.startswith("__") or hasattr(layer, name))
+    """Whether an attribute is there, or could appear in a step: where the class has plain data, or nothing at all."""
+    if name in vars(layer):
+        return True
+    if hasattr(type(layer), name):
+        return not name.startswith("__") and isinstance(getattr(type(layer), name), PLAIN)
+    return not name.startswith("__") and not hasattr(layer, name)
 
 
 def _may_follow(current: Any, stored: Any, where: str) -> bool:
