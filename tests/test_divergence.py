@@ -126,7 +126,7 @@ EVALUATION = {
 RESETS = {
     "reset nan": (70, "seed 0, evaluation at step 40: obs is not finite"),
     "reset raise": (70, "RuntimeError: the simulator broke"),
-    "reset shape": (70, "ValueError"),
+    "reset shape": (70, "ValueError: the environment observed"),
 }
 CASES = [(kind, [], at, text) for kind, (at, text) in TRAINING.items()]
 CASES += [(kind, ["eval.every=20"], at, text) for kind, (at, text) in EVALUATION.items()]
