@@ -1,6 +1,6 @@
 """The replay buffer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,21 +77,36 @@ class Replay:
         first = max(first, self.added - self.size)
         places = torch.arange(first, self.added) % self.capacity
         rows: np.ndarray = self._rows[member, places].cpu().numpy()
-        obs, action = self._widths[:2]
-        fields = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
-        return rows.view(np.dtype([(name, rows.dtype, shape) for name, shape in fields]))[:, 0]
+        return rows.view(self._dtype)[:, 0]
 
     def state(self, member: int) -> dict[str, Any]:
         """All but the rows of one member."""
         return {"added": self.added, "size": self.size, "random": self._generators[member].bit_generator.state}
 
-    def load_state(self, states: Sequence[Mapping[str, Any]], rows: np.ndarray) -> None:
-        """Go on from `state()`, one a member, and the `rows()` that were there, `(S, size)`, oldest first."""
-        self.added, self.size = states[0]["added"] - states[0]["size"], 0
-        if states[0]["size"]:
-            self._put(structured_to_unstructured(rows))
+    def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
+        """Go on from `state()`, one a member, and each one's `rows()` that were there, oldest first, in parts.
+
+        Raises:
+            ValueError: the rows are of another form.
+        """
+        self.added, self.size = states[0]["added"], min(states[0]["size"], self.capacity)
+        for member, (state, parts) in enumerate(zip(states, rows, strict=True)):
+            number = state["added"] - state["size"]
+            for part in parts:
+                if part.dtype != self._dtype:
+                    raise ValueError(f"transitions are {part.dtype}, not {self._dtype}")
+                places = torch.arange(number, number + len(part)) % self.capacity
+                self._rows[member, places] = torch.from_numpy(structured_to_unstructured(part)).to(self._rows)
+                number += len(part)
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state["random"]
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        obs, action = self._widths[:2]
+        fields = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
+        number = torch.empty(0, dtype=self._rows.dtype).numpy().dtype
+        return np.dtype([(name, number, shape) for name, shape in fields])
 
     def _put(self, rows: np.ndarray) -> None:
         count = rows.shape[1]

@@ -241,11 +241,11 @@ def run_episodes(
         DivergedError: an action, a reward or an observation is not finite.
         StopRequested: `stop` said so.
     """
-    first = [
-        [env.reset(seed=seed)[0] for env, seed in zip(*member, strict=True)]
-        for member in zip(envs, env_seeds, strict=True)
-    ]
-    obs: np.ndarray = np.array(first)
+    space = envs[0][0].observation_space
+    obs = np.empty((len(envs), len(envs[0]), *space.shape), space.dtype)  # type: ignore[misc]
+    for s, member in enumerate(envs):
+        for i, env in enumerate(member):
+            put(obs, (s, i), env.reset(seed=env_seeds[s][i])[0])
     when = f"evaluation at step {step}"
     check_finite(seeds, when, obs=obs)
     simulations = [[simulation(env) for env in member] for member in envs]

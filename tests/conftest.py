@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: more threads only wait for each other
 
+import contextlib
 import logging
 import shutil
 import sys
@@ -38,7 +39,8 @@ def command(tmp_path, monkeypatch, capfd):
         with pytest.raises(SystemExit) as ended:
             main()
         for handler in logging.root.handlers:
-            handler.close()
+            with contextlib.suppress(OSError):  # of a full disk
+                handler.close()
         logging.root.handlers = []
         out, err = capfd.readouterr()
         return ended.value.code or 0, out, err

@@ -146,13 +146,13 @@ class Algorithm:
             for name, network in self._networks():
                 for key, tensor in network.tensors().items():
                     for member, state in enumerate(states):
-                        _of_member(tensor, member).copy_(state[name][key])
+                        _restore(tensor, member, state[name][key])
             for name, optimizer in self._optimizers():
                 optimizer.count.copy_(states[0][name]["count"])
                 for key, own in (("mean", optimizer.mean), ("square", optimizer.square)):
                     for index, tensor in enumerate(optimizer.network.views(own)):
                         for member, state in enumerate(states):
-                            _of_member(tensor, member).copy_(state[name][key][index])
+                            _restore(tensor, member, state[name][key][index])
         self.updates = states[0]["updates"]
         for generator, state in zip(self._generators, states, strict=True):
             generator.set_state(state["random"])
@@ -201,6 +201,14 @@ class Algorithm:
 def _of_member(tensor: Tensor, member: int) -> Tensor:
     """One member's part of `(*critics, S, rows, columns)`."""
     return tensor.select(tensor.dim() - 3, member)
+
+
+def _restore(tensor: Tensor, member: int, stored: Tensor) -> None:
+    """Put back what `_of_member` gave; copying alone would stretch a smaller tensor without a word."""
+    own = _of_member(tensor, member)
+    if stored.shape != own.shape:
+        raise ValueError(f"{tuple(stored.shape)} numbers are stored where there are {tuple(own.shape)}")
+    own.copy_(stored)
 
 
 def register(algorithm: A) -> A:

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from dpg_cli.seeding import Purpose, generator
 
 log = logging.getLogger(__name__)
 
+ENVIRONMENT_BYTES = 2**28  # what the environments of one seed and all else could take in a checkpoint
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
 
 
@@ -42,8 +44,11 @@ class Training(NamedTuple):
                 env.close()
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> tuple[int, int]:
     """Find, before anything is written, what would keep this training from starting.
+
+    Returns:
+        Sizes of an observation and of an action.
 
     Raises:
         UserError: device, environment, network sizes or memory.
@@ -53,23 +58,47 @@ def check(config: TrainConfig) -> None:
     training = build(config.model_copy(update=small))
     training.close()
     check_memory(config, *sizes(training.environments))
+    return sizes(training.environments)
 
 
 def check_memory(config: TrainConfig, obs_dim: int, action_dim: int) -> None:
-    """Refuse a replay that does not fit; it is touched only as it fills, so that it would end a run hours later.
+    """Refuse what does not fit: a replay is touched only as it fills, so that it would end a run hours later.
 
     Raises:
         UserError: it says how much is needed and how much there is.
     """
-    capacity = min(config.buffer_size, config.total_steps)
-    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, PRECISIONS[config.precision].parameters)
     device = choose_device(config.device)
     free = available_memory() if device.type == "cpu" else free_gpu_memory(device)
+    networks = learner_bytes(config, obs_dim, action_dim)
+    if networks > free:
+        raise UserError(
+            f"algo.hidden_sizes={config.algo['hidden_sizes']}: such networks of {config.num_seeds} seeds take "
+            f"{networks / 2**30:,.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
+        )
+    capacity = min(config.buffer_size, config.total_steps)
+    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, PRECISIONS[config.precision].parameters)
     if needed > free:
         raise UserError(
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
             f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
         )
+
+
+def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
+    """What all networks, their targets and the moments of their optimizers take."""
+    hidden = config.algo["hidden_sizes"]
+
+    def parameters(inputs: int, outputs: int) -> int:
+        return sum((rows + 1) * columns for rows, columns in pairwise([inputs, *hidden, outputs]))
+
+    critics: int = config.algo.get("num_critics", 1) * parameters(obs_dim + action_dim, 1)
+    copies = 4 * config.num_seeds  # the network, its target, two moments
+    return copies * (parameters(obs_dim, action_dim) + critics) * PRECISIONS[config.precision].parameters.itemsize
+
+
+def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
+    """Bytes that a stored state of one seed, or its policy, could have: a stranger's file is not read beyond them."""
+    return min(2 * learner_bytes(config, obs_dim, action_dim) + ENVIRONMENT_BYTES, available_memory() // 2)
 
 
 def build(config: TrainConfig) -> Training:

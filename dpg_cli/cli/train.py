@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from dpg_cli.config import TrainConfig
+
 # Hydra's flags that look and train nothing, beside --cfg.
 LOOKS = {"--package", "-p", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version"}
 
@@ -50,18 +52,21 @@ Flags
 
 def main() -> None:
     """The console script."""
-    from dpg_cli.errors import UserError
+    from dpg_cli.errors import DiskError, UserError, one_line
 
     try:
         sys.exit(_run_command(sys.argv[1:]))
     except UserError as error:
-        print(f"dpg-train: {error}", file=sys.stderr)
+        print(f"dpg-train: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except DiskError as error:
+        print(f"dpg-train: failed: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("dpg-train: stopped before the start", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        print(f"dpg-train: failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dpg-train: failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -129,25 +134,45 @@ def _single(composed: "DictConfig") -> int:
     """Train once; the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
-    from dpg_cli.disk import Disk, write_whole
-    from dpg_cli.errors import UserError
-    from dpg_cli.run_dir import claim, command_line
+    from dpg_cli.disk import Disk, explaining, write_whole
+    from dpg_cli.errors import DiskError, UserError
+    from dpg_cli.run_dir import claim, command_line, is_requeued
 
     checked = configs.validate(composed)
+    folder = configs.folder(composed, "hydra.run.dir")
+    if is_requeued(folder):
+        return _go_on(checked, folder)
     try:
         build.check(checked)
     except SystemExit as error:
         raise UserError(f"env.id={checked.env.id}: ended the program when it was made") from error
-    folder = configs.folder(composed, "hydra.run.dir")
     claim(folder, "hydra.run.dir")
-    write_whole(Disk(), folder / "config.yaml", configs.dump(checked).encode())  # from here on it can be resumed
+    try:
+        with explaining(folder):  # from here on it can be resumed
+            write_whole(Disk(), folder / "config.yaml", configs.dump(checked).encode())
+    except DiskError:
+        folder.rmdir()
+        raise
     command, results = command_line(), []
 
     def task(_: "DictConfig") -> None:
         results.append(job.run(checked, folder, command))
 
-    configs.run(composed, folder, task)
+    with explaining(folder):
+        configs.run(composed, folder, task)
     return results[0].exit_code
+
+
+def _go_on(config: "TrainConfig", folder: Path) -> int:
+    """Go on with the run that an earlier start of this cluster job has left unfinished; the exit code."""
+    from dpg_cli import config as configs
+    from dpg_cli.cli.resume import go_on
+    from dpg_cli.errors import UserError
+
+    if (difference := configs.difference(config, configs.load_from(folder))) is not None:
+        raise UserError(f"{difference}, as it stands in {folder / 'config.yaml'} of this requeued job's own run")
+    print(f"requeued job {os.environ['SLURM_JOB_ID']}: going on with its own run in {folder}")
+    return go_on(config, folder.resolve())
 
 
 def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
