@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from moments import at
 
 from dpg_cli.cli import eval as eval_command
+from dpg_cli.cli import signals
 from dpg_cli.cli import train as train_command
 
 
@@ -46,3 +48,36 @@ def train(command):
 @pytest.fixture
 def evaluate(command):
     return lambda *arguments: command(eval_command.main, *arguments)
+
+
+WHOLE = {}
+
+
+@pytest.fixture
+def whole(train, tmp_path_factory):
+    """The run that meets no fault, trained once."""
+
+    def run(*arguments):
+        if arguments not in WHOLE:
+            WHOLE[arguments] = tmp_path_factory.mktemp("whole") / "run"
+            assert train(*arguments, f"hydra.run.dir={WHOLE[arguments]}")[0] == 0
+        return WHOLE[arguments]
+
+    return run
+
+
+@pytest.fixture
+def signalled(train, monkeypatch):
+    """Train, with real signals to this process at a moment; more than one is sent at once."""
+
+    def run(moment, call, numbers, *arguments):
+        def send():
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(signals, "GRACE", -1.0)
+            at(moment, call, send, patch.setattr)
+            return train(*arguments)
+
+    return run
