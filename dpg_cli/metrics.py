@@ -103,7 +103,8 @@ class Averages:
         """Go on from `state()`, one a member."""
         self._clear()
         for tag, (_, count) in states[0]["totals"].items():
-            self._totals[tag] = (torch.stack([state["totals"][tag][0] for state in states]), count)
+            totals = torch.stack([state["totals"][tag][0] for state in states])
+            self._totals[tag] = (totals.reshape(self._num_seeds), count)
         self._noise_scales += states[0]["noise_scales"]
         for member, state in enumerate(states):
             self._episodes[member] = [Episode(member, value, length) for value, length in state["episodes"]]

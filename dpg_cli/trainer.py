@@ -13,7 +13,7 @@ import torch
 
 from dpg_cli.algorithms import NETWORKS, Algorithm
 from dpg_cli.checkpoint import Checkpoints, Loaded
-from dpg_cli.errors import DivergedError
+from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Averages, Recorder
 from dpg_cli.noise import Noise
 from dpg_cli.replay import Replay
@@ -200,14 +200,20 @@ def train(
         outcome.step = start[0].step
         outcome.evaluations = [[(step, mean) for step, mean in state["evaluations"]] for state in states]
         evaluation_due = states[0]["evaluation_due"]
-        algorithm.load_state([state["algorithm"] for state in states])
-        replay.load_state([state["replay"] for state in states], np.stack([loaded.rows for loaded in start]))
-        noise.load_state([state["noise"] for state in states])
-        averages.load_state([state["averages"] for state in states])
-        anew = environments.load_state([state["environments"] for state in states], outcome.step)
-        if anew.any():
-            noise.reset(anew)
-        set_global_random_state(states[0]["random"])
+        try:
+            algorithm.load_state([state["algorithm"] for state in states])
+            replay.load_state([state["replay"] for state in states], np.stack([loaded.rows for loaded in start]))
+            noise.load_state([state["noise"] for state in states])
+            averages.load_state([state["averages"] for state in states])
+            anew = environments.load_state([state["environments"] for state in states], outcome.step)
+            if anew.any():
+                noise.reset(anew)
+            set_global_random_state(states[0]["random"])
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint of step {outcome.step:,} holds something else than this run needs "
+                f"({type(error).__name__}: {error}); without its folder the run goes on from the one before"
+            ) from error
     if evaluation_due:
         run_evaluation(outcome.step)
     if outcome.interrupted:  # the checkpoint that it started from says that this evaluation is due

@@ -143,15 +143,18 @@ class Algorithm:
             for name, network in self._networks():
                 for key, tensor in network.state_dict().items():
                     for member, state in enumerate(states):
-                        _of_member(tensor, member).copy_(state[name][key])
+                        own = _of_member(tensor, member)
+                        own.copy_(state[name][key].reshape(own.shape))
         for name, optimizer in self._optimizers():
             for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
                 moments = [state[name][index] for state in states]
                 if moments[0]:
                     optimizer.state[parameter] = {
-                        key: value.to(self._device)
+                        key: value.reshape(()).to(self._device)
                         if key == "step"
-                        else torch.stack([m[key] for m in moments], dim=parameter.dim() - 3).to(self._device)
+                        else torch.stack([m[key] for m in moments], dim=parameter.dim() - 3)
+                        .reshape(parameter.shape)
+                        .to(self._device)
                         for key, value in moments[0].items()
                     }
         self.updates = states[0]["updates"]
