@@ -25,10 +25,11 @@ def command(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", sys.argv)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(logging.root, "handlers", [])  # Hydra puts its own there
+    monkeypatch.setattr(logging.root, "handlers", [])  # Hydra puts its own there, and pytest another
 
     def run(main, *arguments):
         sys.argv = ["dpg", *arguments]
+        logging.root.handlers = []
         with pytest.raises(SystemExit) as ended:
             main()
         for handler in logging.root.handlers:

@@ -3,6 +3,7 @@
 Lost means: as at step 0. So a test that passes here says that the item is needed, and that the oracle looks at it.
 """
 
+import shutil
 import signal
 
 import numpy as np
@@ -18,6 +19,7 @@ from dpg_cli.cli import job
 RUN = ["env=toy_envs:Toy/Drawing-v0", *SMALL, "noise=ou", "noise.decay_steps=100", "algo.normalize_obs=true"]
 RUN += ["buffer_size=25", "env.max_episode_steps=14", "checkpoint.keep=9"]
 MIDDLE, RANDOM_STEPS, EVALUATION = ("step", 46), ("step", 4), ("evaluation", 20)
+STOPPED = {}
 
 # By name: when the run is stopped, and the paths of what is lost; * is every entry of a list.
 CONTROLS = {
@@ -63,10 +65,24 @@ def _draws_are_the_same(monkeypatch):
     monkeypatch.setattr(job, "copies_exactly", lambda make: None)
 
 
+@pytest.fixture
+def stopped(signalled, tmp_path, tmp_path_factory):
+    """A copy of a run that was stopped at a moment."""
+
+    def copy(moment, call):
+        if (moment, call) not in STOPPED:
+            STOPPED[moment, call] = tmp_path_factory.mktemp("stopped") / "run"
+            arguments = [*RUN, f"hydra.run.dir={STOPPED[moment, call]}"]
+            assert signalled(moment, call, [signal.SIGTERM], *arguments)[0] == 143
+        return shutil.copytree(STOPPED[moment, call], tmp_path / "run", symlinks=True)
+
+    return copy
+
+
 @pytest.mark.parametrize("name", CONTROLS)
-def test_without_any_one_item_the_run_is_another(train, signalled, whole, tmp_path, monkeypatch, name):
-    (moment, call), lost = CONTROLS[name]
-    assert signalled(moment, call, [signal.SIGTERM], *RUN, "hydra.run.dir=run")[0] == 143
+def test_without_any_one_item_the_run_is_another(train, stopped, whole, monkeypatch, name):
+    moment, lost = CONTROLS[name]
+    run = stopped(*moment)
     load = checkpoint.load
 
     def load_all_but(run, step):
@@ -80,9 +96,9 @@ def test_without_any_one_item_the_run_is_another(train, signalled, whole, tmp_pa
         patch.setattr(checkpoint, "load", load_all_but)
         code = train("resume=run", "trust=true")[0]
     if lost:
-        assert code == 1 or differences(tmp_path / "run", whole(*RUN))
+        assert code == 1 or differences(run, whole(*RUN))
     else:
-        assert (code, differences(tmp_path / "run", whole(*RUN))) == (0, [])
+        assert (code, differences(run, whole(*RUN))) == (0, [])
 
 
 def test_every_item_has_a_control(whole):

@@ -110,11 +110,14 @@ def test_every_damaged_file_is_found(whole, tmp_path, damage):
     assert checkpoint.valid_steps(run) == ([0, 30, 60], {})
 
 
-@pytest.mark.parametrize("file", ["state.json", "state.safetensors", "shard"])
-@pytest.mark.parametrize("damage", [misshapen, incomplete], ids=lambda damage: damage.__name__)
-def test_a_checkpoint_that_holds_something_else_is_refused(train, signalled, whole, tmp_path, file, damage):
-    if (file, damage) == ("state.json", misshapen):
-        return  # it holds no arrays
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        *((incomplete, file) for file in ("state.json", "state.safetensors", "shard")),
+        *((misshapen, file) for file in ("state.safetensors", "shard")),
+    ],
+)
+def test_a_checkpoint_that_holds_something_else_is_refused(train, signalled, whole, tmp_path, damage, file):
     assert signalled("step", 46, [signal.SIGTERM], *RUN, "hydra.run.dir=run")[0] == 143
     newest = tmp_path / "run" / "checkpoints" / "step_000000047"
     shutil.copytree(tmp_path / "run", tmp_path / "kept", symlinks=True)
