@@ -195,7 +195,7 @@ def _decode(value: Any, current: Any, where: str) -> Any:
     ((kind, content),) = [(k, v) for k, v in value.items() if k != "maxlen"]
     match kind:
         case "scalar":
-            return content[()]
+            return content.reshape(())[()]
         case "deque":
             most = current.maxlen if isinstance(current, deque) else value["maxlen"]
             return deque((_decode(v, None, where) for v in content), maxlen=most)

@@ -121,7 +121,7 @@ class OrnsteinUhlenbeck(Noise):
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from `state()`, one a member."""
         super().load_state(states)
-        self._x[...] = [state["x"] for state in states]
+        self._x[...] = np.reshape([state["x"] for state in states], self._shape)
 
 
 def linear_decay(step: int, scale: float, final_scale: float, decay_steps: int | None) -> float:

@@ -1,6 +1,7 @@
 """Acting in environments: `collect()` for training, `evaluate()` for measuring."""
 
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from dpg_cli.env_state import CannotCopy, get_state, set_state
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import Noise
 from dpg_cli.seeding import Purpose, generator, integer
+
+log = logging.getLogger(__name__)
 
 Env = gym.Env[np.ndarray, np.ndarray]
 UNSTABLE = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")  # MuJoCo then starts the simulation anew by itself
@@ -131,8 +134,8 @@ class Environments:
             Where new episodes were begun, `(S, E)`.
         """
         for member, state in enumerate(states):
-            self.obs[member], self._returns[member] = state["obs"], state["returns"]
-            self._lengths[member] = state["lengths"]
+            for name, array in {"obs": self.obs, "returns": self._returns, "lengths": self._lengths}.items():
+                array[member] = np.reshape(state[name], array[member].shape)
             for stream, own in zip(self._random[member], state["random"], strict=True):
                 stream.bit_generator.state = own
         anew = np.zeros(self.obs.shape[:2], bool)
@@ -141,9 +144,10 @@ class Environments:
             env.reset(seed=own_seed)
             try:
                 if states[i[0]]["simulators"] is None:
-                    raise CannotCopy
+                    raise CannotCopy("the one under way could not be copied")
                 set_state(env, states[i[0]]["simulators"][i[1]])
-            except CannotCopy:  # with other versions, its model may be another one
+            except CannotCopy as error:  # with other versions, its model may be another one
+                log.warning("seed %d: a new episode begins: %s", seed, error)
                 put(self.obs, i, env.reset(seed=own_seed)[0])
                 self._returns[i], self._lengths[i] = 0.0, 0
                 anew[i] = True

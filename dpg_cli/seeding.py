@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     ALGORITHM = 5
     EVALUATION = 6
     TEST = 7
+    GLOBAL = 8
 
 
 def sequence(seed: int, purpose: Purpose, *index: int) -> np.random.SeedSequence:

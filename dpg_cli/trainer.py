@@ -19,6 +19,7 @@ from dpg_cli.metrics import Averages, Recorder
 from dpg_cli.noise import Noise
 from dpg_cli.replay import Replay
 from dpg_cli.rollout import Env, Environments, Episode, Evaluation, StopRequested, collect, evaluate
+from dpg_cli.seeding import Purpose, integer
 
 
 class Progress(Protocol):
@@ -193,6 +194,7 @@ def train(
                 writer.save(step, algorithm.policy_state(member), state, rows, oldest)
 
     if start is None:
+        seed_global_random_state(seeds[0])
         environments.reset()
         algorithm.observe(environments.obs)
         save_checkpoint(0, evaluation_due=True)
@@ -290,8 +292,16 @@ def _restore(
     return bool(states[0]["evaluation_due"])
 
 
+def seed_global_random_state(seed: int) -> None:
+    """Nothing here draws from the global generators, but an environment may, and a seed is then still one run."""
+    number = integer(seed, Purpose.GLOBAL)
+    torch.default_generator.manual_seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    random.seed(number)
+
+
 def global_random_state() -> dict[str, Any]:
-    """The global generators: nothing here draws from them, but an environment may."""
+    """Of the global generators."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     version, numbers, gauss = random.getstate()
     return {

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 import torch
+from moments import at
 
 from dpg_cli.cli import eval as eval_command
+from dpg_cli.cli import signals
 from dpg_cli.cli import train as train_command
 
 
@@ -82,3 +84,20 @@ def trained(train, kept, tmp_path_factory):
 def finished(trained, tmp_path):
     """A copy of such a run, `run`, to do with as one likes."""
     return lambda *arguments: shutil.copytree(trained(*arguments), tmp_path / "run", symlinks=True)
+
+
+@pytest.fixture
+def signalled(train, monkeypatch):
+    """Train, with real signals to this process at a moment; more than one is sent at once."""
+
+    def run(moment, call, numbers, *arguments):
+        def send():
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(signals, "GRACE", -1.0)
+            at(moment, call, send, patch.setattr)
+            return train(*arguments)
+
+    return run

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from commands import SMALL, TOY, lines, without_time
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from commands import SMALL, TOY, lines
+from oracle import differences, members
 
-from dpg_cli import checkpoint, rollout
+from dpg_cli import rollout
 from dpg_cli.cli import job
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.env_state import CannotCopy
@@ -57,38 +57,7 @@ def begun(stopped, kept, tmp_path, tmp_path_factory):
 
 
 def same(run, other):
-    """All that the numbers of two runs come to: curves, and the state at the end."""
-    for member, beside in zip(members(run), members(other), strict=True):
-        assert (member / "evaluations.jsonl").read_bytes() == (beside / "evaluations.jsonl").read_bytes()
-        assert without_time(lines(member / "metrics.jsonl")) == without_time(lines(beside / "metrics.jsonl"))
-        assert digest(member) == digest(beside)
-        leftovers = [p for p in member.rglob(".*") if p.name not in (".hydra", ".lock")]
-        assert leftovers == []
-        assert curve(member) == [
-            r["eval/return_mean"] for r in lines(member / "metrics.jsonl") if "eval/return_mean" in r
-        ]
-
-
-def members(run):
-    return sorted(run.glob("seed_*")) or [run]
-
-
-def digest(run):
-    (*_, newest), damaged = checkpoint.valid_steps(run)
-    assert not damaged
-    loaded = checkpoint.load(run, newest)
-    tree, tensors = checkpoint._pack({key: value for key, value in loaded.state.items() if key != "files"})
-    return newest, tree, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, loaded.rows.tobytes()
-
-
-def curve(run):
-    """As TensorBoard reads it, from one file."""
-    assert len(list(run.glob("events.out.tfevents.*"))) == 1
-    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    accumulator.Reload()
-    events = accumulator.Scalars("eval/return_mean")
-    assert [event.step for event in events] == sorted({event.step for event in events})
-    return [pytest.approx(event.value, rel=1e-6) for event in events]
+    assert differences(run, other) == []
 
 
 VARIANTS = {

@@ -1,9 +1,11 @@
 """Environments for tests, registered by importing this module: `env=toy_envs:Toy/Reach-v0` and so on."""
 
+import random
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 
 class Reach(gym.Env[np.ndarray, np.ndarray]):
@@ -69,6 +71,28 @@ class Odd(Reach):
         self.iterator = iter(range(10**9))
 
 
+class Drawing(Reach):
+    """Reach that draws from its spaces and from the global generators, which it seeds."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = gym.spaces.Box(np.float32([-1.0]), np.float32([3.0]))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        if seed is not None:
+            self.action_space.seed(seed)
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        drawn = [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: NPY002
+        return obs, reward + sum(drawn) + float(self.action_space.sample()[0]), *rest
+
+
+gym.register("Toy/Drawing-v0", entry_point=Drawing, max_episode_steps=20)
 gym.register("Toy/Odd-v0", entry_point=Odd, max_episode_steps=20)
 gym.register("Toy/Reach-v0", entry_point=Reach, max_episode_steps=20)
 gym.register("Toy/Endless-v0", entry_point=Reach, kwargs={"endless": True})

@@ -1,0 +1,88 @@
+"""Moments of a training at which something can be made to happen, for tests and `scripts/faults.py`."""
+
+import functools
+
+import gymnasium as gym
+
+from dpg_cli import checkpoint, config, metrics, rollout, run_dir
+from dpg_cli.algorithms.ddpg import DDPG
+from dpg_cli.algorithms.td3 import TD3
+from dpg_cli.cli import build, job
+from dpg_cli.disk import Disk
+
+# What is called while a run starts, in order; the handlers of signals are there from `_begin` on.
+START = [
+    (config, "compose"),
+    (build, "check"),
+    (run_dir, "claim"),
+    (job, "_begin"),
+    (job, "build"),
+    (job, "copies_exactly"),
+    (metrics.Recorder, "__init__"),
+]
+DISK = [(Disk, name) for name in ("make_folder", "write", "sync_folder", "rename", "link", "remove")]
+MOMENTS = {
+    "random steps": [(rollout.Environments, "random_action")],
+    "step": [(rollout.Environments, "step")],
+    "learning": [(DDPG, "update"), (TD3, "update")],
+    "reset": [(gym.wrappers.TimeLimit, "reset")],
+    **{name: [(owner, name)] for owner, name in START if name != "__init__"},
+    "recorder": [(metrics.Recorder, "__init__")],
+}
+
+
+def at(moment, call, action, patch):
+    """Have `action()` called just before the `call`-th of the calls, counted from 0, that make up a moment.
+
+    Args:
+        moment: `evaluation` (a step of one), `checkpoint` (a call to the disk) or one of `MOMENTS`.
+        call: which.
+        action: without arguments.
+        patch: `setattr`, or that of pytest's monkeypatch.
+    """
+    due = once(call, action)
+    if moment == "evaluation":
+        whole = rollout.run_episodes
+
+        def run_episodes(act, *arguments, **named):
+            return whole(before(act, due), *arguments, **named)
+
+        patch(rollout, "run_episodes", run_episodes)
+    elif moment == "checkpoint":
+        saving = []
+
+        def within(save, *arguments):
+            saving.append(True)
+            try:
+                return save(*arguments)
+            finally:
+                saving.clear()
+
+        save = checkpoint.Checkpoints._save
+        patch(checkpoint.Checkpoints, "_save", lambda *arguments: within(save, *arguments))
+        for owner, name in DISK:
+            patch(owner, name, before(getattr(owner, name), lambda: due() if saving else None))
+    else:
+        for owner, name in MOMENTS[moment]:
+            patch(owner, name, before(getattr(owner, name), due))
+
+
+def once(call, action):
+    calls = 0
+
+    def due():
+        nonlocal calls
+        calls += 1
+        if calls == call + 1:
+            action()
+
+    return due
+
+
+def before(function, action):
+    @functools.wraps(function)
+    def both(*arguments, **named):
+        action()
+        return function(*arguments, **named)
+
+    return both
