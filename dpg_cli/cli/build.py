@@ -62,7 +62,8 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int) -> None:
         UserError: it says how much is needed and how much there is.
     """
     capacity = min(config.buffer_size, config.total_steps)
-    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, PRECISIONS[config.precision].parameters)
+    dtype, shared = PRECISIONS[config.precision].parameters, config.share_next_obs
+    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, dtype, share_next_obs=shared)
     device = choose_device(config.device)
     free = available_memory() if device.type == "cpu" else free_gpu_memory(device)
     if needed > free:
@@ -120,6 +121,8 @@ def build(config: TrainConfig) -> Training:
             [generator(s, Purpose.REPLAY) for s in seeds],
             device,
             precision.parameters,
+            config.num_envs,
+            share_next_obs=config.share_next_obs,
         ),
     )
 
