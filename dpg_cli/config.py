@@ -86,6 +86,7 @@ class TrainConfig(Strict):
     learning_starts: CountOrZero
     updates_per_step: Positive
     buffer_size: Count
+    share_next_obs: bool
     truncation_bootstraps: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Literal["auto"] | Annotated[Count, Field(le=1024)]

@@ -76,7 +76,8 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int) -> None:
             f"{networks / 2**30:,.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
         )
     capacity = min(config.buffer_size, config.total_steps)
-    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, PRECISIONS[config.precision].parameters)
+    dtype, shared = PRECISIONS[config.precision].parameters, config.share_next_obs
+    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, dtype, share_next_obs=shared)
     if needed > free:
         raise UserError(
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
@@ -149,6 +150,8 @@ def build(config: TrainConfig) -> Training:
             [generator(s, Purpose.REPLAY) for s in seeds],
             device,
             precision.parameters,
+            config.num_envs,
+            share_next_obs=config.share_next_obs,
         ),
     )
 

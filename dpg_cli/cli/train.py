@@ -38,8 +38,9 @@ Examples
 KEYS = """
 Keys
   seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
-  updates_per_step, buffer_size, truncation_bootstraps, device, threads,
-  precision, eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
+  updates_per_step, buffer_size, share_next_obs, truncation_bootstraps,
+  device, threads, precision,
+  eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
 
 Flags
   -m                sweep over comma-separated values, range(...), choice(...)
