@@ -197,7 +197,7 @@ def test_a_step_written_twice_stays_whole(tmp_path):
     for which in ("latest", "5"):
         actor, step = checkpoint.load_policy(checkpoint.find(tmp_path, which))
         assert step == 5
-        weight = actor.state_dict()[WEIGHT]
+        weight = actor.tensors()[WEIGHT]
         assert any(torch.equal(weight, make_policy(seed)[WEIGHT]) for seed in (0, 1))
 
 
@@ -210,7 +210,7 @@ def test_find_by_name_and_by_step(tmp_path):
     save(tmp_path, 10, seed=3)
     for which, seed in {"best": 1, "3": 1, "5": 2, "10": 3, "latest": 3, "000000005": 2}.items():
         actor, _ = checkpoint.load_policy(checkpoint.find(tmp_path, which))
-        assert torch.equal(actor.state_dict()[WEIGHT], make_policy(seed)[WEIGHT])
+        assert torch.equal(actor.tensors()[WEIGHT], make_policy(seed)[WEIGHT])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Lost means: as at step 0. So a test that passes here says that the item is neede
 
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,12 +86,13 @@ def test_without_any_one_item_the_run_is_another(train, stopped, trained, monkey
     run = stopped(*moment)
     load = checkpoint.load
 
-    def load_all_but(run, step):
-        loaded, start = load(run, step), load(run, 0)
+    def load_all_but(run, step, *limits):
+        loaded, start = load(run, step, *limits), load(run, 0, *limits)
         state = {**loaded.state, "rows": loaded.rows}
         for path in lost:
             forget(state, {**start.state, "rows": np.zeros_like(loaded.rows)}, path.split("/"))
-        return loaded._replace(rows=state.pop("rows"), state=state)
+        rows = state.pop("rows")
+        return loaded._replace(transitions=SimpleNamespace(parts=lambda: [rows], all=lambda: rows), state=state)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "load", load_all_but)

@@ -391,7 +391,7 @@ STATES = {
     "an unknown kind": attribute(-1, "x", {"object": "os.system"}),
     "a generator that reads elsewhere": entry("random", "numpy", 2, value=10**6),
     "a network of another shape": tensor("algorithm", "critic", "layers.0.weight", shape=(1, 1)),
-    "moments of another shape": tensor("algorithm", "actor_optimizer", 0, "exp_avg", shape=(1, 1)),
+    "moments of another shape": tensor("algorithm", "actor_optimizer", "mean", 0, shape=(1, 1)),
     "an observation of another shape": tensor("environments", "obs", shape=(1,)),
     "files of negative length": entry("files", "metrics.jsonl", value=-5),
     "no lengths of files": entry("files", value={}),

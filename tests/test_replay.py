@@ -209,7 +209,7 @@ def test_what_was_saved_goes_on_with_the_same_batches(make, steps, num_envs, mon
         replay.sample(3)
     rows = np.stack([replay.rows(member, 0) for member in range(2)])
     assert rows.dtype.names == ("obs", "action", "reward", "next_obs", "terminated")
-    loaded.load_state([replay.state(member) for member in range(2)], rows)
+    loaded.load_state([replay.state(member) for member in range(2)], [[own] for own in rows])
     for _ in range(20):
         transition = environments.step()
         replay.add(*transition)
