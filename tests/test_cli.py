@@ -22,7 +22,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 from dpg_cli import config
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.cli import job
+from dpg_cli.cli import build, job
 from dpg_cli.cli.progress import ProgressDisplay
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
@@ -177,8 +177,9 @@ def test_jobs_may_be_named_by_what_is_swept(train, tmp_path):
     assert f"{tmp_path}/here/sweep/bad_900_1" in (tmp_path / "here/sweep/tensorboard.flags").read_text()
 
 
-def test_a_job_without_memory_for_its_replay_fails_alone(train, tmp_path):
-    arguments = ["-m", TOY, *SMALL, "total_steps=60,1e12", "buffer_size=1e12", "num_seeds=2", "hydra.sweep.dir=sweep"]
+def test_a_job_without_memory_for_its_replay_fails_alone(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "available_memory", lambda: 2**30)
+    arguments = ["-m", TOY, *SMALL, "total_steps=60,9e8", "buffer_size=1e12", "num_seeds=2", "hydra.sweep.dir=sweep"]
     code, out, err = train(*arguments)
     assert code == 1
     assert "job 1 failed: buffer_size=1000000000000" in err
@@ -238,10 +239,10 @@ def test_what_is_probably_not_meant_is_said(train):
         (["algo.critic_action_layer=9"], "algo.critic_action_layer=9: must be from 1 to 3"),
         ([TOY, "hydra.run.dir=taken"], "hydra.run.dir=taken: exists already"),
         ([TOY, "hydra.run.dir=taken/file/run"], "cannot be written"),
-        (["buffer_size=1e12", "total_steps=1e12"], "GiB of memory are free"),
+        (["buffer_size=1e12", "total_steps=9e8", "num_seeds=50"], "GiB of memory are free"),
         (["-m", "algo=ddpg,td4"], "did you mean td3"),
         (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
-        (["resume=outputs/x"], "no run folder"),
+        (["resume=outputs/x"], "no such folder"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: no such flag here"),
         (["--config-name", "other"], "--config-name: no such flag here"),
         (["-r"], "-r: no such flag here"),

@@ -192,7 +192,7 @@ def test_shards_that_the_ring_has_overwritten_go(train, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resume=nowhere"], "no run folder"),
+        (["resume=nowhere"], "nowhere: no such folder"),
         (["resume=run"], "trust=true"),
         (["resume=run", "trust=true", "algo.tau=0.1"], "algo.tau: would change the run's past"),
         (["resume=run", "trust=true", "seed=3"], "seed: would change the run's past"),

@@ -72,8 +72,9 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int) -> None:
     networks = learner_bytes(config, obs_dim, action_dim)
     if networks > free:
         raise UserError(
-            f"algo.hidden_sizes={config.algo['hidden_sizes']}: such networks of {config.num_seeds} seeds take "
-            f"{networks / 2**30:,.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
+            f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks: with "
+            f"num_seeds={config.num_seeds} they take {networks / 2**30:,.1f} GiB, "
+            f"and {free / 2**30:.1f} GiB of memory are free"
         )
     capacity = min(config.buffer_size, config.total_steps)
     dtype, shared = PRECISIONS[config.precision].parameters, config.share_next_obs

@@ -20,7 +20,7 @@ def load_config(key: str, run: Path, trust: str) -> configs.TrainConfig:
     if trust not in ("true", "false"):
         raise UserError(f"trust={trust}: should be true or false")
     if not run.is_dir():
-        raise UserError(f"{key}={run}: no run folder, there is none of that name")
+        raise UserError(f"{key}={run}: no such folder")
     if not (run / "config.yaml").exists():
         raise UserError(f"{key}={run}: no run folder, there is no config.yaml in it")
     config = configs.load_from(run)
