@@ -8,13 +8,13 @@ the start. The manifest names every file with its size and SHA-256, the shards t
 """
 
 import contextlib
+import errno
 import hashlib
-import io
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +25,18 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from dpg_cli.disk import Disk, write_whole
-from dpg_cli.errors import DiskError, UserError
+from dpg_cli import shards as transitions_on_disk
+from dpg_cli.disk import Disk, explaining
+from dpg_cli.errors import UserError
 from dpg_cli.networks import Actor, Normalizer
+from dpg_cli.shards import Transitions, bounds, described, shards_in
+from dpg_cli.stored import read, read_json
 
 POLICY = "policy.safetensors"
 TREE, TENSORS = "state.json", "state.safetensors"
 MANIFEST = "manifest.json"
-SHARD = "rows_{:012d}_{:012d}.npy"
+DAMAGED = ": damaged checkpoint: "
+MAX_JSON = 2**28  # bytes of a manifest, which names every shard, or of a tree, which holds a stride's averages
 
 
 class Loaded(NamedTuple):
@@ -40,10 +44,15 @@ class Loaded(NamedTuple):
 
     step: int
     state: dict[str, Any]
-    rows: np.ndarray  # every transition in the buffer, oldest first
+    transitions: Transitions  # every one in the buffer
     best: int | None
     versions: dict[str, str]
     shards: dict[str, Any]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Every transition in the buffer, oldest first."""
+        return self.transitions.all()
 
 
 class Checkpoints:
@@ -69,7 +78,7 @@ class Checkpoints:
     @property
     def stored(self) -> int:
         """So many transitions since the start are in shards, or were."""
-        return max((_bounds(name)[1] for name in self._shards), default=0)
+        return max((bounds(name)[1] for name in self._shards), default=0)
 
     def save(
         self, step: int, policy: Mapping[str, Tensor], state: Mapping[str, Any], rows: np.ndarray, oldest: int
@@ -86,22 +95,30 @@ class Checkpoints:
         Raises:
             DiskError: the disk refuses; the checkpoint before is untouched, and nothing of this one stays.
         """
-        with self._explaining(rows.nbytes):
+        what = f"a checkpoint with {rows.nbytes:,} bytes of new transitions was to be written, "
+        if saved_steps(self._run):
+            what += "the one before is whole, "
+        with explaining(self._run, what):
             self._save(step, policy, state, rows, oldest)
 
     def _save(
         self, step: int, policy: Mapping[str, Tensor], state: Mapping[str, Any], rows: np.ndarray, oldest: int
     ) -> None:
-        shards = {name: about for name, about in self._shards.items() if _bounds(name)[1] > oldest}
+        shards = {name: about for name, about in self._shards.items() if bounds(name)[1] > oldest}
         if len(rows):
             first = max(self.stored, oldest)
-            shards |= self._write_shard(SHARD.format(first, first + len(rows)), rows)
+            shards |= transitions_on_disk.write(self._replay, first, rows, self._disk)
         tree, tensors = _pack(state)
         files = {POLICY: _to_bytes(policy), TREE: json.dumps(tree).encode(), TENSORS: save_tensors(tensors)}
         about = {"shards": shards, "best": self._best}
         folder = _write(self._root, f"step_{step:09d}", step, files, self._versions, about, self._disk)
+        try:
+            for name in files:  # read back before older ones go
+                _read(folder, name, _manifest(folder))
+        except Exception as error:
+            self._disk.remove(folder)
+            raise OSError(errno.EIO, f"reads back otherwise than it was written ({error})", str(folder)) from error
         self._shards = shards
-        _check(folder)  # read back before older ones go
         _link(self._root, "latest", folder.name, self._disk)
         for old in _saved(self._root, "step")[: -self._keep]:
             self._disk.remove(old)
@@ -115,7 +132,7 @@ class Checkpoints:
         Raises:
             DiskError: the disk refuses.
         """
-        with self._explaining(0):
+        with explaining(self._run):
             self._save_best(step, policy)
 
     def _save_best(self, step: int, policy: Mapping[str, Tensor]) -> None:
@@ -124,36 +141,17 @@ class Checkpoints:
         self._best = step
         self._drop_unneeded()
 
-    @contextlib.contextmanager
-    def _explaining(self, size: int) -> Iterator[None]:
-        """Say what the disk refuses, and what `size` bytes and the networks would need."""
-        try:
-            yield
-        except OSError as error:
-            free = shutil.disk_usage(self._run).free
-            raise DiskError(
-                f"{error.filename or self._root}: {error.strerror}; a checkpoint with {size:,} bytes of new "
-                f"transitions was to be written, {free:,} bytes are free; the one before it is whole"
-            ) from error
-
-    def _write_shard(self, name: str, rows: np.ndarray) -> dict[str, Any]:
-        if not self._replay.is_dir():
-            self._disk.make_folder(self._replay)
-            self._disk.sync_folder(self._run)
-        buffer = io.BytesIO()
-        np.save(buffer, rows, allow_pickle=False)
-        data = buffer.getbuffer()
-        write_whole(self._disk, self._replay / name, data)
-        return {name: _described(data)}
-
     def _drop_unneeded(self) -> None:
         """Shards and best policies that belong to no kept checkpoint."""
-        manifests = [json.loads((path / MANIFEST).read_bytes()) for path in _saved(self._root, "step")]
-        needed = {name for manifest in manifests for name in manifest["shards"]}
-        for shard in self._replay.glob("rows_*.npy"):
+        needed, best = set(self._shards), {self._best}
+        for path in _saved(self._root, "step"):
+            with contextlib.suppress(Exception):  # a damaged one needs nothing
+                manifest = _manifest(path)
+                needed |= set(manifest["shards"])
+                best.add(manifest["best"])
+        for shard in shards_in(self._replay):
             if shard.name not in needed:
                 self._disk.remove(shard)
-        best = {self._best, *(manifest["best"] for manifest in manifests)}
         for folder in _saved(self._root, "best"):
             if _step(folder) not in best:
                 self._disk.remove(folder)
@@ -167,34 +165,62 @@ def saved_steps(run: Path) -> list[int]:
 def valid_steps(run: Path) -> tuple[list[int], dict[int, str]]:
     """The steps from which a run can go on, in order, and what is the matter with the others."""
     good, bad = [], {}
-    for folder in _saved(run / "checkpoints", "step"):
-        step = _step(folder)
+    for step in saved_steps(run):
         try:
-            _check(folder, run / "replay")
+            load(run, step)
             good.append(step)
-        except Exception as error:
-            bad[step] = f"{type(error).__name__}: {error}"
+        except UserError as error:
+            bad[step] = str(error)
     return good, bad
 
 
-def load(run: Path, step: int) -> Loaded:
+def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded], list[str]]:
+    """The highest step at which every member has a whole checkpoint.
+
+    Args:
+        runs: the members' run folders.
+        most: bytes that a member's state could have.
+
+    Returns:
+        The state of each member, none if there is no such step; and what is the matter with later checkpoints.
+    """
+    problems: list[str] = []
+    for step in sorted(set.intersection(*(set(saved_steps(run)) for run in runs)), reverse=True):
+        found = []
+        for run in runs:
+            try:
+                found.append(load(run, step, most))
+            except UserError as error:
+                reason = str(error).rpartition(DAMAGED)[2]
+                problems.append(f"{run}: the checkpoint of step {step:,} is damaged ({reason})")
+        if len(found) == len(runs):
+            return found, problems
+    return [], problems
+
+
+def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
     """A member's state.
+
+    Args:
+        run: the member's run folder.
+        step: of the checkpoint.
+        most: bytes that the state, or the policy, could have.
 
     Raises:
         UserError: a file is missing, damaged or holds something else.
     """
     folder = run / "checkpoints" / f"step_{step:09d}"
     try:
-        manifest = _check(folder, run / "replay")
-        state = _unpack(json.loads((folder / TREE).read_bytes()), load_tensors((folder / TENSORS).read_bytes()))
-        added, size = int(state["replay"]["added"]), int(state["replay"]["size"])
-        shards = [np.load(run / "replay" / name, allow_pickle=False) for name in manifest["shards"]]
-        rows = np.concatenate(shards)[-size:] if size else np.empty(0)
-        if len(rows) != size or (shards and _bounds(max(manifest["shards"]))[1] != added):
-            raise ValueError("the shards do not hold the buffer")
+        manifest = _manifest(folder)
+        _, tree, tensors = (_read(folder, name, manifest, most) for name in (POLICY, TREE, TENSORS))
+        state = _unpack(json.loads(tree), load_tensors(tensors))
+        added, size = state["replay"]["added"], state["replay"]["size"]
+        if not (type(added) is type(size) is int and 0 <= size <= added):
+            raise ValueError(f"{size} of {added} transitions")
+        transitions = transitions_on_disk.check(run / "replay", manifest["shards"], added, size)
     except Exception as error:
-        raise UserError(f"{folder}: damaged checkpoint: {type(error).__name__}: {error}") from error
-    return Loaded(step, state, rows, manifest["best"], manifest["versions"], manifest["shards"])
+        raise _damaged(folder, error) from error
+    return Loaded(step, state, transitions, manifest["best"], manifest["versions"], manifest["shards"])
 
 
 def rewind(run: Path, start: Loaded, disk: Disk) -> None:
@@ -207,8 +233,8 @@ def rewind(run: Path, start: Loaded, disk: Disk) -> None:
     for folder in [*_saved(root, "step"), *_saved(root, "best")]:
         if _step(folder) > start.step:
             disk.remove(folder)
-    for shard in replay.glob("rows_*.npy"):
-        if shard.name not in start.shards and _bounds(shard.name)[1] > start.state["replay"]["added"]:
+    for shard in shards_in(replay):
+        if shard.name not in start.shards and bounds(shard.name)[1] > start.state["replay"]["added"]:
             disk.remove(shard)
     _link(root, "latest", f"step_{start.step:09d}", disk)
     if start.best is not None:
@@ -222,21 +248,25 @@ def find(run: Path, which: str) -> Path:
         UserError: there is none; the message names those that there are.
     """
     root = run / "checkpoints"
-    folder = root / which
-    if which.isdecimal():
-        names = (f"step_{int(which):09d}", f"best_{int(which):09d}")
-        folder = next((root / name for name in names if (root / name).is_dir()), folder)
-    folder = folder.resolve()  # once: a run that goes on may move its links
-    inside = folder.is_relative_to(root.resolve())
-    if (which in ("best", "latest") or which.isdecimal()) and inside and (folder / MANIFEST).is_file():
-        return folder
+    if which in ("best", "latest") and (root / which).is_symlink():
+        names = [os.readlink(root / which)]  # once: a run that goes on may move its links
+    else:
+        names = [f"{kind}_{int(which):09d}" for kind in ("step", "best")] if which.isdecimal() else []
+    if not root.is_symlink():
+        for folder in [*_saved(root, "step"), *_saved(root, "best")]:
+            if folder.name in names and (folder / MANIFEST).is_file():
+                return folder
     saved = [*_saved(root, "step"), *_saved(root, "best")]
     steps = sorted({_step(path) for path in saved if (path / MANIFEST).is_file()})
     raise UserError(f"checkpoint={which}: no such checkpoint; there are best, latest and {steps}")
 
 
-def load_policy(folder: Path) -> tuple[Actor, int]:
+def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
     """Rebuild one member's policy from a checkpoint, after checking its files against the manifest.
+
+    Args:
+        folder: of the checkpoint.
+        most: bytes that the policy could have.
 
     Returns:
         The actor, with its normaliser, and the step it was saved at.
@@ -245,78 +275,80 @@ def load_policy(folder: Path) -> tuple[Actor, int]:
         UserError: a file is missing, damaged or not a policy.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        data = _read(folder / POLICY, manifest["files"][POLICY])
-        return _actor(load_tensors(data)), int(manifest["step"])
+        manifest = _manifest(folder)
+        return _actor(load_tensors(_read(folder, POLICY, manifest, most))), _step(folder)
     except Exception as error:
-        raise UserError(f"{folder}: damaged checkpoint: {type(error).__name__}: {error}") from error
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return UserError(f"{folder}{DAMAGED}{what}")
 
 
 def _saved(root: Path, kind: str) -> list[Path]:
     """The folders of a kind, oldest first, and nothing else that lies beside them."""
-    return sorted(path for path in root.glob(f"{kind}_*") if re.fullmatch(rf"{kind}_\d{{9}}", path.name))
-
-
-def _bounds(shard: str) -> tuple[int, int]:
-    """Number of the first transition in a shard, and of the first after it."""
-    match = re.fullmatch(r"rows_(\d{12})_(\d{12})\.npy", shard)
-    if match is None:
-        raise ValueError(f"{shard} is no shard")
-    return int(match[1]), int(match[2])
+    found = (path for path in root.glob(f"{kind}_*") if re.fullmatch(rf"{kind}_\d{{9}}", path.name))
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def _step(folder: Path) -> int:
     return int(folder.name.partition("_")[2])
 
 
-def _check(folder: Path, replay: Path | None = None) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are as it says, its transitions in `replay` too if that is given.
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
 
     Raises:
-        Exception: they are not.
+        Exception: it is none, or does not match its checksum.
     """
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    manifest: dict[str, Any] = read_json(folder / MANIFEST, MAX_JSON)
     if manifest.pop("checksum") != _checksum(manifest):
         raise ValueError(f"{MANIFEST} does not match its checksum")
-    if manifest["step"] != _step(folder):
+    if type(manifest["step"]) is not int or manifest["step"] != _step(folder):
         raise ValueError(f"its manifest says step {manifest['step']}")
-    for name in (POLICY, TREE, TENSORS):
-        _read(folder / name, manifest["files"][name])
-    if replay is not None:
-        bounds = [_bounds(name) for name in manifest["shards"]]
-        if any(before[1] != after[0] for before, after in pairwise(bounds)):
-            raise ValueError("transitions are missing between two shards")
-        for name, about in manifest["shards"].items():
-            _read(replay / name, about)
+    if "shards" in manifest:  # that of a best policy names none
+        best, versions = manifest["best"], manifest["versions"]
+        if not (best is None or (type(best) is int and 0 <= best <= manifest["step"])):
+            raise ValueError(f"its manifest says that the best was step {best}")
+        if not all(isinstance(text, str) for text in versions.values()):
+            raise ValueError("its manifest has versions that are no texts")
     return manifest
 
 
-def _read(path: Path, expected: Mapping[str, Any]) -> bytes:
-    if path.is_symlink() or path.stat().st_size != expected["size"]:
-        raise ValueError(f"{path.name} does not have its size")
-    data = path.read_bytes()
+def _read(folder: Path, name: str, manifest: Mapping[str, Any], most: int = sys.maxsize) -> bytes:
+    """A file of a checkpoint, which is as its manifest says.
+
+    Raises:
+        Exception: it is not.
+    """
+    expected = manifest["files"][name]
+    if (folder / name).stat(follow_symlinks=False).st_size != expected["size"]:
+        raise ValueError(f"{name} does not have its size")
+    data = read(folder / name, MAX_JSON if name == TREE else most)
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise ValueError(f"{path.name} does not match its checksum")
+        raise ValueError(f"{name} does not match its checksum")
     return data
 
 
 def _actor(state: dict[str, Tensor]) -> Actor:
     weights = [state[f"layers.{i}.weight"] for i in range(sum(name.endswith(".weight") for name in state))]
-    obs_dim = weights[0].shape[-2]
+    obs_dim, *_, action_dim = sizes = [weights[0].shape[-2], *(weight.shape[-1] for weight in weights)]
+    # An actor of those sizes is made, which must be no larger than the file: the layers must follow on one another.
+    for i, (rows, columns) in enumerate(pairwise(sizes)):
+        if weights[i].shape != (1, rows, columns) or state[f"layers.{i}.bias"].shape != (1, 1, columns):
+            raise ValueError(f"layer {i} does not fit the one before it")
+    if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in state.values()):
+        raise ValueError("the policy holds what is no finite number")
     normalizer = Normalizer(1, obs_dim) if "normalizer.mean" in state else nn.Identity()
-    hidden_sizes = [weight.shape[-1] for weight in weights[:-1]]
     generators = [torch.Generator()]  # what it draws is overwritten
-    actor = Actor(obs_dim, weights[-1].shape[-1], hidden_sizes, generators, weights[0].dtype, normalizer)
-    actor.load_state_dict(state)
+    actor = Actor(obs_dim, action_dim, sizes[1:-1], generators, weights[0].dtype, normalizer)
+    actor.load(state)
     return actor
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _described(data: bytes | memoryview) -> dict[str, Any]:
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _to_bytes(policy: Mapping[str, Tensor]) -> bytes:
@@ -334,8 +366,8 @@ def _write(
 ) -> Path:
     """A folder that appears whole or not at all: filled under another name, synced, renamed."""
     temporary, folder = root / f".{name}.{os.getpid()}", root / name
-    described = {file: _described(data) for file, data in files.items()}
-    manifest: dict[str, Any] = {"step": step, "files": described, "versions": dict(versions), **about}
+    described_files = {file: described(data) for file, data in files.items()}
+    manifest: dict[str, Any] = {"step": step, "files": described_files, "versions": dict(versions), **about}
     manifest["checksum"] = _checksum(manifest)
     try:
         if not root.is_dir():

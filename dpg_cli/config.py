@@ -7,28 +7,34 @@ and noises hold types and ranges, and `validate()` checks the one against the ot
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import configure_log, run_job
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dpg_cli.errors import UserError
 from dpg_cli.ranges import Count, CountOrZero, Positive
+from dpg_cli.stored import read
 
 MAX_STORED = 100_000  # bytes of a config.yaml; a hostile one may unfold to gigabytes
+MAX_STEPS = 999_999_999  # a checkpoint's folder has nine digits
+MAX_ENVIRONMENTS = 100_000  # of all seeds, evaluation's too
 GROUPS = ("algo", "env", "noise", "experiment")
 
 
@@ -75,15 +81,16 @@ class TrainConfig(Strict):
     seed: CountOrZero
     num_seeds: Count
     num_envs: Count
-    total_steps: Count
+    total_steps: Annotated[Count, Field(le=MAX_STEPS)]
     random_steps: CountOrZero
     learning_starts: CountOrZero
     updates_per_step: Positive
     buffer_size: Count
+    share_next_obs: bool
     truncation_bootstraps: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    threads: Literal["auto"] | Count
-    precision: Literal["float32", "float64"]
+    threads: Literal["auto"] | Annotated[Count, Field(le=1024)]
+    precision: Literal["float32", "bf16", "float64"]
     eval: EvalConfig
     checkpoint: CheckpointConfig
     log: LogConfig
@@ -170,6 +177,29 @@ def compose(overrides: Sequence[str]) -> DictConfig:
             return hydra_compose("train", list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError too
         raise UserError(explain(error, overrides)) from error
+
+
+def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -> None:
+    """Run one task in a folder as `hydra.main` does, with its log, `.hydra` and callbacks.
+
+    That would compose the config twice again, which takes longer than all else before the first step.
+
+    Args:
+        composed: from `compose()`.
+        folder: of the run, in place of the config's own.
+        task: given the config without the `hydra` node.
+    """
+    with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
+        with read_write(composed.hydra):
+            composed.hydra.mode = RunMode.RUN
+            composed.hydra.run.dir = str(folder)
+        configure_log(composed.hydra.hydra_logging, composed.hydra.verbose)
+        callbacks = Callbacks(composed)
+        callbacks.on_run_start(config=composed, config_name="train")
+        context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
+        done = run_job(task, composed, "hydra.run.dir", None, context)
+        callbacks.on_run_end(config=composed, config_name="train", job_return=done)
+        done.return_value  # noqa: B018, it raises what the task has raised
 
 
 def without_sweeps(overrides: Sequence[str]) -> list[str]:
@@ -265,6 +295,10 @@ def _checked(tree: Mapping[str, Any]) -> TrainConfig:
     noise = _check_choice("noise", NOISES, checked.noise)
     if checked.buffer_size < algo["batch_size"]:
         raise UserError(f"buffer_size={checked.buffer_size}: must be at least algo.batch_size={algo['batch_size']}")
+    environments = checked.num_seeds * (checked.num_envs + checked.eval.episodes)
+    if environments > MAX_ENVIRONMENTS:
+        sizes = f"num_seeds={checked.num_seeds}, num_envs={checked.num_envs}, eval.episodes={checked.eval.episodes}"
+        raise UserError(f"{sizes}: {environments:,} environments; there may be {MAX_ENVIRONMENTS:,}")
     if checked.buffer_size < checked.num_envs:
         raise UserError(f"buffer_size={checked.buffer_size}: must be at least num_envs={checked.num_envs}")
     return checked.model_copy(update={"algo": algo, "noise": noise})
@@ -276,25 +310,70 @@ def load(text: str | bytes) -> TrainConfig:
     Raises:
         UserError: it is not such a file.
     """
+    return _checked(load_yaml(text, "config.yaml"))
+
+
+def load_from(run: Path) -> TrainConfig:
+    """The config of a run folder, whoever made it.
+
+    Raises:
+        UserError: it has none, or a file that is no config.
+    """
+    path = run / "config.yaml"
+    return _checked(load_yaml(read(path, MAX_STORED), str(path)))
+
+
+def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
+    """A mapping of plain data from YAML: no tags, no references, no more than `MAX_STORED` bytes.
+
+    Raises:
+        UserError: it is something else.
+    """
     import yaml
 
-    class NoAliases(yaml.SafeLoader):
-        """A file that refers to itself can be small and unfold to gigabytes."""
+    def whole(loader: Any, node: Any) -> int:
+        value: int = loader.construct_yaml_int(node)
+        if abs(value) >= 10**18:  # some thousands of digits cannot even be printed
+            raise yaml.YAMLError("a number too large for anything")
+        return value
+
+    class Plain(yaml.SafeLoader):
+        """Neither dates nor sets, and no aliases: a file that refers to itself can be small and unfold to gigabytes."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("refers to itself")
             return super().compose_node(parent, index)
 
+    Plain.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Plain.yaml_constructors = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
+    Plain.add_constructor("tag:yaml.org,2002:int", whole)
     if len(text) > MAX_STORED:
-        raise UserError(f"config.yaml: has {len(text):,} bytes, more than any config")
+        raise UserError(f"{where}: has {len(text):,} bytes, more than any config")
     try:
-        tree = yaml.load(text, NoAliases)
-    except yaml.YAMLError as error:
-        raise UserError(f"config.yaml: {_first_line(error)}") from error
-    if not isinstance(tree, dict):
-        raise UserError("config.yaml: must be a mapping")
-    return _checked(tree)
+        tree = yaml.load(text, Plain)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number that is none; a list in a list in a ...
+        raise UserError(f"{where}: {_first_line(error)}") from error
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UserError(f"{where}: must be a mapping")
+    return tree
+
+
+def asks_for_trust(config: TrainConfig) -> str | None:
+    """What in a stranger's config could run code or name a file; nothing if there is nothing of the kind."""
+    if ":" in config.env.id:
+        return f"env.id={config.env.id}: this would import code that the run folder names"
+    for key, value in config.env.kwargs.items():
+        if not all(isinstance(item, int | float | None) for item in (value if isinstance(value, list) else [value])):
+            return f"env.kwargs.{key}={value}: the environment could take this for a file or for what to import"
+    return None
 
 
 def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -315,19 +394,45 @@ def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 
 def dump(config: TrainConfig) -> str:
     """The resolved config as YAML, for `load()`."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+    return _dumped(config.model_dump())
 
 
-def set_stored(run: Path, **values: int) -> None:
-    """Set keys in what Hydra wrote of a run, as if they had been given on the command line of a run in that folder."""
-    paths = [run / ".hydra" / name for name in ("config.yaml", "overrides.yaml", "hydra.yaml")]
-    config, overrides, node = (OmegaConf.load(path) for path in paths)
-    kept = [text for text in overrides if str(text).partition("=")[0] not in values]
-    task = OmegaConf.create([*kept, *(f"{key}={value}" for key, value in values.items())])
-    OmegaConf.update(node, "hydra.overrides.task", task)
-    OmegaConf.update(node, "hydra.runtime.output_dir", str(run.resolve()))
-    for path, content in zip(paths, (OmegaConf.merge(config, values), task, node), strict=True):
-        OmegaConf.save(content, path)
+def difference(config: TrainConfig, other: TrainConfig) -> str | None:
+    """The first key in which two configs differ, with both values; nothing if they are equal."""
+
+    def walk(one: Any, two: Any, key: str) -> str | None:
+        if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+            found = (walk(one[name], two[name], f"{key}.{name}") for name in one)
+            return next((text for text in found if text), None)
+        return None if one == two else f"{key.removeprefix('.')}={one} instead of {two}"
+
+    return walk(config.model_dump(), other.model_dump(), "")
+
+
+def store_hydra(source: Path, target: Path, **values: int) -> None:
+    """Copy what Hydra wrote of a run, with keys set as if they had been given on the command line of a run there.
+
+    Raises:
+        UserError: it is nothing that Hydra writes.
+    """
+    config, node = (load_yaml(read(source / f"{name}.yaml", MAX_STORED), name) for name in ("config", "hydra"))
+    try:
+        hydra = node["hydra"]
+        given = [text for text in hydra["overrides"]["task"] if str(text).partition("=")[0] not in values]
+        task = [*given, *(f"{key}={value}" for key, value in values.items())]
+        hydra["overrides"]["task"] = task
+        hydra["runtime"]["output_dir"] = str(target.parent.resolve())
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source}: not what Hydra writes") from error
+    target.mkdir()
+    for name, content in (("config", config | values), ("overrides", task), ("hydra", node)):
+        (target / f"{name}.yaml").write_text(_dumped(content), encoding="utf-8")
+
+
+def _dumped(tree: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(tree, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

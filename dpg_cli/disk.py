@@ -7,7 +7,10 @@ renamed, and then its folder is synced.
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from dpg_cli.errors import DiskError
 
 
 class Disk:
@@ -70,3 +73,23 @@ def write_whole(disk: Disk, path: Path, data: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             disk.remove(temporary)
         raise
+
+
+@contextlib.contextmanager
+def explaining(path: Path, what: str = "") -> Iterator[None]:
+    """Say in one line which file the disk refuses, why, and how much room there is.
+
+    Args:
+        path: that is written, where the error names none.
+        what: was to be written, for the message.
+
+    Raises:
+        DiskError: the disk refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        room = "the run folder is gone"
+        with contextlib.suppress(OSError):
+            room = f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,} bytes are free"
+        raise DiskError(f"{error.filename or path}: {error.strerror or error}; {what}{room}") from error

@@ -26,6 +26,7 @@ Env = gym.Env[np.ndarray, np.ndarray]
 CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 CONSTANT_TYPES = (EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 PLAIN = (bool, int, float, str, types.NoneType)
+PLAIN_KINDS = {"number", "text", "none", "array", "deque", "tuple", "list", "dict"}
 
 
 class CannotCopy(Exception):  # noqa: N818 - it names what is the matter
@@ -49,18 +50,28 @@ def get_state(env: Env) -> list[dict[str, Any]]:
 
 
 def set_state(env: Env, state: list[dict[str, Any]]) -> None:
-    """Put an environment that was made in the same way into a state.
+    """Put an environment that was made in the same way, and reset, into a state.
+
+    Only attributes are set that `get_state` would have given, or that nothing is called by yet, and nothing but plain
+    data takes the place of plain data: the state may come from a stranger.
 
     Raises:
         CannotCopy: the state is another environment's, or of another version of it.
+        ValueError: no environment has such a state.
     """
     layers = list(_layers(env))
     if len(layers) != len(state):
         raise CannotCopy(f"{len(state)} layers were stored, there are {len(layers)}")
     for layer, values in zip(layers, state, strict=True):
+        own = vars(layer)
         for name, value in values.items():
             where = f"{type(layer).__name__}.{name}"
-            setattr(layer, name, _decode(value, getattr(layer, name, None), where))
+            current = own.get(name)
+            if name in CONSTANT_NAMES or isinstance(current, CONSTANT_TYPES) or not _settable(layer, name):
+                raise ValueError(f"{where} is not to be set")
+            if name in own and not _may_follow(current, value, where):
+                raise ValueError(f"{where} is no {type(current).__name__}")
+            setattr(layer, name, _decode(value, current, where))
 
 
 def copies_exactly(make: Callable[[], Env], steps: int = 30) -> str | None:
@@ -85,6 +96,7 @@ def copies_exactly(make: Callable[[], Env], steps: int = 30) -> str | None:
     try:
         size = original.action_space.shape
         original.reset(seed=0)
+        copy.reset(seed=1)
         for _ in range(steps):
             step(original, actions.uniform(-1, 1, size))
         set_state(copy, get_state(original))
@@ -104,6 +116,29 @@ def copies_exactly(make: Callable[[], Env], steps: int = 30) -> str | None:
         original.close()
         copy.close()
     return None
+
+
+def _settable(layer: Any, name: str) -> bool:
+    """Whether an attribute is there, or could appear in a step: where the class has plain data, or nothing at all."""
+    if name in vars(layer):
+        return True
+    if hasattr(type(layer), name):
+        return not name.startswith("__") and isinstance(getattr(type(layer), name), PLAIN)
+    return not name.startswith("__") and not hasattr(layer, name)
+
+
+def _may_follow(current: Any, stored: Any, where: str) -> bool:
+    """Whether a stored value may stand in an attribute: plain data for plain data, else of the kind that it is."""
+    kinds = {_kind(_encode(current, where)), _kind(stored)}
+    return len(kinds) == 1 or kinds <= PLAIN_KINDS or kinds == {"generator", "none"}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return "array"
+    if isinstance(value, dict):
+        return next((kind for kind in value if kind != "maxlen"), "dict").replace("scalar", "number")
+    return {bool: "number", int: "number", float: "number", str: "text", types.NoneType: "none"}[type(value)]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -162,7 +197,8 @@ def _decode(value: Any, current: Any, where: str) -> Any:
         case "scalar":
             return content.reshape(())[()]
         case "deque":
-            return deque((_decode(v, None, where) for v in content), maxlen=value["maxlen"])
+            most = current.maxlen if isinstance(current, deque) else value["maxlen"]
+            return deque((_decode(v, None, where) for v in content), maxlen=most)
         case "tuple":
             return tuple(_decode(v, None, where) for v in content)
         case "list":
@@ -173,6 +209,8 @@ def _decode(value: Any, current: Any, where: str) -> Any:
             return _generator(content)
         case "space":
             for space, generator in zip(_spaces(current), content, strict=True):
+                if _kind(generator) not in ("generator", "none"):
+                    raise ValueError(f"{where} is no generator")
                 space._np_random = _decode(generator, None, where)
             return current
         case "model":
@@ -182,7 +220,7 @@ def _decode(value: Any, current: Any, where: str) -> Any:
         case "data":
             _set_data(current, content, where)
             return current
-    raise CannotCopy(f"{where}: unknown kind {kind}")
+    raise ValueError(f"{where}: unknown kind {kind}")
 
 
 def _generator(state: dict[str, Any]) -> np.random.Generator:
@@ -213,7 +251,10 @@ def _model_hash(model: Any) -> str:
 
 
 def _get_data(data: Any) -> dict[str, Any]:
-    """MuJoCo's data: the state that integration needs, then every array and flag by name."""
+    """MuJoCo's data: the state that integration needs, then every array of numbers and flag by name.
+
+    Not those of whole numbers: they are places in other arrays, which MuJoCo derives anew, and addresses in memory.
+    """
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -223,7 +264,7 @@ def _get_data(data: Any) -> dict[str, Any]:
     return {
         "version": mujoco.__version__,
         "integration": integration,
-        "arrays": {name: value.copy() for name, value in fields.items() if isinstance(value, np.ndarray)},
+        "arrays": {name: value.copy() for name, value in fields.items() if _is_quantity(value)},
         "flags": {name: bool(value) for name, value in fields.items() if name.startswith("flg_")},
     }
 
@@ -236,9 +277,14 @@ def _set_data(data: Any, stored: dict[str, Any], where: str) -> None:
         raise CannotCopy(f"{where}: the state has another size than when it was stored")
     mujoco.mj_setState(data.model, data, stored["integration"], kind)
     mujoco.mj_forward(data.model, data)  # so that contacts and constraints have their number
-    for name, value in stored["arrays"].items():
-        current = getattr(data, name)
-        if current.shape == value.shape and current.flags.writeable:
+    own = _get_data(data)
+    for name in stored["arrays"].keys() & own["arrays"].keys():
+        current, value = getattr(data, name), stored["arrays"][name]
+        if (current.shape, current.dtype) == (value.shape, value.dtype) and current.flags.writeable:
             current[...] = value
-    for name, flag in stored["flags"].items():
-        setattr(data, name, flag)
+    for name in stored["flags"].keys() & own["flags"].keys():
+        setattr(data, name, bool(stored["flags"][name]))
+
+
+def _is_quantity(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fb"

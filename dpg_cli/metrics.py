@@ -18,7 +18,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
+from dpg_cli.disk import explaining
+from dpg_cli.errors import UserError
 from dpg_cli.rollout import Episode, Evaluation
+from dpg_cli.stored import MAX_LINE, records
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +106,11 @@ class Averages:
         """Go on from `state()`, one a member."""
         self._clear()
         for tag, (_, count) in states[0]["totals"].items():
-            totals = torch.stack([state["totals"][tag][0] for state in states])
-            self._totals[tag] = (totals.reshape(self._num_seeds), count)
-        self._noise_scales += states[0]["noise_scales"]
+            self._totals[tag] = (torch.stack([state["totals"][tag][0].reshape(()) for state in states]), int(count))
+        self._noise_scales += map(float, states[0]["noise_scales"])
         for member, state in enumerate(states):
-            self._episodes[member] = [Episode(member, value, length) for value, length in state["episodes"]]
+            episodes = state["episodes"]
+            self._episodes[member] = [Episode(member, float(value), int(length)) for value, length in episodes]
 
     def _clear(self) -> None:
         self._totals: dict[str, tuple[Tensor, int]] = {}
@@ -127,8 +130,8 @@ class EventFile:
 
     def __init__(self, folder: Path):
         known = sorted(folder.glob(EVENTS))
-        path = known[0] if known else folder / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
-        self.file = path.open("ab")
+        self.path = known[0] if known else folder / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
+        self.file = self.path.open("ab")
         self._records = RecordWriter(self.file)
         if self.file.tell() == 0:
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -161,32 +164,46 @@ class Recorder:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], name: str, sizes: Mapping[str, int] | None = None):
         self._folder = folder
-        events_lost = sizes is not None and cut(folder, sizes)
-        self._metrics = (folder / METRICS).open("a", encoding="utf-8")
-        self._evaluations = (folder / EVALUATIONS).open("a", encoding="utf-8")
-        self._events = EventFile(folder)
+        with explaining(folder):
+            events_lost = sizes is not None and cut(folder, sizes)
+            self._metrics = (folder / METRICS).open("a", encoding="utf-8")
+            self._evaluations = (folder / EVALUATIONS).open("a", encoding="utf-8")
+            self._events = EventFile(folder)
         if sizes is None or events_lost:
             self._write_config(config, name)
         if events_lost:
-            for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
-                record = json.loads(line)
-                self._add_scalars(record.pop("step"), record.pop("time"), record)
+            for record in records(folder / METRICS):
+                step, when = record.pop("step"), float(record.pop("time", 0.0))
+                self._add_scalars(step, when, {tag: value for tag, value in record.items() if type(value) is float})
 
     def sizes(self) -> dict[str, int]:
-        """What is in every file by now, and on the disk."""
+        """What is in every file by now, and on the disk.
+
+        Raises:
+            DiskError: the disk refuses.
+        """
         for file in (self._events.file, self._metrics, self._evaluations):
-            os.fsync(file.fileno())
+            with explaining(Path(file.name)):
+                os.fsync(file.fileno())
         paths = [*self._folder.glob(EVENTS), self._folder / METRICS, self._folder / EVALUATIONS]
         return {path.name: path.stat().st_size for path in paths}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One record: scalars by tag at an environment step."""
+        """One record: scalars by tag at an environment step.
+
+        Raises:
+            DiskError: the disk refuses.
+        """
         now = time.time()
         _append(self._metrics, {"step": step, "time": now, **values})
         self._add_scalars(step, now, values)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """One evaluation: its episodes into `evaluations.jsonl`, its scalars as a record."""
+        """One evaluation: its episodes into `evaluations.jsonl`, its scalars as a record.
+
+        Raises:
+            DiskError: the disk refuses.
+        """
         returns, lengths = evaluation.returns, evaluation.lengths
         _append(self._evaluations, {"step": step, "returns": returns, "lengths": lengths})
         values = {
@@ -205,18 +222,20 @@ class Recorder:
                 file.close()
 
     def _add_scalars(self, step: int, when: float, values: Mapping[str, float]) -> None:
-        for tag, value in values.items():
-            self._events.add(summary.scalar(tag, value), step, when)  # type: ignore[no-untyped-call]
-        self._events.flush()
+        with explaining(self._events.path):
+            for tag, value in values.items():
+                self._events.add(summary.scalar(tag, value), step, when)  # type: ignore[no-untyped-call]
+            self._events.flush()
 
     def _write_config(self, config: Mapping[str, Any], name: str) -> None:
         # Of the HParams tab's summaries only this run's own: add_hparams would make a sub-run, and the columns of
         # the first run's experiment summary would be those of every run. Without one they are what any run has.
-        self._events.add(hparams_pb(_flat(config), trial_id=name))
         text = "".join(f"    {line}\n" for line in json.dumps(config, indent=2).splitlines())
-        self._events.add(summary.text("config", text), 0)  # type: ignore[no-untyped-call]
-        self._events.add(summary.custom_scalars(LAYOUT), 0)  # type: ignore[no-untyped-call]
-        self._events.flush()
+        with explaining(self._events.path):
+            self._events.add(hparams_pb(_flat(config), trial_id=name))
+            self._events.add(summary.text("config", text), 0)  # type: ignore[no-untyped-call]
+            self._events.add(summary.custom_scalars(LAYOUT), 0)  # type: ignore[no-untyped-call]
+            self._events.flush()
 
 
 def cut(folder: Path, sizes: Mapping[str, int]) -> bool:
@@ -224,14 +243,26 @@ def cut(folder: Path, sizes: Mapping[str, int]) -> bool:
 
     Returns:
         Whether TensorBoard's file was damaged. It is then gone, to be written anew from `metrics.jsonl`.
+
+    Raises:
+        UserError: `sizes`, which come from a file, or a curve are none.
     """
+    if not isinstance(sizes, dict) or not {METRICS, EVALUATIONS} <= sizes.keys():
+        raise UserError(f"{folder}: the checkpoint does not say how long {METRICS} and {EVALUATIONS} were")
+    if not all(type(size) is int and size >= 0 for size in sizes.values()):
+        raise UserError(f"{folder}: the checkpoint gives a length that is none: {sizes}")
     for name in (METRICS, EVALUATIONS):
         path = folder / name
         path.touch()
         if (size := path.stat().st_size) < sizes[name]:
             log.warning("%s has lost %d bytes at its end", path, sizes[name] - size)
-        data = path.read_bytes()[: sizes[name]]
-        os.truncate(path, data.rfind(b"\n") + 1)
+        with path.open("r+b") as file:
+            file.seek(max(0, min(size, sizes[name]) - MAX_LINE))
+            before = file.tell()
+            last = file.read(min(size, sizes[name]) - before)
+            if before and b"\n" not in last:
+                raise UserError(f"{path}: has a line of more than {MAX_LINE:,} bytes")
+            file.truncate(before + last.rfind(b"\n") + 1)
     events = {path: path.stat().st_size for path in folder.glob(EVENTS)}
     known = {path: size for path, size in events.items() if path.name in sizes}
     whole = len(known) == 1 and all(size >= sizes[path.name] for path, size in known.items())
@@ -244,11 +275,9 @@ def cut(folder: Path, sizes: Mapping[str, int]) -> bool:
 
 
 def _append(file: TextIO, record: Mapping[str, Any]) -> None:
-    try:
+    with explaining(Path(file.name)):
         file.write(json.dumps(record) + "\n")
         file.flush()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

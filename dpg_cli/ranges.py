@@ -4,8 +4,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval
 
-Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
+Count = Annotated[int, Interval(ge=1, le=10**15)]  # beyond, neither floats nor file names count exactly
+CountOrZero = Annotated[int, Interval(ge=0, le=10**15)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]

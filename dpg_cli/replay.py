@@ -1,28 +1,35 @@
 """The replay buffer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.recfunctions import structured_to_unstructured
+from torch import Tensor
 
 from dpg_cli.algorithms.base import Batch
+
+LOADED_AT_ONCE = 10_000  # transitions; what is made of them on the way takes memory too
 
 
 class Replay:
     """A ring of transitions for each member, sampled uniformly with replacement.
 
     A transition is one row of one tensor, `[obs, action, reward, next_obs, terminated]`, so that a batch is one
-    gather. Memory is reserved at once and touched as it fills.
+    gather. With `share_next_obs` the row is `[obs, action, reward, terminated]`: the next observation is the one that
+    the same environment's next transition begins with, and only where it is not, `NextObservations` holds it. What is
+    drawn and what comes back is the same. Memory is reserved at once and touched as it fills.
 
     Args:
-        capacity: transitions a member.
+        capacity: transitions a member, at least `num_envs`.
         obs_dim: size of an observation.
         action_dim: size of an action.
         generators: one a member, for sampling.
         device: where the rows live.
         dtype: of the rows.
+        num_envs: environments a member.
+        share_next_obs: whether to store each observation once.
     """
 
     def __init__(
@@ -33,17 +40,31 @@ class Replay:
         generators: Sequence[np.random.Generator],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        num_envs: int = 1,
+        *,
+        share_next_obs: bool = False,
     ):
         self.capacity = capacity
         self.size = 0
         self.added = 0  # transitions since the start; the next goes to row `added % capacity`
         self._generators = generators
         self._widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        self._rows = torch.empty(len(generators), capacity, sum(self._widths), device=device, dtype=dtype)
+        self._num_envs = num_envs
+        self._own_next: NextObservations | None = None
+        if share_next_obs:
+            self._own_next = NextObservations(len(generators), capacity, obs_dim, num_envs, device, dtype)
+        width = sum(self._widths) - obs_dim * share_next_obs
+        self._rows = torch.empty(len(generators), capacity, width, device=device, dtype=dtype)
 
     @staticmethod
-    def memory(capacity: int, obs_dim: int, action_dim: int, num_seeds: int, dtype: torch.dtype) -> int:
-        """Bytes that a full buffer takes."""
+    def memory(
+        capacity: int, obs_dim: int, action_dim: int, num_seeds: int, dtype: torch.dtype, *, share_next_obs: bool
+    ) -> int:
+        """Bytes that a full buffer takes; with `share_next_obs`, one more observation for each episode in it."""
+        if share_next_obs:
+            return (
+                num_seeds * capacity * ((obs_dim + action_dim + 2) * dtype.itemsize + NextObservations.PLACE.itemsize)
+            )
         return num_seeds * capacity * (2 * obs_dim + action_dim + 2) * dtype.itemsize
 
     def add(
@@ -60,12 +81,10 @@ class Replay:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions for each member, from its own stream."""
-        members, capacity, width = self._rows.shape
+        members = len(self._generators)
         places = np.stack([g.integers(self.size, size=batch_size) for g in self._generators])
-        places += capacity * np.arange(members)[:, None]
-        index = torch.from_numpy(places.ravel()).to(self._rows.device)
-        rows = self._rows.view(-1, width).index_select(0, index).view(members, batch_size, width)
-        obs, action, reward, next_obs, terminated = torch.split(rows, self._widths, dim=-1)
+        parts = (part.view(members, batch_size, -1) for part in self._gather(np.arange(members)[:, None], places))
+        obs, action, reward, next_obs, terminated = parts
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def rows(self, member: int, first: int) -> np.ndarray:
@@ -75,27 +94,147 @@ class Replay:
             `(n,)`, a structured array with fields obs, action, reward, next_obs and terminated.
         """
         first = max(first, self.added - self.size)
-        places = torch.arange(first, self.added) % self.capacity
-        rows: np.ndarray = self._rows[member, places].cpu().numpy()
-        obs, action = self._widths[:2]
-        fields = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
-        return rows.view(np.dtype([(name, rows.dtype, shape) for name, shape in fields]))[:, 0]
+        places = np.arange(first, self.added) % self.capacity
+        rows: np.ndarray = torch.cat(list(self._gather(np.asarray(member), places)), dim=-1).cpu().numpy()
+        return rows.view(self._dtype)[:, 0]
 
     def state(self, member: int) -> dict[str, Any]:
         """All but the rows of one member."""
         return {"added": self.added, "size": self.size, "random": self._generators[member].bit_generator.state}
 
-    def load_state(self, states: Sequence[Mapping[str, Any]], rows: np.ndarray) -> None:
-        """Go on from `state()`, one a member, and the `rows()` that were there, `(S, size)`, oldest first."""
+    def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
+        """Go on from `state()`, one a member, and each one's `rows()` that were there, oldest first, in parts.
+
+        Raises:
+            ValueError: the rows are of another form.
+        """
         self.added, self.size = states[0]["added"] - states[0]["size"], 0
-        if states[0]["size"]:
-            self._put(structured_to_unstructured(rows))
+        at_once = min(LOADED_AT_ONCE, self.capacity)
+        for parts in zip(*(in_parts_of(at_once, own) for own in rows), strict=True):
+            for part in parts:
+                if part.dtype != self._dtype:
+                    raise ValueError(f"transitions are {part.dtype}, not {self._dtype}")
+            self._put(structured_to_unstructured(np.stack(parts)))
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state["random"]
 
-    def _put(self, rows: np.ndarray) -> None:
-        count = rows.shape[1]
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        obs, action = self._widths[:2]
+        fields = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
+        number = torch.empty(0, dtype=self._rows.dtype).numpy().dtype
+        return np.dtype([(name, number, shape) for name, shape in fields])
+
+    def _put(self, transitions: np.ndarray) -> None:
+        count = transitions.shape[1]
+        rows = torch.from_numpy(transitions).to(self._rows.dtype)
+        if self._own_next is not None:
+            obs, action, reward, next_obs, terminated = torch.split(rows, self._widths, dim=-1)
+            self._own_next.put(self.added, obs.numpy(), next_obs.numpy())
+            rows = torch.cat([obs, action, reward, terminated], dim=-1)
         places = torch.arange(self.added, self.added + count) % self.capacity
-        self._rows[:, places] = torch.from_numpy(rows).to(self._rows)
+        self._rows[:, places] = rows.to(self._rows.device)
         self.added += count
         self.size = min(self.size + count, self.capacity)
+
+    def _gather(self, member: np.ndarray, places: np.ndarray) -> Sequence[Tensor]:
+        """Obs, action, reward, next_obs and terminated, each `(n, ·)`, of n places of members."""
+        rows = self._rows.view(-1, self._rows.shape[-1])
+
+        def select(source: Tensor, places: np.ndarray) -> Tensor:
+            index = torch.from_numpy((places + self.capacity * member).ravel())
+            return source.index_select(0, index.to(rows.device))
+
+        found = select(rows, places)
+        if self._own_next is None:
+            split: Sequence[Tensor] = torch.split(found, self._widths, dim=-1)
+            return split
+        obs_dim, action_dim = self._widths[:2]
+        obs, action, reward, terminated = torch.split(found, [obs_dim, action_dim, 1, 1], dim=-1)
+        next_obs = select(rows[:, :obs_dim], (places + self._num_envs) % self.capacity)
+        self._own_next.fill_in(next_obs, member, places)
+        return obs, action, reward, next_obs, terminated
+
+
+class NextObservations:
+    """The next observations that are no stored transition's observation.
+
+    Those are the last ones of episodes, where a reset follows or a resumed run began anew, and the newest transition's
+    of each environment, until its successor comes. Which they are is seen by comparing: a successor's observation
+    that differs in any bit is not shared.
+
+    Args:
+        members: S.
+        capacity: transitions a member.
+        obs_dim: size of an observation.
+        num_envs: E; transition n of a member is followed by transition n + E of the same environment.
+        device: where the observations live; which they are is known on the host.
+        dtype: of the observations.
+    """
+
+    PLACE = np.dtype(np.int32)
+
+    def __init__(
+        self, members: int, capacity: int, obs_dim: int, num_envs: int, device: torch.device | str, dtype: torch.dtype
+    ):
+        self._held = torch.empty(0, obs_dim, device=device, dtype=dtype)
+        self._free: list[int] = []  # rows of `_held` that nothing refers to
+        self._where = np.full((members, capacity), -1, self.PLACE)  # the row of `_held`; -1: shared
+        blank = torch.full((members, num_envs, obs_dim), torch.nan, dtype=dtype)
+        self._newest = blank.numpy()  # next observations of the E transitions before the next one
+
+    def put(self, added: int, obs: np.ndarray, next_obs: np.ndarray) -> None:
+        """Know of the transitions from number `added` on, `(S, n, obs_dim)` each, where the oldest make room."""
+        members, count, _ = obs.shape
+        capacity, num_envs = self._where.shape[1], self._newest.shape[1]
+        following = np.concatenate([self._newest, next_obs], axis=1)  # of the transitions from `added - E` on
+        self._newest = following[:, count:].copy()
+        bits = f"u{obs.itemsize}"
+        shared = (following[:, :count].view(bits) == obs.view(bits)).all(axis=-1)
+        shared = np.concatenate([shared, np.zeros((members, num_envs), bool)], axis=1)
+        places = np.arange(added - num_envs, added + count) % capacity
+        before, new = places[:num_envs], places[num_envs:]
+        self._release(shared[:, :num_envs], before)
+        self._release(np.ones((members, count), bool), new)
+
+        member, index = np.nonzero(~shared[:, num_envs:])
+        rows = self._take(len(member))
+        self._where[member, new[index]] = rows
+        own = torch.from_numpy(next_obs[member, index])
+        self._held[torch.from_numpy(rows).to(self._held.device)] = own.to(self._held.device)
+
+    def fill_in(self, next_obs: Tensor, member: np.ndarray, places: np.ndarray) -> None:
+        """Overwrite those of `next_obs`, `(n, obs_dim)`, that are not shared."""
+        where = self._where[member, places].ravel()
+        index = np.flatnonzero(where >= 0)
+        if index.size:
+            own, to = (torch.from_numpy(i).to(self._held.device) for i in (where[index], index))
+            next_obs.index_copy_(0, to, self._held.index_select(0, own))
+
+    def _release(self, mask: np.ndarray, places: np.ndarray) -> None:
+        where = self._where[:, places]
+        self._free += where[mask & (where >= 0)].tolist()
+        self._where[:, places] = np.where(mask, -1, where)
+
+    def _take(self, count: int) -> np.ndarray:
+        missing = count - len(self._free)
+        if missing > 0:
+            held = len(self._held)
+            more = max(missing, held // 8)  # so that little is reserved for nothing
+            self._held = torch.cat([self._held, self._held.new_empty(more, self._held.shape[1])])
+            self._free += range(held, held + more)
+        rows = np.array(self._free[len(self._free) - count :], np.int64)
+        del self._free[len(self._free) - count :]
+        return rows
+
+
+def in_parts_of(count: int, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same rows, `count` at a time; the last part may be shorter."""
+    rest: np.ndarray | None = None
+    for part in parts:
+        rest = part if rest is None or not len(rest) else np.concatenate([rest, part])
+        while len(rest) >= count:
+            yield rest[:count]
+            rest = rest[count:]
+    if rest is not None and len(rest):
+        yield rest

@@ -245,11 +245,11 @@ def run_episodes(
         DivergedError: an action, a reward or an observation is not finite.
         StopRequested: `stop` said so.
     """
-    first = [
-        [env.reset(seed=seed)[0] for env, seed in zip(*member, strict=True)]
-        for member in zip(envs, env_seeds, strict=True)
-    ]
-    obs: np.ndarray = np.array(first)
+    space = envs[0][0].observation_space
+    obs = np.empty((len(envs), len(envs[0]), *space.shape), space.dtype)  # type: ignore[misc]
+    for s, member in enumerate(envs):
+        for i, env in enumerate(member):
+            put(obs, (s, i), env.reset(seed=env_seeds[s][i])[0])
     when = f"evaluation at step {step}"
     check_finite(seeds, when, obs=obs)
     simulations = [[simulation(env) for env in member] for member in envs]
@@ -308,13 +308,24 @@ def evaluate(
     """
     env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(len(envs[0]))] for seed in seeds]
     trajectories = run_episodes(algorithm.act, envs, env_seeds, seeds=seeds, step=step, stop=stop)
-    q = np.stack([algorithm.value(obs) for obs in trajectories.obs])
+    q = values(algorithm, trajectories.obs)
     check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
     biases = value_bias(trajectories, q, algorithm.discount)
     return [
         Evaluation(returns.tolist(), lengths.tolist(), bias)
         for returns, lengths, bias in zip(trajectories.returns, trajectories.lengths, biases, strict=True)
     ]
+
+
+def values(algorithm: Algorithm, obs: np.ndarray, chunk: int = 100) -> np.ndarray:
+    """Q(s, μ(s)) along trajectories, `(T, S, N, obs_dim)` to `(T, S, N)`, `chunk` steps at a time."""
+    steps, members, episodes, obs_dim = obs.shape
+    by_member = obs.swapaxes(0, 1)
+    q = np.empty((members, steps, episodes), obs.dtype)
+    for start in range(0, steps, chunk):
+        part = by_member[:, start : start + chunk]
+        q[:, start : start + chunk] = algorithm.value(part.reshape(members, -1, obs_dim)).reshape(part.shape[:-1])
+    return q.swapaxes(0, 1)
 
 
 def value_bias(trajectories: Trajectories, q: np.ndarray, discount: float) -> list[float | None]:

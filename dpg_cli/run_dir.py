@@ -1,7 +1,9 @@
 """A run's folder: claimed by one run alone, and `run.json`, which says what the run is and how it went."""
 
 import contextlib
+import errno
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dpg_cli import __version__
-from dpg_cli.disk import Disk
-from dpg_cli.errors import UserError
+from dpg_cli.disk import Disk, explaining, write_whole
+from dpg_cli.errors import DiskError, UserError
+from dpg_cli.stored import run_file
 
 
 def claim(folder: Path, key: str) -> None:
@@ -27,6 +30,7 @@ def claim(folder: Path, key: str) -> None:
 
     Raises:
         UserError: it exists or cannot be written.
+        DiskError: the disk is full or fails.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -39,6 +43,8 @@ def claim(folder: Path, key: str) -> None:
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # not for want of another choice
+            raise DiskError(f"{key}={folder}: {error.strerror}") from error
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
 
 
@@ -50,11 +56,14 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
     it.
 
     Raises:
-        UserError: another process is.
+        UserError: another process is, or the folder cannot be written.
     """
     with contextlib.ExitStack() as files:
         for folder in folders:
-            file = files.enter_context((folder / ".lock").open("a"))
+            try:
+                file = files.enter_context((folder / ".lock").open("a"))
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -64,6 +73,8 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
 
 class RunFile:
     """`run.json`, replaced whole at every change.
+
+    Every change raises `DiskError` where the disk refuses.
 
     Args:
         folder: the run folder.
@@ -80,16 +91,18 @@ class RunFile:
             "versions": versions(),
             "git": git_revision(),
             "machine": {"host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count()},
+            "slurm": slurm_job(),
             "started": now,
             "ended": None,
             "last_step": goes_on_from or 0,
             "error": None,
         }
         if goes_on_from is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError):  # lost or torn: what is known is written anew
-                before = json.loads(self._path.read_text(encoding="utf-8"))
-                resumed = [*before.get("resumed", []), {"step": goes_on_from, "time": now, "command": list(command)}]
-                self._content |= {"command": before["command"], "started": before["started"], "resumed": resumed}
+            before = run_file(folder)  # nothing, if it is lost or torn
+            resumed = before.get("resumed")
+            now_too = {"step": goes_on_from, "time": now, "command": list(command)}
+            self._content["resumed"] = [*(resumed if isinstance(resumed, list) else []), now_too]
+            self._content |= {key: before[key] for key in ("command", "started") if key in before}
         self._write()
 
     def end(self, status: str, *, last_step: int | None = None, error: str | None = None) -> None:
@@ -105,17 +118,29 @@ class RunFile:
         self._write()
 
     def _write(self) -> None:
-        temporary = self._path.with_name(f".run.json.{os.getpid()}")
-        temporary.write_text(json.dumps(self._content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        with explaining(self._path):
+            write_whole(Disk(), self._path, (json.dumps(self._content, indent=2) + "\n").encode())
 
 
 def status(folder: Path) -> str | None:
     """How a run stands by its `run.json`; nothing if that cannot be read."""
-    try:
-        return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = run_file(folder).get("status")
+    return found if isinstance(found, str) else None
+
+
+def slurm_job() -> Mapping[str, str] | None:
+    """What SLURM calls the job that this process belongs to; nothing outside of one."""
+    names = {"job_id": "SLURM_JOB_ID", "array_job_id": "SLURM_ARRAY_JOB_ID", "array_task_id": "SLURM_ARRAY_TASK_ID"}
+    found = {key: os.environ[name] for key, name in names.items() if name in os.environ}
+    return found if "job_id" in found else None
+
+
+def is_requeued(folder: Path) -> bool:
+    """Whether this process belongs to a job that SLURM has begun again, and that left a run unfinished there."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
+    content = run_file(folder)
+    again = slurm_job() is not None and count.isdecimal() and int(count) >= 1
+    return again and content.get("slurm") == slurm_job() and content.get("status") not in (None, "done")
 
 
 def versions() -> Mapping[str, str]:
@@ -138,6 +163,7 @@ def command_line() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
+@functools.cache  # as they are at the start, when the code is loaded; a process may train many runs
 def _git(where: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
@@ -148,6 +174,7 @@ def _git(where: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

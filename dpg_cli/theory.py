@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam
 
+from dpg_cli.adam import Adam
 from dpg_cli.algorithms import Algorithm, Batch
+from dpg_cli.networks import Network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -331,11 +332,16 @@ class LinearActor(nn.Module):
 
     def __init__(self, gain: Tensor):
         super().__init__()
-        self.weight = nn.Parameter(gain.T[None].clone())  # (1, n, m), one member
+        self.shape = (1, *gain.T.shape)  # (1, n, m), one member
+        self.flat = nn.Parameter(gain.T.clone().flatten())
 
     def forward(self, obs: Tensor) -> Tensor:
         """`(1, B, n)` to `(1, B, m)`."""
-        return obs @ self.weight
+        return obs @ self.flat.view(self.shape)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """As of `networks.Network`."""
+        return [flat.view(self.shape)]
 
 
 class TrueCritic(nn.Module):
@@ -356,18 +362,38 @@ class TrueCritic(nn.Module):
         super().__init__()
         self._regulator, self._gain, self._lift = regulator, gain.detach().clone(), lift
         # Something for the critic's optimizer to move; no slope by the action depends on it.
-        self.offset = nn.Parameter(torch.zeros(num_critics, 1, 1, 1, dtype=gain.dtype))
+        self.flat = nn.Parameter(torch.zeros(num_critics, dtype=gain.dtype))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """`(1, B, n)` and `(1, B, m)` to `(num_critics, 1, B)`."""
-        lifts = self._lift * torch.arange(len(self.offset), dtype=obs.dtype)[:, None, None]
+        lifts = self._lift * torch.arange(len(self.flat), dtype=obs.dtype)[:, None, None]
         above = lifts * (1 + action.square().sum(dim=-1))
-        return self._regulator.q(self._gain, obs, action) + above + self.offset.squeeze(-1)
+        return self._regulator.q(self._gain, obs, action) + above + self.flat[:, None, None]
 
     def q1(self, obs: Tensor, action: Tensor) -> Tensor:
         """The first critic's values, `(1, B)`."""
         q: Tensor = self(obs, action)
         return q[0]
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """As of `networks.Network`."""
+        return [flat.view(-1, 1, 1, 1)]
+
+
+class SteepestDescent:
+    """In place of `Adam`: a step is the negative gradient itself.
+
+    Args:
+        network: its parameters are updated in place.
+    """
+
+    def __init__(self, network: Network):
+        self.network = network
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> None:
+        """Subtract the gradient, `(P,)`."""
+        self.network.flat.sub_(gradient)
 
 
 def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: float = -1.0) -> None:
@@ -381,11 +407,11 @@ def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: 
         gain: K of the policy that Q is of, `(m, n)`.
         lift: of `TrueCritic`.
     """
-    num_critics = len(algorithm.critic.layers[0].weight)  # type: ignore[arg-type]
+    num_critics = len(algorithm.critic.layers[0].weight)
     algorithm.critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
     algorithm.target_critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
-    algorithm.critic_optimizer = Adam(algorithm.critic.parameters(), lr=algorithm.critic_lr)
-    algorithm.actor_optimizer = SGD(algorithm.actor.parameters(), lr=1.0)  # type: ignore[assignment]
+    algorithm.critic_optimizer = Adam(algorithm.critic, algorithm.critic_lr)
+    algorithm.actor_optimizer = SteepestDescent(algorithm.actor)  # type: ignore[assignment]
 
 
 def actor_update(
@@ -414,5 +440,5 @@ def actor_update(
     batch = Batch(obs[None], action[None], reward[None], next_obs[None], torch.zeros(1, n, dtype=torch.float64))
     for _ in range(getattr(algorithm, "policy_delay", 1)):
         metrics = algorithm.update(batch)
-    step: Tensor = algorithm.actor.weight.detach()[0].T - gain  # type: ignore[operator]
+    step: Tensor = algorithm.actor.flat.detach().view(gain.T.shape).T - gain
     return step / (1 - regulator.discount), metrics

@@ -14,6 +14,7 @@ import torch
 from dpg_cli.algorithms import NETWORKS, Algorithm
 from dpg_cli.checkpoint import Checkpoints, Loaded
 from dpg_cli.errors import DivergedError, UserError
+from dpg_cli.forms import check_form
 from dpg_cli.metrics import Averages, Recorder
 from dpg_cli.noise import Noise
 from dpg_cli.replay import Replay
@@ -134,6 +135,7 @@ def train(
 
     Raises:
         DivergedError: an action, a reward, an observation or a loss is not finite.
+        UserError: `start` does not fit.
     """
     seeds = environments.seeds
     num_envs = environments.num_envs
@@ -198,24 +200,10 @@ def train(
         save_checkpoint(0, evaluation_due=True)
         evaluation_due = True
     else:
-        states = [loaded.state for loaded in start]
-        outcome.step = start[0].step
-        outcome.evaluations = [[(step, mean) for step, mean in state["evaluations"]] for state in states]
-        evaluation_due = states[0]["evaluation_due"]
         try:
-            algorithm.load_state([state["algorithm"] for state in states])
-            replay.load_state([state["replay"] for state in states], np.stack([loaded.rows for loaded in start]))
-            noise.load_state([state["noise"] for state in states])
-            averages.load_state([state["averages"] for state in states])
-            anew = environments.load_state([state["environments"] for state in states], outcome.step)
-            if anew.any():
-                noise.reset(anew)
-            set_global_random_state(states[0]["random"])
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the checkpoint of step {outcome.step:,} holds something else than this run needs "
-                f"({type(error).__name__}: {error}); without its folder the run goes on from the one before"
-            ) from error
+            evaluation_due = _restore(algorithm, environments, noise, replay, averages, outcome, start)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise UserError(f"the checkpoint of step {start[0].step} cannot be gone on from: {error}") from error
     if evaluation_due:
         run_evaluation(outcome.step)
     if outcome.interrupted:  # the checkpoint that it started from says that this evaluation is due
@@ -261,6 +249,49 @@ def train(
     return outcome
 
 
+def _restore(
+    algorithm: Algorithm,
+    environments: Environments,
+    noise: Noise,
+    replay: Replay,
+    averages: Averages,
+    outcome: Outcome,
+    start: Sequence[Loaded],
+) -> bool:
+    """Go on from checkpoints, one a member; whether an evaluation is due.
+
+    Raises:
+        Exception: a state has another form than what it is to be put into.
+    """
+    states = [loaded.state for loaded in start]
+    for member, state in enumerate(states):
+        own = {
+            "algorithm": algorithm.state(member),
+            "noise": noise.state(member),
+            "replay": replay.state(member),
+            "environments": environments.state(member) | {"simulators": {}},
+            "averages": {},
+            "evaluations": {},
+            "evaluation_due": False,
+            "files": {},
+            "random": global_random_state(),
+        }
+        check_form(own, state, f"seed {environments.seeds[member]}")
+        if state["replay"] | {"random": None} != states[0]["replay"] | {"random": None}:
+            raise ValueError("the seeds have not stored the same number of transitions")
+    outcome.step = start[0].step
+    outcome.evaluations = [[(int(step), float(mean)) for step, mean in state["evaluations"]] for state in states]
+    algorithm.load_state([state["algorithm"] for state in states])
+    replay.load_state([state["replay"] for state in states], [loaded.transitions.parts() for loaded in start])
+    noise.load_state([state["noise"] for state in states])
+    averages.load_state([state["averages"] for state in states])
+    anew = environments.load_state([state["environments"] for state in states], outcome.step)
+    if anew.any():
+        noise.reset(anew)
+    set_global_random_state(states[0]["random"])
+    return bool(states[0]["evaluation_due"])
+
+
 def seed_global_random_state(seed: int) -> None:
     """Nothing here draws from the global generators, but an environment may, and a seed is then still one run."""
     number = integer(seed, Purpose.GLOBAL)
@@ -282,6 +313,8 @@ def global_random_state() -> dict[str, Any]:
 
 def set_global_random_state(state: Mapping[str, Any]) -> None:
     """Go on from `global_random_state()`."""
+    if not 0 <= state["numpy"][2] <= len(state["numpy"][1]):  # which NumPy does not check
+        raise ValueError("no state of a random generator")
     torch.set_rng_state(state["torch"])
     np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
     version, numbers, gauss = state["python"]

@@ -4,13 +4,14 @@
 Usage: python scripts/overestimation.py outputs/sweeps/TIMESTAMP [PICTURE.png]
 """
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import yaml
+
+from dpg_cli import config, stored
+from dpg_cli.errors import UserError, one_line
 
 try:
     import matplotlib.pyplot as plt
@@ -30,15 +31,15 @@ def main() -> None:
     runs = sorted(sweep.glob("*/seed_*/metrics.jsonl"))
     if not runs:
         sys.exit(f"scripts/overestimation.py: {sweep} holds no <job>/seed_<k>/metrics.jsonl")
-    configs = [yaml.safe_load(run.with_name("config.yaml").read_text("utf-8")) for run in runs]
-    if {config["algo"].get("num_critics") for config in configs} != set(NAMES):
+    configs = [config.load_from(run.parent).model_dump() for run in runs]
+    if {own["algo"].get("num_critics") for own in configs} != set(NAMES):
         sys.exit(f"scripts/overestimation.py: {sweep} must hold runs with algo.num_critics=1 and with 2, and no others")
     plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
     figure, axes = plt.subplots(1, len(TAGS), figsize=(8, 3.4), layout="constrained")
     for axis, (tag, label) in zip(axes, TAGS.items(), strict=True):
         curves: Curves = defaultdict(list)
-        for run, config in zip(runs, configs, strict=True):
-            curves[config["algo"]["num_critics"]].append(read(run, tag))
+        for run, own in zip(runs, configs, strict=True):
+            curves[own["algo"]["num_critics"]].append(read(run, tag))
         draw(axis, curves)
         axis.set(xlabel="environment steps", title=label)
         print_last(tag, curves)
@@ -51,8 +52,7 @@ def main() -> None:
 
 def read(run: Path, tag: str) -> dict[int, float]:
     """A scalar by step, where it was recorded."""
-    records = (json.loads(line) for line in run.read_text("utf-8").splitlines())
-    return {record["step"]: record[tag] for record in records if tag in record}
+    return {record["step"]: record[tag] for record in stored.records(run) if tag in record}
 
 
 def draw(axis: plt.Axes, curves: Curves) -> None:
@@ -74,4 +74,7 @@ def print_last(tag: str, curves: Curves) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"scripts/overestimation.py: {one_line(error)}")

@@ -10,18 +10,16 @@ every seed is printed. `labels=a,b` names the curves in the order in which `runs
 pip install -e '.[plot]'
 """
 
-import json
 import sys
 from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from dpg_cli import config
+from dpg_cli import config, stored
 from dpg_cli.cli.arguments import parse
-from dpg_cli.errors import UserError
+from dpg_cli.errors import UserError, one_line
 
 
 def curves(roots: list[Path]) -> dict[str, dict[str, list[Path]]]:
@@ -29,7 +27,7 @@ def curves(roots: list[Path]) -> dict[str, dict[str, list[Path]]]:
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for root in roots:
         for path in sorted(root.rglob("evaluations.jsonl"), key=in_order):
-            settings = config.load((path.parent / "config.yaml").read_text())
+            settings = config.load_from(path.parent)
             found[settings.env.id][config.dump(settings.model_copy(update={"seed": 0}))].append(path.parent)
     if not found:
         raise UserError(f"runs={','.join(map(str, roots))}: no run folders there")
@@ -43,12 +41,14 @@ def in_order(path: Path) -> list[tuple[bool, int, str]]:
 
 def returns(runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Steps `(T,)` and mean returns of the evaluations `(runs, T)`."""
-    evaluations = [[json.loads(line) for line in (run / "evaluations.jsonl").open()] for run in runs]
+    evaluations = [stored.evaluations(run) for run in runs]
     length = min(map(len, evaluations))
+    if length == 0:
+        raise UserError(f"{runs[[*map(len, evaluations)].index(0)]}: there is no evaluation")
     if length < max(map(len, evaluations)):
         print(f"  cut to {length} evaluations, which is all that {runs[[*map(len, evaluations)].index(length)]} has")
-    steps = np.array([record["step"] for record in evaluations[0][:length]])
-    return steps, np.array([[np.mean(record["returns"]) for record in run[:length]] for run in evaluations])
+    steps = np.array([step for step, _ in evaluations[0][:length]])
+    return steps, np.array([[np.mean(returns) for _, returns in run[:length]] for run in evaluations])
 
 
 def interval(means: np.ndarray) -> np.ndarray:
@@ -60,10 +60,15 @@ def interval(means: np.ndarray) -> np.ndarray:
 
 def name_of(run: Path) -> str:
     """The choice of algo with which a run was started, such as td3/without_delay."""
-    if not (run / ".hydra" / "hydra.yaml").exists():
-        return str(config.load((run / "config.yaml").read_text()).algo["name"])
-    hydra = yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text())
-    return str(hydra["hydra"]["runtime"]["choices"]["algo"])
+    path = run / ".hydra" / "hydra.yaml"
+    if not path.exists():
+        return str(config.load_from(run).algo["name"])
+    try:
+        return one_line(
+            config.load_yaml(stored.read(path, config.MAX_STORED), str(path))["hydra"]["runtime"]["choices"]["algo"]
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not what Hydra writes") from error
 
 
 def main() -> None:
@@ -86,14 +91,14 @@ def main() -> None:
             label = name_of(runs[0]) if labels is None else next(labels)
             steps, means = returns(runs)
             low, high = interval(means)
-            ax.plot(steps, means.mean(axis=0), label=f"{label}, {len(runs)} seeds")
+            ax.plot(steps, means.mean(axis=0), label=f"{label}, {len(runs)} seeds".replace("$", r"\$"))
             ax.fill_between(steps, low, high, alpha=0.2)
             last = f"mean {means[:, -1].mean():.1f} [{low[-1]:.1f}, {high[-1]:.1f}]"
-            print(f"{env_id}, {label}, {steps[-1]:,} steps: {last}")
+            print(f"{one_line(env_id)}, {label}, {steps[-1]:,} steps: {last}")
             for run, own in zip(runs, means, strict=True):
                 best = own.argmax()
                 print(f"  {run}: best {own[best]:.1f} at {steps[best]:,}, mean of the last three {own[-3:].mean():.1f}")
-        ax.set(title=env_id, xlabel="environment steps", ylabel="return")
+        ax.set(title=one_line(env_id).replace("$", r"\$"), xlabel="environment steps", ylabel="return")
         ax.legend(fontsize="small")
         ax.grid(alpha=0.3)
         ax.locator_params(axis="x", nbins=5)
@@ -105,5 +110,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        print(f"plot: {error}", file=sys.stderr)
+        print(f"plot: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

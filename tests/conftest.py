@@ -2,7 +2,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: more threads only wait for each other
 
+import contextlib
 import logging
+import shutil
 import sys
 
 import pytest
@@ -19,21 +21,28 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch):
+    """Whether enough is synced is asked of disks that forget the rest (test_disk.py); a real one takes seconds."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """Run a command in an empty folder: its exit code, what it printed, what it complained."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", sys.argv)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(logging.root, "handlers", [])  # Hydra puts its own there, and pytest another
+    monkeypatch.setattr(logging.root, "handlers", [])
 
     def run(main, *arguments):
         sys.argv = ["dpg", *arguments]
-        logging.root.handlers = []
+        logging.root.handlers = []  # as in a process of its own; by now pytest has put some there
         with pytest.raises(SystemExit) as ended:
             main()
         for handler in logging.root.handlers:
-            handler.close()
+            with contextlib.suppress(OSError):  # of a full disk
+                handler.close()
         logging.root.handlers = []
         out, err = capfd.readouterr()
         return ended.value.code or 0, out, err
@@ -51,20 +60,30 @@ def evaluate(command):
     return lambda *arguments: command(eval_command.main, *arguments)
 
 
-WHOLE = {}
+@pytest.fixture(scope="session")
+def kept():
+    """Runs that several tests look at or go on with, by what made them."""
+    return {}
 
 
 @pytest.fixture
-def whole(train, tmp_path_factory):
-    """The run that meets no fault, trained once."""
+def trained(train, kept, tmp_path_factory):
+    """The folder of a whole run with these arguments, which only the first that asks must train: not to be changed."""
 
     def run(*arguments):
-        if arguments not in WHOLE:
-            WHOLE[arguments] = tmp_path_factory.mktemp("whole") / "run"
-            assert train(*arguments, f"hydra.run.dir={WHOLE[arguments]}")[0] == 0
-        return WHOLE[arguments]
+        if arguments not in kept:
+            folder = tmp_path_factory.mktemp("trained") / "run"
+            assert train(*arguments, f"hydra.run.dir={folder}")[0] == 0
+            kept[arguments] = folder
+        return kept[arguments]
 
     return run
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy of such a run, `run`, to do with as one likes."""
+    return lambda *arguments: shutil.copytree(trained(*arguments), tmp_path / "run", symlinks=True)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm, Batch
 from dpg_cli.config import config_dir
+from dpg_cli.theory import SteepestDescent
 
 
 def make(name, *, seeds=(0,), obs_dim=3, action_dim=2, dtype=torch.float64, **changes) -> Algorithm:
@@ -47,7 +48,7 @@ def q(critic, k, obs, action):
 
 def parameters(algorithm):
     networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
-    return [p.detach().clone() for network in networks for p in network.parameters()]
+    return [tensor.clone() for network in networks for tensor in network.tensors().values()]
 
 
 def numpy_batch(batch):
@@ -188,7 +189,7 @@ def test_td3_actor_ascends_the_first_critic_alone():
     algorithm = make("td3", obs_dim=1, action_dim=1, hidden_sizes=[], policy_delay=1, critic_lr=1e-3)
     linear(algorithm.actor, [0.5])
     linear(algorithm.critic, [[1.0, 0.7], [-1.0, -0.6]])
-    algorithm.actor_optimizer = torch.optim.SGD(algorithm.actor.parameters(), lr=1.0)  # a step is the gradient
+    algorithm.actor_optimizer = SteepestDescent(algorithm.actor)
     batch = make_batch(obs_dim=1, action_dim=1)
     obs = batch.obs[0].numpy()
     action = mu(algorithm.actor, obs)
@@ -221,9 +222,8 @@ def test_critic_weight_decay_is_l2_on_the_critic_alone():
     batch = make_batch()
     norms = [algorithm.update(batch)["grad/critic_norm"].item() for algorithm in (plain, decayed)]
     assert norms[0] == norms[1]  # the loss's own gradient is what is reported
-    decay = [a.critic_optimizer.param_groups[0]["weight_decay"] for a in (plain, decayed)]
-    assert decay == [0.0, 0.1]
-    assert decayed.actor_optimizer.param_groups[0]["weight_decay"] == 0.0
+    assert [a.critic_optimizer.weight_decay for a in (plain, decayed)] == [0.0, 0.1]
+    assert decayed.actor_optimizer.weight_decay == 0.0
     # Where the loss is flat only the decay moves a weight: towards zero, by Adam's first step.
     algorithm = scalar("ddpg", critic_weight_decay=0.1, critic_lr=0.01, discount=0.0)
     batch = Batch(*(torch.zeros_like(t) for t in one_transition(1.0)))
@@ -276,10 +276,9 @@ def test_members_train_as_if_alone(name):
 def test_targets_start_equal_and_share_no_memory(name):
     algorithm = make(name)
     for online, target in ((algorithm.actor, algorithm.target_actor), (algorithm.critic, algorithm.target_critic)):
-        for a, b in zip(online.parameters(), target.parameters(), strict=True):
-            assert torch.equal(a, b)
-            assert a.data_ptr() != b.data_ptr()
-            assert not b.requires_grad
+        assert torch.equal(online.flat, target.flat)
+        assert online.flat.data_ptr() != target.flat.data_ptr()
+        assert not target.flat.requires_grad
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))

@@ -20,6 +20,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
+from dpg_cli import config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import job
 from dpg_cli.cli.progress import ProgressDisplay
@@ -62,9 +63,8 @@ def test_every_experiment_trains(train, tmp_path, experiment):
 
 
 def test_a_run_folder_holds_what_the_contract_says(train, tmp_path):
-    code, out, err = train(
-        TOY, "algo=td3", "env.max_episode_steps=600", "total_steps=700", "seed=3", *SMALL[:2], *SMALL[3:]
-    )
+    steps = ["env.max_episode_steps=600", "total_steps=700", "eval.every=350"]
+    code, out, err = train(TOY, "algo=td3", *SMALL, *steps, "seed=3")
     assert (code, err) == (0, "")
     (run,) = (tmp_path / "outputs" / "toy_envs_Toy_Reach-v0" / "td3").iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", run.name)
@@ -348,8 +348,8 @@ def test_eval(train, evaluate, tmp_path):
         (["run=run", "trust=true", "checkpoint=../../x"], "no such checkpoint"),
     ],
 )
-def test_eval_mistakes(train, evaluate, arguments, message):
-    assert train(TOY, *SMALL, "checkpoint.keep=3", "hydra.run.dir=run")[0] == 0
+def test_eval_mistakes(finished, evaluate, arguments, message):
+    finished(TOY, *SMALL, "checkpoint.keep=3")
     code, _out, err = evaluate(*arguments)
     assert code == 2
     assert message in err
@@ -511,3 +511,11 @@ def test_the_hparams_tab_shows_every_run_once_and_every_key(train, tmp_path):
     assert all(len(group.sessions) == 1 for group in groups)
     assert {"algo.policy_delay", "algo.tau", "seed", "env.id"} <= {info.name for info in experiment.hparam_infos}
     assert "eval/return_mean" in {info.name.tag for info in experiment.metric_infos}
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_jobs_side_by_side_have_one_thread_each(train, tmp_path, monkeypatch, side_by_side):
+    monkeypatch.setattr(config, "has_basic_launcher", lambda composed: not side_by_side)
+    settings = [setting for setting in SMALL if setting != "threads=1"]
+    assert train("-m", TOY, *settings, "total_steps=20", "hydra.sweep.dir=sweep")[0] == 0
+    assert ("threads: 1" in (tmp_path / "sweep/0/config.yaml").read_text()) is side_by_side

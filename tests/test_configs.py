@@ -203,7 +203,7 @@ def test_a_stored_config_is_data():
         ("seed=true", "seed=True: should be a valid integer"),
         ("device=gpu", "device=gpu: should be auto, cpu, cuda or cuda:N"),
         ("threads=many", "threads=many: should be 'auto' or a valid integer"),
-        ("precision=float16", "precision=float16: should be 'float32' or 'float64'"),
+        ("precision=float16", "precision=float16: should be 'float32', 'bf16' or 'float64'"),
         ("updates_per_step=0", "updates_per_step=0: should be greater than 0"),
         ("algo.hidden_sizes=[64,0]", "algo.hidden_sizes.1=0: should be greater than or equal to 1"),
         ("noise.scale=-1", "noise.scale=-1: should be greater than or equal to 0"),

@@ -80,7 +80,7 @@ def stopped(signalled, tmp_path, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_without_any_one_item_the_run_is_another(train, stopped, whole, monkeypatch, name):
+def test_without_any_one_item_the_run_is_another(train, stopped, trained, monkeypatch, name):
     moment, lost = CONTROLS[name]
     run = stopped(*moment)
     load = checkpoint.load
@@ -97,13 +97,13 @@ def test_without_any_one_item_the_run_is_another(train, stopped, whole, monkeypa
         patch.setattr(checkpoint, "load", load_all_but)
         code = train("resume=run", "trust=true")[0]
     if lost:
-        assert code == 1 or differences(run, whole(*RUN))
+        assert code == 1 or differences(run, trained(*RUN))
     else:
-        assert (code, differences(run, whole(*RUN))) == (0, [])
+        assert (code, differences(run, trained(*RUN))) == (0, [])
 
 
-def test_every_item_has_a_control(whole):
-    state = checkpoint.load(whole(*RUN), 60).state
+def test_every_item_has_a_control(trained):
+    state = checkpoint.load(trained(*RUN), 60).state
     items = {f"{part}/{key}" for part, content in state.items() if isinstance(content, dict) for key in content}
     items |= {part for part, content in state.items() if not isinstance(content, dict)}
     controlled = {"/".join(path.split("/")[:2]) for _, lost in CONTROLS.values() for path in lost}

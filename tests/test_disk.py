@@ -1,6 +1,7 @@
 """A checkpoint appears whole or not at all, wherever its writing ends."""
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -61,6 +62,14 @@ def sound(run):
         write(run, 10, Disk(), newest)
         assert checkpoint.valid_steps(run) == ([5, 10], {})
     return newest.step
+
+
+def test_the_real_disk_syncs_what_it_writes(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    Disk().write(tmp_path / "file", b"data")
+    Disk().sync_folder(tmp_path)
+    assert synced == [str(tmp_path / "file"), str(tmp_path)]
 
 
 def test_a_process_killed_at_any_call(tmp_path, run):

@@ -32,39 +32,39 @@ RUN += ["env.max_episode_steps=14", "checkpoint.keep=9"]
         ("recorder", 0, signal.SIGHUP),
     ],
 )
-def test_signals_at_any_moment(train, signalled, whole, tmp_path, moment, call, number, times):
+def test_signals_at_any_moment(train, signalled, trained, tmp_path, moment, call, number, times):
     code, _, err = signalled(moment, call, [number] * times, *RUN, "hydra.run.dir=run")
     assert code == 128 + number
     assert ("go on with dpg-train resume=run" in err) == (times == 1)
     assert checkpoint.valid_steps(tmp_path / "run")[1] == {}
     assert train("resume=run", "trust=true")[0] == 0
-    assert differences(tmp_path / "run", whole(*RUN)) == []
+    assert differences(tmp_path / "run", trained(*RUN)) == []
 
 
-def test_a_stopped_job_of_a_sweep_goes_on(train, signalled, whole, tmp_path):
+def test_a_stopped_job_of_a_sweep_goes_on(train, signalled, trained, tmp_path):
     code, _, err = signalled("step", 100, [signal.SIGTERM], "-m", "seed=3,0,1", *RUN, "hydra.sweep.dir=sweep")
     assert code == 128 + signal.SIGTERM
     assert "go on with dpg-train resume=sweep/1" in err
     assert not (tmp_path / "sweep" / "2").exists()
     assert train("resume=sweep/1", "trust=true")[0] == 0
-    assert differences(tmp_path / "sweep" / "1", whole(*RUN)) == []
+    assert differences(tmp_path / "sweep" / "1", trained(*RUN)) == []
 
 
 @pytest.mark.parametrize("now", ["frozen", "set back"])
-def test_the_clock_does_not_matter(train, signalled, whole, tmp_path, monkeypatch, now):
+def test_the_clock_does_not_matter(train, signalled, trained, tmp_path, monkeypatch, now):
     assert signalled("step", 46, [signal.SIGTERM], *RUN, "hydra.run.dir=run")[0] == 143
     start = time.time()
     monkeypatch.setattr(time, "time", lambda: start if now == "frozen" else 1e9)
     assert train("resume=run", "trust=true")[0] == 0
-    assert differences(tmp_path / "run", whole(*RUN)) == []
+    assert differences(tmp_path / "run", trained(*RUN)) == []
 
 
-def test_a_run_that_was_moved_goes_on(train, signalled, whole, tmp_path):
+def test_a_run_that_was_moved_goes_on(train, signalled, trained, tmp_path):
     assert signalled("step", 46, [signal.SIGTERM], *RUN, "hydra.run.dir='my runs/Läufe ☃'")[0] == 143
     shutil.move(tmp_path / "my runs", tmp_path / "elsewhere, ünd")
     moved = tmp_path / "elsewhere, ünd" / "Läufe ☃"
     assert train(f"resume={moved}", "trust=true")[0] == 0
-    assert differences(moved, whole(*RUN)) == []
+    assert differences(moved, trained(*RUN)) == []
 
 
 @pytest.mark.parametrize("what", ["claim", "lock"])
@@ -99,9 +99,9 @@ def test_of_several_processes_at_once_one_wins(tmp_path, what):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_every_damaged_file_is_found(whole, tmp_path, damage):
+def test_every_damaged_file_is_found(trained, tmp_path, damage):
     random = np.random.default_rng(0)
-    run = shutil.copytree(whole(*RUN), tmp_path / "run", symlinks=True)
+    run = shutil.copytree(trained(*RUN), tmp_path / "run", symlinks=True)
     for path in sorted([*(run / "checkpoints" / "step_000000060").iterdir(), *run.glob("replay/*60.npy")]):
         before = path.read_bytes()
         damage(path, random)
@@ -117,7 +117,7 @@ def test_every_damaged_file_is_found(whole, tmp_path, damage):
         *((misshapen, file) for file in ("state.safetensors", "shard")),
     ],
 )
-def test_a_checkpoint_that_holds_something_else_is_refused(train, signalled, whole, tmp_path, damage, file):
+def test_a_checkpoint_that_holds_something_else_is_refused(train, signalled, trained, tmp_path, damage, file):
     assert signalled("step", 46, [signal.SIGTERM], *RUN, "hydra.run.dir=run")[0] == 143
     newest = tmp_path / "run" / "checkpoints" / "step_000000047"
     shutil.copytree(tmp_path / "run", tmp_path / "kept", symlinks=True)
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_holds_something_else_is_refused(train, signalled, who
         assert (code in (1, 2), "Traceback" in err, err.count("\n")) == (True, False, 1), changed
     shutil.rmtree(newest)
     assert train("resume=run", "trust=true")[0] == 0
-    assert differences(tmp_path / "run", whole(*RUN)) == []
+    assert differences(tmp_path / "run", trained(*RUN)) == []
 
 
 # --- the negative control of renaming; those of the state are in test_controls.py, of syncing in test_disk.py ---

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.algorithms.base import target_of
 from dpg_cli.config import config_dir
-from dpg_cli.networks import Actor, Critic, Linear, Normalizer
+from dpg_cli.networks import FEW_ROWS, Actor, Critic, Network, Normalizer
 from dpg_cli.seeding import Purpose, torch_generator
 
 OBS, ACTION = 5, 3
@@ -60,13 +60,14 @@ def distance_from_uniform(values, bound):
 
 @pytest.mark.parametrize("critics", [(), (2,)])
 @pytest.mark.parametrize("in_features", [1, 4, 300])
-def test_linear_starts_as_nn_linear_does(in_features, critics):
-    layer = Linear(in_features, 2000, generators(0, 1), torch.float64, critics)
+def test_layers_start_as_nn_linear_does(in_features, critics):
+    network = Network([(in_features, 2000)], generators(0, 1), torch.float64, nn.Identity(), critics)
+    (layer,) = network.layers
     assert layer.weight.shape == (*critics, 2, in_features, 2000)
     assert layer.bias.shape == (*critics, 2, 1, 2000)
     bound = 1 / math.sqrt(in_features)
-    for parameter in (layer.weight, layer.bias):
-        for member in parameter.detach().flatten(0, -3):
+    for parameter in layer:
+        for member in parameter.flatten(0, -3):
             assert member.abs().max() <= bound
             assert member.abs().max() > 0.99 * bound
             assert distance_from_uniform(member.numpy().ravel(), bound) < 2.3
@@ -77,7 +78,7 @@ def test_linear_starts_as_nn_linear_does(in_features, critics):
 
 
 def test_no_two_members_or_critics_start_alike():
-    weights = [*make_critic(0, 1, num_critics=2).layers[0].weight.detach().flatten(0, 1)]
+    weights = [*make_critic(0, 1, num_critics=2).layers[0].weight.flatten(0, 1)]
     for i, one in enumerate(weights):
         assert not any(torch.isclose(one, other).all() for other in weights[:i])
 
@@ -85,34 +86,14 @@ def test_no_two_members_or_critics_start_alike():
 def test_a_seed_starts_the_same_beside_others_and_alone():
     for make in (make_actor, make_critic):
         together, alone = make(3, 8, 5), make(8)
-        for both, own in zip(together.parameters(), alone.parameters(), strict=True):
+        for both, own in zip(together.tensors().values(), alone.tensors().values(), strict=True):
             assert torch.equal(both.narrow(-3, 1, 1), own)
 
 
 def test_precision_only_rounds_the_start():
-    for single, double in zip(make_actor(0, dtype=torch.float32).parameters(), make_actor(0).parameters(), strict=True):
-        assert single.dtype is torch.float32
-        assert torch.equal(single, double.float())
-
-
-def test_linear_is_a_plain_linear_for_each_member():
-    layer = Linear(OBS, 7, generators(0, 1), torch.float64)
-    x, _ = inputs()
-    out = layer(x)
-    assert out.shape == (2, 4, 7)
-    for s in range(2):
-        torch.testing.assert_close(out[s], plain(layer, x[s], s), rtol=1e-12, atol=1e-14)
-
-
-def test_linear_of_critics_takes_one_input_for_all_or_one_for_each():
-    layer = Linear(OBS, 7, generators(0, 1), torch.float64, (3,))
-    x = torch.stack([inputs(seed=k)[0] for k in range(3)])
-    shared, own = layer(x[0]), layer(x)
-    assert shared.shape == own.shape == (3, 2, 4, 7)
-    for k in range(3):
-        for s in range(2):
-            torch.testing.assert_close(shared[k, s], plain(layer, x[0, s], k, s), rtol=1e-12, atol=1e-14)
-            torch.testing.assert_close(own[k, s], plain(layer, x[k, s], k, s), rtol=1e-12, atol=1e-14)
+    single, double = make_actor(0, dtype=torch.float32).flat, make_actor(0).flat
+    assert single.dtype is torch.float32
+    assert torch.equal(single, double.float())
 
 
 def test_actor_by_hand_for_each_member():
@@ -148,7 +129,65 @@ def test_the_action_enters_the_critic_at_its_layer(layer, hidden_sizes):
                 if number <= len(hidden_sizes):
                     x = torch.relu(x)
             torch.testing.assert_close(q[k, s], x[:, 0], rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(critic.q1(obs, action), q[0], rtol=0, atol=0)
+    torch.testing.assert_close(critic.q1(obs, action), q[0], rtol=1e-14, atol=1e-14)
+
+
+def by_torch(network, x, extra=None, index=0):
+    """The layers, for torch's own differentiation: what `_mlp` computes, and the parameters it depends on."""
+    parameters = [view.clone().requires_grad_() for view in network.views(network.flat.detach())]
+    for i, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
+        x = torch.relu(x) if i > 0 else x
+        x = torch.cat([x, extra.expand(*x.shape[:-1], -1)], dim=-1) if extra is not None and i == index else x
+        x = x @ weight + bias
+    return x, parameters
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("critics", [(), (3,)])
+@pytest.mark.parametrize("index", [None, 0, 1, 2])
+def test_gradients_are_those_of_torchs_own_differentiation(index, critics, outputs):
+    """The backward pass is written out."""
+    sizes = [(OBS, 8), (8, 6), (6, outputs)]
+    sizes = [(m + (ACTION if i == index else 0), n) for i, (m, n) in enumerate(sizes)]
+    network = Network(sizes, generators(0, 1), torch.float64, nn.Identity(), critics)
+    obs, action = inputs(size=7)
+    extra = None if index is None else action.requires_grad_()
+    y = network._mlp(obs, extra, index or 0)
+    reference, parameters = by_torch(network, obs, extra, index)
+    torch.testing.assert_close(y, reference, rtol=1e-12, atol=1e-14)
+    weights = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inner = [] if extra is None else [extra]
+    flat, *of_extra = torch.autograd.grad((y * weights).sum(), [network.flat, *inner])
+    wanted = torch.autograd.grad((reference * weights).sum(), [*parameters, *inner])
+    for got, want in zip([*network.views(flat), *of_extra], wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_the_first_critics_value_differentiates_by_the_action_alone(layer):
+    critic, (obs, action) = make_critic(0, 1, action_layer=layer), inputs()
+    action.requires_grad_()
+    (of_q1,) = torch.autograd.grad(critic.q1(obs, action).sum(), action)
+    (of_first,) = torch.autograd.grad(critic(obs, action)[0].sum(), action)
+    torch.testing.assert_close(of_q1, of_first, rtol=1e-12, atol=1e-14)
+    with pytest.raises(RuntimeError, match="not have been used"):
+        torch.autograd.grad(critic.q1(obs, action).sum(), critic.flat)
+
+
+def test_products_in_bfloat16_round_and_nothing_else():
+    critic = make_critic(0, 1)
+    critic.products = torch.bfloat16
+    obs, action = inputs(size=FEW_ROWS)
+    q = critic(obs, action)
+    assert q.dtype is torch.float64
+    reference, parameters = by_torch(critic, obs, action)
+    assert 0 < (q - reference.squeeze(-1)).abs().max() < 0.02
+    (flat,) = torch.autograd.grad(q.sum(), critic.flat)
+    assert flat.dtype is torch.float64
+    for got, want in zip(critic.views(flat), torch.autograd.grad(reference.sum(), parameters), strict=True):
+        torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * want.abs().max().item())
+    few = critic(obs[:, :4], action[:, :4])
+    torch.testing.assert_close(few, reference.detach()[:, :, :4, 0], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
@@ -209,10 +248,9 @@ def test_targets_share_the_statistics_and_no_parameter(make):
     normalizer.update(obs * 3 + 7)  # after the target was made
     assert torch.equal(network(*arguments), target(*arguments))
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1)
+        network.flat.add_(0.1)
     assert not torch.equal(network(*arguments), target(*arguments))
-    assert not any(parameter.requires_grad for parameter in target.parameters())
+    assert not target.flat.requires_grad
 
 
 def test_the_statistics_are_part_of_the_actors_state():
@@ -221,7 +259,7 @@ def test_the_statistics_are_part_of_the_actors_state():
     obs, _ = inputs()
     normalizer.update(obs * 3 + 7)
     restored = make_actor(8, 9, normalizer=Normalizer(2, OBS))
-    restored.load_state_dict(actor.state_dict())
+    restored.load(actor.tensors())
     assert torch.equal(restored(obs), actor(obs))
     normalizer.update(obs)
     restored.normalizer.update(obs)

@@ -42,6 +42,20 @@ def stopped(train, monkeypatch):
     return run
 
 
+@pytest.fixture
+def begun(stopped, kept, tmp_path, tmp_path_factory):
+    """A copy, `run`, of a run that was stopped so; only the first test that asks must train it."""
+
+    def run(times, *arguments):
+        if (times, arguments) not in kept:
+            folder = tmp_path_factory.mktemp("begun") / "run"
+            assert stopped(times, *arguments, f"hydra.run.dir={folder}")[0] == 143
+            kept[times, arguments] = folder
+        return shutil.copytree(kept[times, arguments], tmp_path / "run", symlinks=True)
+
+    return run
+
+
 def same(run, other):
     assert differences(run, other) == []
 
@@ -55,16 +69,15 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("times", [1, 4, 25, 70])
-def test_stopped_and_resumed_is_never_stopped(train, stopped, tmp_path, name, times):
+def test_stopped_and_resumed_is_never_stopped(train, stopped, trained, tmp_path, name, times):
     arguments = [*RUN, *VARIANTS[name]]
-    assert train(*arguments, "hydra.run.dir=whole")[0] == 0
     code, _, err = stopped(times, *arguments)
     assert code == 143
     assert "go on with dpg-train resume=run" in err
     code, out, err = train("resume=run", "trust=true")
     assert (code, err) == (0, "")
     assert "going on at step" in out
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", trained(*arguments))
     record = json.loads((members(tmp_path / "run")[0] / "run.json").read_text())
     assert record["status"] == "done"
     assert len(record["resumed"]) == 1
@@ -72,9 +85,9 @@ def test_stopped_and_resumed_is_never_stopped(train, stopped, tmp_path, name, ti
 
 @pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("left", ["the config alone", "no checkpoint"])
-def test_a_folder_that_was_only_claimed_is_trained_from_the_start(train, tmp_path, seeds, left):
-    assert train(*RUN, f"num_seeds={seeds}", "hydra.run.dir=whole")[0] == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
+def test_a_folder_that_was_only_claimed_is_trained_from_the_start(train, trained, finished, tmp_path, seeds, left):
+    arguments = [*RUN, f"num_seeds={seeds}"]
+    finished(*arguments)
     for path in (tmp_path / "run").iterdir():
         if left == "the config alone" and path.name != "config.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -83,29 +96,27 @@ def test_a_folder_that_was_only_claimed_is_trained_from_the_start(train, tmp_pat
     code, out, err = train("resume=run", "trust=true")
     assert (code, err) == (0, "")
     assert "beginning at step 0" in out
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", trained(*arguments))
 
 
-def test_three_stops_in_one_run(train, stopped, tmp_path):
-    assert train(*RUN, "hydra.run.dir=whole")[0] == 0
+def test_three_stops_in_one_run(train, stopped, trained, tmp_path):
     assert stopped(20, *RUN)[0] == 143
     for _ in range(2):
         assert stopped(20, "resume=run", "trust=true")[0] == 143
     assert train("resume=run", "trust=true")[0] == 0
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", trained(*RUN))
 
 
-def test_a_longer_run_by_resume_is_one_that_was_long_from_the_start(train, tmp_path):
-    assert train(*RUN, "total_steps=95", "hydra.run.dir=long")[0] == 0
+def test_a_longer_run_by_resume_is_one_that_was_long_from_the_start(train, trained, tmp_path):
     assert train(*RUN, "total_steps=47")[0] == 0  # on no stride at all
     assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 47
     assert train("resume=run", "total_steps=95", "trust=true")[0] == 0
-    same(tmp_path / "run", tmp_path / "long")
+    same(tmp_path / "run", trained(*RUN, "total_steps=95"))
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["total_steps"] == 95
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(train, tmp_path):
-    assert train(*RUN)[0] == 0
+def test_a_finished_run_says_so_and_stays_as_it_is(train, finished, tmp_path):
+    finished(*RUN)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for arguments in ([], ["total_steps=60"], ["total_steps=10"]):
         code, out, err = train("resume=run", "trust=true", *arguments)
@@ -124,9 +135,7 @@ def test_one_seed_of_several_goes_on_alone(train, stopped, tmp_path):
 
 
 def test_several_seeds_go_on_from_the_highest_step_whole_in_all(train, tmp_path):
-    arguments = [*RUN, "num_seeds=2", "checkpoint.keep=3"]
-    assert train(*arguments, "hydra.run.dir=whole")[0] == 0
-    assert train(*arguments)[0] == 0
+    assert train(*RUN, "num_seeds=2", "checkpoint.keep=3")[0] == 0
     (tmp_path / "run/seed_1/checkpoints/step_000000060/state.json").write_text("{}")
     code, out, err = train("resume=run", "trust=true", "total_steps=61")
     assert code == 0
@@ -136,9 +145,8 @@ def test_several_seeds_go_on_from_the_highest_step_whole_in_all(train, tmp_path)
 
 @pytest.mark.parametrize("file", ["manifest.json", "policy.safetensors", "state.json", "state.safetensors"])
 @pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped", "missing"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(train, tmp_path, file, damage):
-    assert train(*RUN, "checkpoint.keep=3", "hydra.run.dir=whole")[0] == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(train, trained, finished, tmp_path, file, damage):
+    finished(*RUN, "checkpoint.keep=3")
     path = tmp_path / "run" / "checkpoints" / "step_000000060" / file
     data = bytearray(path.read_bytes())
     if damage == "flipped":
@@ -150,11 +158,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(train, tmp_path,
     assert code == 0
     assert "step 60 is damaged" in err
     assert "going on at step 30" in out
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", trained(*RUN, "checkpoint.keep=3"))
 
 
-def test_a_damaged_shard_is_a_damaged_checkpoint(train, tmp_path):
-    assert train(*RUN)[0] == 0
+def test_a_damaged_shard_is_a_damaged_checkpoint(train, finished, tmp_path):
+    finished(*RUN)
     for shard in (tmp_path / "run" / "replay").iterdir():
         shard.write_bytes(shard.read_bytes()[:-1])
     code, _, err = train("resume=run", "trust=true", "total_steps=61")
@@ -194,8 +202,8 @@ def test_shards_that_the_ring_has_overwritten_go(train, tmp_path):
         (["resume="], "resume: missing"),
     ],
 )
-def test_what_cannot_be_resumed_is_refused(train, stopped, tmp_path, arguments, message):
-    assert stopped(30, *RUN)[0] == 143
+def test_what_cannot_be_resumed_is_refused(train, begun, tmp_path, arguments, message):
+    begun(30, *RUN)
     before = sorted(tmp_path.rglob("*"))
     code, _, err = train(*arguments)
     assert code == 2
@@ -204,16 +212,16 @@ def test_what_cannot_be_resumed_is_refused(train, stopped, tmp_path, arguments, 
     assert sorted(p for p in tmp_path.rglob("*") if p.name != ".lock") == [p for p in before if p.name != ".lock"]
 
 
-def test_what_may_change_does(train, stopped, tmp_path):
-    assert stopped(15, *RUN)[0] == 143
+def test_what_may_change_does(train, begun, tmp_path):
+    begun(30, *RUN)
     changes = ["total_steps=80", "eval.every=11", "eval.episodes=3", "checkpoint.every=7", "checkpoint.keep=4"]
     assert train("resume=run", "trust=true", *changes, "log.every=9", "threads=1", "device=cpu")[0] == 0
     assert len(lines(tmp_path / "run" / "evaluations.jsonl")[-1]["returns"]) == 3
     assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 80
 
 
-def test_other_versions_are_named(train, stopped, tmp_path, monkeypatch):
-    assert stopped(30, *RUN)[0] == 143
+def test_other_versions_are_named(train, begun, tmp_path, monkeypatch):
+    begun(30, *RUN)
     monkeypatch.setattr("dpg_cli.run_dir.__version__", "99.0")
     code, _, err = train("resume=run", "trust=true")
     assert code == 0
@@ -221,8 +229,8 @@ def test_other_versions_are_named(train, stopped, tmp_path, monkeypatch):
     assert "-> 99.0" in err
 
 
-def test_one_writer(train, stopped, tmp_path):
-    assert stopped(30, *RUN)[0] == 143
+def test_one_writer(train, begun, tmp_path):
+    begun(30, *RUN)
     program = "import pathlib, sys\nfrom dpg_cli.run_dir import locked\nwith locked([pathlib.Path('run')]):\n"
     program += "    print('locked', flush=True)\n    sys.stdin.readline()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True, cwd=tmp_path) as other:
@@ -237,24 +245,22 @@ def test_one_writer(train, stopped, tmp_path):
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "evaluations.jsonl", "events"])
 @pytest.mark.parametrize("damage", ["torn", "more"])
-def test_torn_and_later_lines_are_cut(train, stopped, tmp_path, file, damage):
-    assert train(*RUN, "hydra.run.dir=whole")[0] == 0
-    assert stopped(40, *RUN)[0] == 143
+def test_torn_and_later_lines_are_cut(train, begun, trained, tmp_path, file, damage):
+    begun(40, *RUN)
     path = next((tmp_path / "run").glob("events.*")) if file == "events" else tmp_path / "run" / file
     with path.open("ab") as stream:
         stream.write(b'{"step": 10' if damage == "torn" else path.read_bytes()[-200:])
     assert train("resume=run", "trust=true")[0] == 0
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", trained(*RUN))
 
 
 @pytest.mark.parametrize("damage", ["deleted", "cut"])
-def test_a_lost_event_file_is_written_anew(train, stopped, tmp_path, damage):
-    assert train(*RUN, "hydra.run.dir=whole")[0] == 0
-    assert stopped(40, *RUN)[0] == 143
+def test_a_lost_event_file_is_written_anew(train, begun, trained, tmp_path, damage):
+    begun(40, *RUN)
     (path,) = (tmp_path / "run").glob("events.*")
     os.truncate(path, 100) if damage == "cut" else path.unlink()
     assert train("resume=run", "trust=true")[0] == 0
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", trained(*RUN))
 
 
 def test_an_environment_that_cannot_be_copied_begins_a_new_episode(train, stopped, tmp_path):

@@ -1,5 +1,6 @@
 """The loop: when it learns, evaluates, records and saves, and what it stores."""
 
+import functools
 import json
 
 import numpy as np
@@ -19,6 +20,11 @@ SMALL = ["env=toy_envs:Toy/Reach-v0", "algo=ddpg", "algo.hidden_sizes=[8]", "alg
 SMALL += ["random_steps=10", "eval.every=25", "eval.episodes=2", "checkpoint.every=30", "log.every=20", "threads=1"]
 
 
+@functools.cache
+def composed(*overrides):
+    return config.validate(config.compose([*SMALL, *overrides]))
+
+
 class Watcher:
     def __init__(self):
         self.steps, self.evaluations = [], []
@@ -34,7 +40,7 @@ class Run:
     """Train in a temporary folder and keep everything."""
 
     def __init__(self, tmp_path, *overrides, stop_at=None, start=None):
-        self.config = c = config.validate(config.compose([*SMALL, *overrides]))
+        self.config = c = composed(*overrides)
         self.training = build(c)
         self.folders = [tmp_path / f"{seed}" for seed in self.training.environments.seeds]
         for folder in self.folders:
@@ -195,7 +201,7 @@ def test_members_see_what_they_see_alone(tmp_path):
 def parameters(run, member):
     algorithm = run.training.algorithm
     networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
-    return [t.detach().select(t.dim() - 3, member) for network in networks for t in network.parameters()]
+    return [t.select(t.dim() - 3, member) for network in networks for t in network.tensors().values()]
 
 
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
@@ -279,12 +285,18 @@ def records(run):
     return [{k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")} for line in lines]
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run that was not stopped, trained once for all tests."""
+    return functools.cache(lambda *overrides: Run(tmp_path_factory.mktemp("whole"), *overrides))
+
+
 @pytest.mark.parametrize("stop_at", [1, 12, 25, 41])
 @pytest.mark.parametrize("env", ["env=toy_envs:Toy/Reach-v0", "env=HalfCheetah-v4", "env=Ant-v4", "env=Pendulum-v1"])
 @pytest.mark.parametrize("others", [["algo=ddpg", "noise=ou"], ["algo=td3", "num_envs=2", "algo.normalize_obs=true"]])
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, stop_at, env, others):
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, whole_run, stop_at, env, others):
     overrides = [env, *others, "algo.batch_size=4", "++env.max_episode_steps=17", "buffer_size=30", "total_steps=66"]
-    whole = Run(tmp_path / "whole", *overrides)
+    whole = whole_run(*overrides)
     stop_at += stop_at % 2 if "num_envs=2" in overrides else 0
     first = Run(tmp_path / "parts", *overrides, stop_at=stop_at)
     assert first.outcome.interrupted

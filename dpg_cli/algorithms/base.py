@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
-from dpg_cli.networks import Actor, Critic, Normalizer
+from dpg_cli.adam import Adam
+from dpg_cli.networks import Actor, Critic, Network, Normalizer
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction
 from dpg_cli.seeding import Purpose, torch_generator
 
@@ -43,6 +43,7 @@ class Algorithm:
         seeds: one seed a member.
         device: where everything lives.
         dtype: of parameters and arithmetic.
+        products: of the matrix products of an update; `dtype` if it is not given.
 
     Raises:
         ValueError: hyperparameters that don't go together.
@@ -63,6 +64,7 @@ class Algorithm:
     seeds: InitVar[Sequence[int]]
     device: InitVar[torch.device | str] = "cpu"
     dtype: InitVar[torch.dtype] = torch.float32
+    products: InitVar[torch.dtype | None] = None
 
     def __post_init__(
         self,
@@ -71,6 +73,7 @@ class Algorithm:
         seeds: Sequence[int],
         device: torch.device | str,
         dtype: torch.dtype,
+        products: torch.dtype | None,
     ) -> None:
         """Build networks, targets (equal at the start) and optimizers."""
         self._device, self._dtype = torch.device(device), dtype
@@ -84,11 +87,11 @@ class Algorithm:
         self.critic = Critic(obs_dim, action_dim, self.hidden_sizes, *shared, num_critics, self.critic_action_layer).to(
             self._device
         )
+        for network in (self.actor, self.critic):
+            network.products = products or dtype
         self.target_actor, self.target_critic = target_of(self.actor), target_of(self.critic)
-        self.actor_optimizer = Adam(self.actor.parameters(), lr=self.actor_lr, fused=True)
-        self.critic_optimizer = Adam(
-            self.critic.parameters(), lr=self.critic_lr, weight_decay=self.critic_weight_decay, fused=True
-        )
+        self.actor_optimizer = Adam(self.actor, self.actor_lr)
+        self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay)
         self.updates = 0
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -121,42 +124,35 @@ class Algorithm:
 
     def policy_state(self, member: int) -> dict[str, Tensor]:
         """All that acting needs of one member, with a member axis of 1."""
-        return {name: tensor[member : member + 1].cpu() for name, tensor in self.actor.state_dict().items()}
+        return {name: tensor[member : member + 1].cpu() for name, tensor in self.actor.tensors().items()}
 
     def state(self, member: int) -> dict[str, Any]:
         """Everything that learning of one member goes on from; tensors without the member axis."""
         state: dict[str, Any] = {
-            name: {key: _of_member(tensor, member) for key, tensor in network.state_dict().items()}
+            name: {key: _of_member(tensor, member) for key, tensor in network.tensors().items()}
             for name, network in self._networks()
         }
         for name, optimizer in self._optimizers():
-            moments = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
-            state[name] = [
-                {key: value if key == "step" else _of_member(value, member) for key, value in own.items()}
-                for own in moments
-            ]
+            state[name] = {
+                "mean": [_of_member(tensor, member) for tensor in optimizer.network.views(optimizer.mean)],
+                "square": [_of_member(tensor, member) for tensor in optimizer.network.views(optimizer.square)],
+                "count": optimizer.count,
+            }
         return state | {"updates": self.updates, "random": self._generators[member].get_state()}
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from `state()`, one a member."""
         with torch.no_grad():
             for name, network in self._networks():
-                for key, tensor in network.state_dict().items():
+                for key, tensor in network.tensors().items():
                     for member, state in enumerate(states):
-                        own = _of_member(tensor, member)
-                        own.copy_(state[name][key].reshape(own.shape))
-        for name, optimizer in self._optimizers():
-            for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
-                moments = [state[name][index] for state in states]
-                if moments[0]:
-                    optimizer.state[parameter] = {
-                        key: value.reshape(()).to(self._device)
-                        if key == "step"
-                        else torch.stack([m[key] for m in moments], dim=parameter.dim() - 3)
-                        .reshape(parameter.shape)
-                        .to(self._device)
-                        for key, value in moments[0].items()
-                    }
+                        _restore(tensor, member, state[name][key])
+            for name, optimizer in self._optimizers():
+                optimizer.count.copy_(states[0][name]["count"])
+                for key, own in (("mean", optimizer.mean), ("square", optimizer.square)):
+                    for index, tensor in enumerate(optimizer.network.views(own)):
+                        for member, state in enumerate(states):
+                            _restore(tensor, member, state[name][key][index])
         self.updates = states[0]["updates"]
         for generator, state in zip(self._generators, states, strict=True):
             generator.set_state(state["random"])
@@ -172,31 +168,28 @@ class Algorithm:
         """One step of `optimizer` down `loss`.
 
         Args:
-            optimizer: holds the parameters; gradients are taken with respect to them alone.
+            optimizer: of the network whose gradient is taken; no other's is.
             loss: `(S,)`. Members are summed, so that each one's gradient is its own.
 
         Returns:
             The norm of each member's gradient, `(S,)`.
         """
-        parameters = optimizer.param_groups[0]["params"]
-        gradients = torch.autograd.grad(loss.sum(), parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        return member_norm(gradients)
+        (gradient,) = torch.autograd.grad(loss.sum(), optimizer.network.flat)
+        optimizer.step(gradient)
+        return member_norm(optimizer.network.views(gradient))
 
     @torch.no_grad()
     def update_targets(self) -> None:
         """Polyak averaging of both targets: θ' ← τ θ + (1 - τ) θ'."""
         for online, target in ((self.critic, self.target_critic), (self.actor, self.target_actor)):
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
+            target.flat.lerp_(online.flat, self.tau)
 
     # --- private ---
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, self._dtype)
 
-    def _networks(self) -> Iterator[tuple[str, nn.Module]]:
+    def _networks(self) -> Iterator[tuple[str, Network]]:
         for name in NETWORKS:
             yield name, getattr(self, name)
 
@@ -208,6 +201,14 @@ class Algorithm:
 def _of_member(tensor: Tensor, member: int) -> Tensor:
     """One member's part of `(*critics, S, rows, columns)`."""
     return tensor.select(tensor.dim() - 3, member)
+
+
+def _restore(tensor: Tensor, member: int, stored: Tensor) -> None:
+    """Put back what `_of_member` gave; copying alone would stretch a smaller tensor without a word."""
+    own = _of_member(tensor, member)
+    if stored.shape != own.shape:
+        raise ValueError(f"{tuple(stored.shape)} numbers are stored where there are {tuple(own.shape)}")
+    own.copy_(stored)
 
 
 def register(algorithm: A) -> A:

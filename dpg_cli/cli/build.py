@@ -5,10 +5,10 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
@@ -16,14 +16,14 @@ from dpg_cli.config import TrainConfig
 from dpg_cli.envs import make_env
 from dpg_cli.errors import UserError
 from dpg_cli.noise import NOISES, Noise
+from dpg_cli.precision import PRECISIONS, choose_products
 from dpg_cli.replay import Replay
 from dpg_cli.rollout import Env, Environments
 from dpg_cli.seeding import Purpose, generator
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-NUMPY_DTYPES: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float64": np.float64}
+ENVIRONMENT_BYTES = 2**28  # what the environments of one seed and all else could take in a checkpoint
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
 
 
@@ -44,8 +44,11 @@ class Training(NamedTuple):
                 env.close()
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> tuple[int, int]:
     """Find, before anything is written, what would keep this training from starting.
+
+    Returns:
+        Sizes of an observation and of an action.
 
     Raises:
         UserError: device, environment, network sizes or memory.
@@ -55,23 +58,48 @@ def check(config: TrainConfig) -> None:
     training = build(config.model_copy(update=small))
     training.close()
     check_memory(config, *sizes(training.environments))
+    return sizes(training.environments)
 
 
 def check_memory(config: TrainConfig, obs_dim: int, action_dim: int) -> None:
-    """Refuse a replay that does not fit; it is touched only as it fills, so that it would end a run hours later.
+    """Refuse what does not fit: a replay is touched only as it fills, so that it would end a run hours later.
 
     Raises:
         UserError: it says how much is needed and how much there is.
     """
-    capacity = min(config.buffer_size, config.total_steps)
-    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, DTYPES[config.precision])
     device = choose_device(config.device)
     free = available_memory() if device.type == "cpu" else free_gpu_memory(device)
+    networks = learner_bytes(config, obs_dim, action_dim)
+    if networks > free:
+        raise UserError(
+            f"algo.hidden_sizes={config.algo['hidden_sizes']}: such networks of {config.num_seeds} seeds take "
+            f"{networks / 2**30:,.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
+        )
+    capacity = min(config.buffer_size, config.total_steps)
+    dtype, shared = PRECISIONS[config.precision].parameters, config.share_next_obs
+    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, dtype, share_next_obs=shared)
     if needed > free:
         raise UserError(
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
             f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
         )
+
+
+def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
+    """What all networks, their targets and the moments of their optimizers take."""
+    hidden = config.algo["hidden_sizes"]
+
+    def parameters(inputs: int, outputs: int) -> int:
+        return sum((rows + 1) * columns for rows, columns in pairwise([inputs, *hidden, outputs]))
+
+    critics: int = config.algo.get("num_critics", 1) * parameters(obs_dim + action_dim, 1)
+    copies = 4 * config.num_seeds  # the network, its target, two moments
+    return copies * (parameters(obs_dim, action_dim) + critics) * PRECISIONS[config.precision].parameters.itemsize
+
+
+def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
+    """Bytes that a stored state of one seed, or its policy, could have: a stranger's file is not read beyond them."""
+    return min(2 * learner_bytes(config, obs_dim, action_dim) + ENVIRONMENT_BYTES, available_memory() // 2)
 
 
 def build(config: TrainConfig) -> Training:
@@ -80,8 +108,9 @@ def build(config: TrainConfig) -> Training:
     Raises:
         UserError: device, environment, network sizes or memory.
     """
-    device, dtype = choose_device(config.device), DTYPES[config.precision]
+    device, precision = choose_device(config.device), PRECISIONS[config.precision]
     torch.set_num_threads(choose_threads(config.threads))
+    choose_products(device)
     seeds = range(config.seed, config.seed + config.num_seeds)
     new_env = environment_maker(config)
     environments = Environments([[new_env() for _ in range(config.num_envs)] for _ in seeds], seeds)
@@ -97,7 +126,13 @@ def build(config: TrainConfig) -> Training:
     algo_name, algo_values = _named(config.algo)
     try:
         algorithm = ALGORITHMS[algo_name](
-            **algo_values, obs_dim=obs_dim, action_dim=action_dim, seeds=seeds, device=device, dtype=dtype
+            **algo_values,
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            seeds=seeds,
+            device=device,
+            dtype=precision.parameters,
+            products=precision.products,
         )
     except ValueError as error:
         raise UserError(f"algo.{error}") from error
@@ -114,7 +149,9 @@ def build(config: TrainConfig) -> Training:
             action_dim,
             [generator(s, Purpose.REPLAY) for s in seeds],
             device,
-            dtype,
+            precision.parameters,
+            config.num_envs,
+            share_next_obs=config.share_next_obs,
         ),
     )
 
@@ -124,7 +161,7 @@ def environment_maker(config: TrainConfig) -> Callable[[], Env]:
     env = config.env
     log_once = functools.cache(log.info)  # a dozen environments warn of the same
     return functools.partial(
-        make_env, env.id, env.kwargs, env.max_episode_steps, NUMPY_DTYPES[config.precision], log_once
+        make_env, env.id, env.kwargs, env.max_episode_steps, PRECISIONS[config.precision].observations, log_once
     )
 
 

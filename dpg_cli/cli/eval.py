@@ -21,23 +21,27 @@ Keys
   checkpoint  best (default), latest, or a step
   episodes    how many (default 10)
   seed        of the environments' first states (default 0); they are never those of the training's evaluations
-  trust       true: import the module that an id such as my_pkg:MyEnv-v0 names (default false)
+  trust       true: import the module that an id such as my_pkg:MyEnv-v0 names, and hand on arguments of the
+              environment that are texts (default false)
 """
 
 
 def main() -> None:
     """The console script."""
-    from dpg_cli.errors import UserError
+    from dpg_cli.errors import DivergedError, UserError, one_line
 
     try:
         sys.exit(_run_command(sys.argv[1:]))
     except UserError as error:
-        print(f"dpg-eval: {error}", file=sys.stderr)
+        print(f"dpg-eval: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except DivergedError as error:
+        print(f"dpg-eval: failed: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
-        print(f"dpg-eval: failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"dpg-eval: failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -51,35 +55,30 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     values = parse(arguments, ("run", "checkpoint", "episodes", "seed", "trust"), required=("run",))
     episodes, seed = whole(values, "episodes", 10, minimum=1), whole(values, "seed", 0, minimum=0)
-    trust = values.get("trust", "false")
-    if trust not in ("true", "false"):
-        raise UserError(f"trust={trust}: should be true or false")
     run, which = Path(values["run"]), values.get("checkpoint", "best")
-    if not run.is_dir():
-        raise UserError(f"run={run}: no such folder")
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"run={run}: no run folder, there is no config.yaml in it")
+
+    from dpg_cli.cli.folder import load_config
+
+    settings = load_config("run", run, values.get("trust", "false"))
     if members := sorted(run.glob("seed_*/config.yaml")):
         raise UserError(f"run={run}: holds several seeds; name one, such as run={members[0].parent}")
 
     import torch
 
-    from dpg_cli import checkpoint, config, rollout
-    from dpg_cli.cli.build import environment_maker
+    from dpg_cli import checkpoint, rollout
+    from dpg_cli.cli.build import environment_maker, most_bytes
     from dpg_cli.seeding import Purpose, integer
 
-    settings = config.load((run / "config.yaml").read_bytes())
-    env_id = settings.env.id
-    if ":" in env_id and trust != "true":
-        raise UserError(
-            f"env.id={env_id}: this would import code that the run folder names; if you trust it, trust=true"
-        )
-    actor, step = checkpoint.load_policy(checkpoint.find(run, which))
-    new_env = environment_maker(settings)
-    envs = [new_env() for _ in range(episodes)]
-    observed, acting = envs[0].observation_space.shape, envs[0].action_space.shape
+    env_id, new_env = settings.env.id, environment_maker(settings)
+    first = new_env()
+    observed, acting = first.observation_space.shape, first.action_space.shape
+    assert observed is not None
+    assert acting is not None
+    most = most_bytes(settings, *observed, *acting)
+    actor, step = checkpoint.load_policy(checkpoint.find(run, which), most)
     if (observed, acting) != ((actor.obs_dim,), (actor.action_dim,)):
         raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}, the policy's are not")
+    envs = [first, *(new_env() for _ in range(episodes - 1))]
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from dpg_cli.checkpoint import Checkpoints, Loaded, rewind
 from dpg_cli.cli.build import Training, build, environment_maker
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
-from dpg_cli.config import TrainConfig, dump, set_stored
-from dpg_cli.disk import Disk, write_whole
+from dpg_cli.config import TrainConfig, asks_for_trust, dump, store_hydra
+from dpg_cli.disk import Disk, explaining, write_whole
 from dpg_cli.env_state import copies_exactly
 from dpg_cli.envs import has_time_limit, newer_version
-from dpg_cli.errors import DiskError, DivergedError, UserError
+from dpg_cli.errors import DiskError, DivergedError, UserError, one_line
 from dpg_cli.metrics import Recorder
 from dpg_cli.rollout import Episode, Evaluation
 from dpg_cli.trainer import Outcome, train
@@ -86,12 +85,14 @@ def run(
     display = ProgressDisplay(_title(config, label), config.total_steps, console, label.position if label else "")
     watcher = Watcher(display, run_files)
     stop = StopRequest()
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to fill the terminal
     logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
     resources = contextlib.ExitStack()
     try:
         with stop:
             if start is None:
-                _begin(config, folder, folders)
+                with explaining(folder):
+                    _begin(config, folder, folders)
                 resources.enter_context(run_dir.locked({folder, *folders}))
             for path in dict.fromkeys([folder, *folders]):
                 run_files.append(run_dir.RunFile(path, command, None if start is None else start[0].step))
@@ -102,26 +103,31 @@ def run(
                 run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
     except ForcedStop as forced:
         for run_file in run_files:
-            run_file.end("interrupted", last_step=watcher.step)
+            with contextlib.suppress(DiskError):
+                run_file.end("interrupted", last_step=watcher.step)
         return Result(int(str(forced.code)))
     except BaseException as error:  # a simulator's SystemExit must not look like success either
         expected = isinstance(error, DivergedError | DiskError | UserError)
-        message = " ".join((str(error) if expected else f"{type(error).__name__}: {error}").split())
+        message = one_line(error if expected else f"{type(error).__name__}: {error}")
         log.exception("failed")
         for run_file in run_files:
-            with contextlib.suppress(OSError):  # on a full disk
+            with contextlib.suppress(DiskError):
                 run_file.end("failed", last_step=watcher.step, error=message)
         which = f"{label.position} " if label else ""
-        say(f"dpg-train: {which}failed: {message} (log: {folder / 'train.log'})")
-        return Result(1 if stop.signal is None else 128 + stop.signal, error=message)
+        where = f" (log: {folder / 'train.log'})" if (folder / "train.log").exists() else ""
+        say(f"dpg-train: {which}failed: {message}{where}")
+        code = 2 if isinstance(error, UserError) and label is None else 1
+        return Result(code if stop.signal is None else 128 + stop.signal, error=message)
     finally:
         resources.close()
         logging.captureWarnings(False)
 
+    trust = asks_for_trust(config) is not None
     if outcome.interrupted:
-        say(f"dpg-train: stopped at step {outcome.step:,}; go on with dpg-train resume={quoted(below_here(folder))}")
+        command_to_go_on = f"dpg-train resume={quoted(below_here(folder))}{' trust=true' if trust else ''}"
+        say(f"dpg-train: stopped at step {outcome.step:,}; go on with {command_to_go_on}")
     else:
-        print_summary(console, outcome, seeds, folders, trust=":" in config.env.id, brief=label is not None)
+        print_summary(console, outcome, seeds, folders, trust=trust, brief=label is not None)
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
 
 
@@ -164,8 +170,7 @@ def _begin(config: TrainConfig, folder: Path, folders: Sequence[Path]) -> None:
         for member, path in enumerate(folders):
             path.mkdir()
             if (folder / ".hydra").is_dir():
-                shutil.copytree(folder / ".hydra", path / ".hydra")
-                set_stored(path, seed=config.seed + member, num_seeds=1)
+                store_hydra(folder / ".hydra", path / ".hydra", seed=config.seed + member, num_seeds=1)
     write_configs(config, folder)
 
 
@@ -179,7 +184,8 @@ def _logging_to(path: Path) -> Iterator[None]:
         yield
     finally:
         logging.root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk
+            handler.close()
 
 
 def _of_member(config: TrainConfig, member: int) -> TrainConfig:

@@ -14,8 +14,10 @@ from dpg_cli import checkpoint, run_dir
 from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
-from dpg_cli.disk import Disk
-from dpg_cli.errors import UserError
+from dpg_cli.cli.folder import load_config
+from dpg_cli.disk import Disk, explaining
+from dpg_cli.errors import UserError, one_line
+from dpg_cli.stored import check_kinds
 
 # What can change without changing what has happened already.
 CHANGEABLE = (
@@ -35,28 +37,31 @@ def resume(arguments: Sequence[str]) -> int:
         if key not in ("resume", "trust", *CHANGEABLE):
             raise UserError(f"{key}: would change the run's past; with resume= there are {', '.join(CHANGEABLE)}")
     values = parse(arguments, ("resume", "trust", *CHANGEABLE), required=("resume",))
-    folder, trust = Path(values.pop("resume")).resolve(), values.pop("trust", "false")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"resume={folder}: no run folder, there is no config.yaml in it")
-    stored = configs.load((folder / "config.yaml").read_bytes())
-    config = configs.changed(stored, {key: yaml.safe_load(value) for key, value in values.items()})
-    if ":" in config.env.id and trust != "true":
-        raise UserError(
-            f"env.id={config.env.id}: this would import code that the run folder names; if you trust it, trust=true"
-        )
+    folder = Path(values.pop("resume")).resolve()
+    stored = load_config("resume", folder, values.pop("trust", "false"))
+    return go_on(configs.changed(stored, {key: yaml.safe_load(value) for key, value in values.items()}), folder)
 
+
+def go_on(config: configs.TrainConfig, folder: Path) -> int:
+    """Go on with the run in a folder; the exit code.
+
+    Raises:
+        UserError: there is no whole checkpoint in it, or what is there is no run.
+    """
+    check_kinds(folder)
     _, folders = job.members(config, folder)
     if not any(checkpoint.saved_steps(path) for path in folders):
         return _from_the_start(config, folder, folders)
+    obs_dim, action_dim = build.check(config)
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that nobody writes any
-        starts = _newest(folders)
+        starts = _newest(folders, build.most_bytes(config, obs_dim, action_dim))
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= goes on")
             return 0
         _warn_of_versions(starts[0])
-        build.check(config)
-        job.write_configs(config, folder)
-        _log_to(folder)
+        with explaining(folder):
+            job.write_configs(config, folder)
+            _log_to(folder)
         print(f"going on at step {starts[0].step:,}")
         return job.run(config, folder, run_dir.command_line(), start=starts).exit_code
 
@@ -64,10 +69,10 @@ def resume(arguments: Sequence[str]) -> int:
 def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence[Path]) -> int:
     """Train in a folder that was claimed, and whose run ended before its first checkpoint."""
     build.check(config)
-    with run_dir.locked([folder]):
+    with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)
-    _log_to(folder)
+        _log_to(folder)
     print("nothing was trained yet: beginning at step 0")
     return job.run(config, folder, run_dir.command_line()).exit_code
 
@@ -75,24 +80,22 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
 def _log_to(folder: Path) -> None:
     handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.root.addHandler(handler)
+    logging.root.setLevel(logging.INFO)
 
 
-def _newest(folders: Sequence[Path]) -> list[checkpoint.Loaded]:
+def _newest(folders: Sequence[Path], most: int) -> list[checkpoint.Loaded]:
     """The highest step at which every member has a whole checkpoint."""
-    common: set[int] | None = None
-    for folder in folders:
-        good, bad = checkpoint.valid_steps(folder)
-        for step, reason in bad.items():
-            print(f"warning: {folder}: the checkpoint of step {step:,} is damaged ({reason})", file=sys.stderr)
-        common = set(good) if common is None else common & set(good)
-    if not common:
+    starts, problems = checkpoint.newest(folders, most)
+    for problem in problems:
+        print(f"warning: {one_line(problem)}", file=sys.stderr)
+    if not starts:
         raise UserError(f"resume={folders[0]}: there is no whole checkpoint")
-    return [checkpoint.load(folder, max(common)) for folder in folders]
+    return starts
 
 
 def _warn_of_versions(start: checkpoint.Loaded) -> None:
     now = run_dir.versions()
     changes = [f"{name} {old} -> {now.get(name)}" for name, old in start.versions.items() if now.get(name) != old]
     if changes:
-        print(f"warning: the run goes on, but not bit for bit: {', '.join(changes)}", file=sys.stderr)
+        print(f"warning: the run goes on, but not bit for bit: {one_line(', '.join(changes))}", file=sys.stderr)

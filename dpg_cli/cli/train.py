@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from dpg_cli.config import TrainConfig
+
 # Hydra's flags that look and train nothing, beside --cfg.
 LOOKS = {"--package", "-p", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version"}
 
@@ -36,8 +38,9 @@ Examples
 KEYS = """
 Keys
   seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
-  updates_per_step, buffer_size, truncation_bootstraps, device, threads,
-  precision, eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
+  updates_per_step, buffer_size, share_next_obs, truncation_bootstraps,
+  device, threads, precision,
+  eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
 
 Flags
   -m                sweep over comma-separated values, range(...), choice(...)
@@ -50,18 +53,21 @@ Flags
 
 def main() -> None:
     """The console script."""
-    from dpg_cli.errors import UserError
+    from dpg_cli.errors import DiskError, UserError, one_line
 
     try:
         sys.exit(_run_command(sys.argv[1:]))
     except UserError as error:
-        print(f"dpg-train: {error}", file=sys.stderr)
+        print(f"dpg-train: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except DiskError as error:
+        print(f"dpg-train: failed: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("dpg-train: stopped before the start", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        print(f"dpg-train: failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dpg-train: failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -122,32 +128,52 @@ def _run_command(arguments: Sequence[str]) -> int:
         raise UserError("hydra.job.chdir=true: a run leaves the working directory as it is")
     if flags.multirun or composed.hydra.mode is RunMode.MULTIRUN:
         return _sweep(overrides, composed)
-    return _single(overrides, composed)
+    return _single(composed)
 
 
-def _single(overrides: Sequence[str], composed: "DictConfig") -> int:
+def _single(composed: "DictConfig") -> int:
     """Train once; the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
-    from dpg_cli.disk import Disk, write_whole
-    from dpg_cli.errors import UserError
-    from dpg_cli.run_dir import claim, command_line
+    from dpg_cli.disk import Disk, explaining, write_whole
+    from dpg_cli.errors import DiskError, UserError
+    from dpg_cli.run_dir import claim, command_line, is_requeued
 
     checked = configs.validate(composed)
+    folder = configs.folder(composed, "hydra.run.dir")
+    if is_requeued(folder):
+        return _go_on(checked, folder)
     try:
         build.check(checked)
     except SystemExit as error:
         raise UserError(f"env.id={checked.env.id}: ended the program when it was made") from error
-    folder = configs.folder(composed, "hydra.run.dir")
     claim(folder, "hydra.run.dir")
-    write_whole(Disk(), folder / "config.yaml", configs.dump(checked).encode())  # from here on it can be resumed
+    try:
+        with explaining(folder):  # from here on it can be resumed
+            write_whole(Disk(), folder / "config.yaml", configs.dump(checked).encode())
+    except DiskError:
+        folder.rmdir()
+        raise
     command, results = command_line(), []
 
-    def task(config: "DictConfig") -> None:
-        results.append(job.run(configs.validate(config), folder, command))
+    def task(_: "DictConfig") -> None:
+        results.append(job.run(checked, folder, command))
 
-    _hand_over(task, [*overrides, f"hydra.run.dir={_quoted(folder)}"])
+    with explaining(folder):
+        configs.run(composed, folder, task)
     return results[0].exit_code
+
+
+def _go_on(config: "TrainConfig", folder: Path) -> int:
+    """Go on with the run that an earlier start of this cluster job has left unfinished; the exit code."""
+    from dpg_cli import config as configs
+    from dpg_cli.cli.resume import go_on
+    from dpg_cli.errors import UserError
+
+    if (difference := configs.difference(config, configs.load_from(folder))) is not None:
+        raise UserError(f"{difference}, as it stands in {folder / 'config.yaml'} of this requeued job's own run")
+    print(f"requeued job {os.environ['SLURM_JOB_ID']}: going on with its own run in {folder}")
+    return go_on(config, folder.resolve())
 
 
 def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
@@ -178,7 +204,7 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
     claim(folder, "hydra.sweep.dir")
     curve_names = sweep.write_curve_names()
     command, console = command_line(), new_console()
-    between_jobs = StopRequest()
+    between_jobs, one_after_another = StopRequest(), configs.has_basic_launcher(composed)
 
     def task(config: "DictConfig") -> float:
         if between_jobs.signal is not None:
@@ -186,7 +212,10 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
         hydra_config = HydraConfig.get()
         where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
         label = sweep.label(number, list(hydra_config.overrides.task))
-        result = job.run(configs.validate(config), where, command, label)
+        checked = configs.validate(config)
+        if not one_after_another and checked.threads == "auto":  # jobs side by side would wait for each other's threads
+            checked = checked.model_copy(update={"threads": 1})
+        result = job.run(checked, where, command, label)
         sweep.ended(number, label, where, result)
         if result.exit_code > 128:
             sys.exit(result.exit_code)
@@ -197,7 +226,7 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
         with between_jobs:
             _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
     finally:
-        sweep.print_scores(console, curve_names, in_this_process=configs.has_basic_launcher(composed))
+        sweep.print_scores(console, curve_names, in_this_process=one_after_another)
         failed = sweep.failures()
         for where, reason in failed.items():
             print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)

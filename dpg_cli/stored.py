@@ -1,0 +1,137 @@
+"""Reading a run folder that may come from a stranger.
+
+Nothing of it is run, no link in it leads anywhere, nothing but files is opened, and no more is read than a sound file
+could hold. What the content means is for others to check.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from dpg_cli.errors import UserError
+
+MAX_LINE = 1_000_000  # bytes of a line of metrics.jsonl or evaluations.jsonl
+MAX_RUN_FILE = 1_000_000  # bytes of run.json
+LINKS = ("latest", "best")  # the only ones in a run folder, in checkpoints/
+
+
+def check_kinds(folder: Path) -> None:
+    """Refuse what could lead out of a run folder, or be waited for: links, pipes, devices, files with two names.
+
+    What goes on with a run appends to its files and removes what is left over: neither may meet what lies elsewhere.
+
+    Raises:
+        UserError: it names the file.
+    """
+    for where, _, _ in os.walk(folder, onerror=_refuse):
+        with os.scandir(where) as entries:
+            for entry in entries:
+                about = entry.stat(follow_symlinks=False)
+                if stat.S_ISLNK(about.st_mode):
+                    if entry.name not in LINKS or Path(where).name != "checkpoints":
+                        raise UserError(f"{entry.path}: is a link; a run folder holds none but {' and '.join(LINKS)}")
+                elif stat.S_ISREG(about.st_mode):
+                    if about.st_nlink > 1:
+                        raise UserError(f"{entry.path}: has a second name elsewhere, a hard link; go on with a copy")
+                elif not stat.S_ISDIR(about.st_mode):
+                    raise UserError(f"{entry.path}: is neither a file nor a folder")
+
+
+def opened(path: Path) -> BufferedReader:
+    """A file for reading: never a link, a pipe or a device.
+
+    Raises:
+        UserError: it is missing, or none.
+    """
+    try:
+        # A pipe would be waited for, without O_NONBLOCK.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        reason = "is a link" if path.is_symlink() else error.strerror
+        raise UserError(f"{path}: {reason}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: is no file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read(path: Path, most: int) -> bytes:
+    """A whole file of at most `most` bytes.
+
+    Raises:
+        UserError: it is missing, no file, or larger.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UserError(f"{path}: has {size:,} bytes, more than the {most:,} that it could have")
+        return file.read(size)
+
+
+def read_json(path: Path, most: int) -> Any:
+    """What a JSON file of at most `most` bytes holds.
+
+    Raises:
+        UserError: it is missing, no file, larger, or no JSON.
+    """
+    return _parsed(read(path, most), str(path))
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of `metrics.jsonl` or `evaluations.jsonl`.
+
+    Raises:
+        UserError: a line is no record, with its number.
+    """
+    with opened(path) as file:
+        number = 0
+        while (line := file.readline(MAX_LINE)).endswith(b"\n"):
+            number += 1
+            record = _parsed(line, f"{path}: line {number}")
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise UserError(f"{path}: line {number} is no record")
+            yield record
+        if len(line) == MAX_LINE:  # a shorter one without an end is being written, or torn
+            raise UserError(f"{path}: line {number + 1} is too long")
+
+
+def evaluations(run: Path) -> list[tuple[int, list[float]]]:
+    """Step and returns of every evaluation of a run.
+
+    Raises:
+        UserError: `evaluations.jsonl` is missing or damaged.
+    """
+    found = []
+    for number, record in enumerate(records(run / "evaluations.jsonl"), 1):
+        try:
+            returns = [float(value) for value in record["returns"] if type(value) in (int, float)]
+            if len(returns) != len(record["returns"]) or not returns:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{run / 'evaluations.jsonl'}: line {number} is no evaluation") from error
+        found.append((record["step"], returns))
+    return found
+
+
+def run_file(run: Path) -> Mapping[str, Any]:
+    """What `run.json` says; nothing if it cannot be read."""
+    try:
+        content = read_json(run / "run.json", MAX_RUN_FILE)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _parsed(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: no JSON: {error}") from error
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: {error.strerror}")

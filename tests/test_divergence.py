@@ -1,0 +1,172 @@
+"""What is not finite, or breaks, ends a run before it is stored, and the run goes on from the last good state."""
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import toy_envs
+from commands import SMALL, lines
+from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
+
+from dpg_cli import checkpoint
+from dpg_cli.cli import job
+
+EVERY = ["eval.every=60", "checkpoint.every=30", "hydra.run.dir=run"]
+
+
+class Fault(toy_envs.Reach):
+    """Goes wrong at `at` of its own steps, or in the reset after it; what it is, no run knows."""
+
+    fault: ClassVar[tuple[str, int] | None] = None
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed, options=options)
+        return self._wrong("reset ", obs), info
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        obs = self._wrong("", obs)
+        if self.fault in (("reward nan", self.steps), ("reward inf", self.steps)):
+            reward = float(self.fault[0].split()[1])
+        return obs, reward, terminated, truncated, info
+
+    def _wrong(self, when, obs):
+        kind, at = self.fault or ("", 0)
+        due = self.steps >= at if when else self.steps == at
+        if not due or not kind.startswith(when or "step "):
+            return obs
+        match kind.split()[1:]:
+            case ["raise"]:
+                raise RuntimeError("the simulator\nbroke")
+            case ["shape"]:
+                return obs[:1]
+            case [value]:
+                return obs * float(value)
+
+
+class Unstable(HalfCheetahEnv):
+    """A simulation that MuJoCo resets by itself."""
+
+    fault: ClassVar[tuple[str, int] | None] = None
+    made = 0
+
+    def step(self, action):
+        self.made += 1
+        if self.fault is not None and self.made == self.fault[1]:
+            self.data.qvel[:] = 1e12
+        return super().step(action)
+
+
+gym.register("Toy/Fault-v0", entry_point=Fault, max_episode_steps=20)
+gym.register("Toy/Unstable-v0", entry_point=Unstable, max_episode_steps=20)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return {}
+
+
+@pytest.fixture
+def whole(train, known):
+    """The evaluations of a run in which nothing goes wrong."""
+
+    def evaluations(*more):
+        if more not in known:
+            assert train("env=Toy/Fault-v0", *SMALL, *EVERY, *more, "hydra.run.dir=whole")[0] == 0
+            known[more] = lines(Path("whole") / "evaluations.jsonl")
+        return known[more]
+
+    return evaluations
+
+
+def stopped(result, *texts):
+    code, _, err = result
+    assert code == 1, err
+    assert err.count("\n") == 1
+    for text in texts:
+        assert text in err
+
+
+def sound(run, steps):
+    """Nothing bad was stored, and the last checkpoint is whole."""
+    good, bad = checkpoint.valid_steps(run)
+    assert (good[-1], bad) == (steps, {})
+    loaded = checkpoint.load(run, steps)
+    assert all(np.isfinite(loaded.rows[name]).all() for name in loaded.rows.dtype.names)
+    assert all(
+        tensor.isfinite().all() for tensor in checkpoint.load_policy(checkpoint.find(run, "latest"))[0].parameters()
+    )
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "failed"
+
+
+TRAINING = {
+    "reward nan": (41, "seed 0, step 41: reward is not finite"),
+    "reward inf": (41, "seed 0, step 41: reward is not finite"),
+    "step nan": (41, "seed 0, step 41: obs is not finite"),
+    "step inf": (41, "seed 0, step 41: obs is not finite"),
+    "step raise": (41, "RuntimeError: the simulator broke"),
+    "step shape": (41, "ValueError: the environment observed"),
+    "reset nan": (31, "seed 0, step 40: obs is not finite"),
+    "reset inf": (31, "seed 0, step 40: obs is not finite"),
+    "reset raise": (31, "RuntimeError: the simulator broke"),
+    "reset shape": (31, "ValueError: the environment observed"),
+}
+# An environment of the evaluation makes 20 steps at each: its 45th in the one at step 40, before the training's.
+EVALUATION = {
+    "reward nan": (45, "seed 0, evaluation at step 40: reward is not finite"),
+    "step nan": (45, "seed 0, evaluation at step 40: obs is not finite"),
+    "step raise": (45, "RuntimeError: the simulator broke"),
+    "step shape": (45, "ValueError: the environment observed"),
+}
+# With an evaluation every 10 steps, it has made 80 steps at its reset at step 40.
+RESETS = {
+    "reset nan": (70, "seed 0, evaluation at step 40: obs is not finite"),
+    "reset raise": (70, "RuntimeError: the simulator broke"),
+    "reset shape": (70, "ValueError: the environment observed"),
+}
+CASES = [(kind, [], at, text) for kind, (at, text) in TRAINING.items()]
+CASES += [(kind, ["eval.every=20"], at, text) for kind, (at, text) in EVALUATION.items()]
+CASES += [(kind, ["eval.every=10"], at, text) for kind, (at, text) in RESETS.items()]
+
+
+@pytest.mark.parametrize(("kind", "more", "at", "message"), CASES)
+def test_an_environment_that_goes_wrong(train, whole, tmp_path, monkeypatch, kind, more, at, message):
+    arguments = ["env=Toy/Fault-v0", *SMALL, *EVERY, *more]
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "copies_exactly", lambda _: None)  # which steps environments too
+        patch.setattr(Fault, "fault", (kind, at))
+        stopped(train(*arguments), message)
+    sound(tmp_path / "run", 30)
+    code, out, err = train("resume=run")
+    assert (code, err) == (0, "")
+    assert "going on at step 30" in out
+    assert lines(tmp_path / "run" / "evaluations.jsonl") == whole(*more)
+
+
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_a_simulation_that_mujoco_resets(train, tmp_path, monkeypatch, where):
+    more, at, when = ([], 41, "step 41") if where == "training" else (["eval.every=20"], 45, "evaluation at step 40")
+    with monkeypatch.context() as patch:
+        patch.setattr(Unstable, "fault", ("", at))
+        result = train("env=Toy/Unstable-v0", *SMALL, *EVERY, *more)
+        stopped(result, f"seed 0, {when}: the simulation became unstable and was reset by MuJoCo")
+    sound(tmp_path / "run", 30)
+    assert train("resume=run")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "log_every", "message"),
+    [
+        ("algo.actor_lr=1e300", 1_000, "action is not finite"),
+        ("algo.critic_lr=1e300", 1, "is not finite"),  # a loss, or a gradient
+        ("algo.critic_lr=1e300", 1_000, "is not finite"),  # a network, if no average was looked at before
+    ],
+)
+def test_a_learner_that_diverges(train, tmp_path, rate, log_every, message):
+    arguments = ["env=Toy/Fault-v0", *SMALL, *EVERY, "learning_starts=35", "random_steps=32", rate]
+    stopped(train(*arguments, f"log.every={log_every}"), "seed 0", message)
+    sound(tmp_path / "run", 30)
