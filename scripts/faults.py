@@ -153,7 +153,7 @@ class Command:
         if self.running():
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 3600) -> int:
         """The exit code, as a shell says it."""
         end = time.monotonic() + seconds
         while self.running():
@@ -395,7 +395,7 @@ def signals(case: Case) -> None:
     start_up = ["compose", "check", "claim", "_begin", "build", "copies_exactly", "recorder"]
     name = str(case.random.choice(["Pendulum-v1", "HalfCheetah-v4", "HalfCheetah-v4, 2 environments, wrapped"]))
     envs = 2 if "num_envs=2" in RUNS[name] else 1
-    highest = {"random steps": 30 // envs, "learning": 125, "evaluation": 200, "checkpoint": 150, "reset": 18}
+    highest = {"random steps": 30 // envs, "learning": 125, "evaluation": 124, "checkpoint": 150, "reset": 18}
     where, first, arguments = moment, 0, [*RUNS[name], HERE]
     if moment == "sweep":
         where, name = "learning", "Pendulum-v1"
@@ -559,7 +559,9 @@ def torn(case: Case) -> None:
         {"deleted": damage.deleted, "truncated": damage.truncated, "zeroed": damage.zeroed, "flipped": damage.flipped}[
             what
         ](path, case.random)
-    if what in ADDED or (file == "events" and what in ("deleted", "truncated")):
+    files = checkpoint.load(member, checkpoint.saved_steps(member)[-1]).state["files"]
+    lost = not path.exists() or path.stat().st_size < files[path.name]
+    if what in ADDED or (what in ("deleted", "truncated") and (file == "events" or not lost)):
         case.resumed(name)
         return
     # What is gone is gone, but the run goes on, and its numbers from there on are the same.
