@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from dpg_cli import config
-from dpg_cli.cli.arguments import parse
+from dpg_cli.cli.arguments import parse, run_script
 from dpg_cli.errors import UserError
 
 
@@ -102,8 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"plot: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("plot", main)

@@ -18,8 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from dpg_cli.cli.arguments import parse, whole
-from dpg_cli.errors import UserError
+from dpg_cli.cli.arguments import parse, run_script, whole
 
 WARM_UP = 20  # updates
 
@@ -94,8 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"seeds: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("seeds", main)
