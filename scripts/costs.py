@@ -5,10 +5,10 @@
     python scripts/costs.py steps=50_000 env=Hopper-v4 precision=bf16 out=costs.json
 
 Runs the real command in this process, with timers round its parts, and takes overrides as `dpg-train` does. `steps` is
-its total_steps (3,000), and random_steps is 1,000 unless it is given. Counting begins with the hundredth update, so that
-start-up and uniform actions are left out. What comes once in a while, evaluations and checkpoints, is counted at its
-stride whatever the length of the run: the mean time of one over `eval.every` or `checkpoint.every`. A checkpoint writes
-the transitions since the one before, so that only `steps` of at least `checkpoint.every` show its whole price.
+its total_steps (3,000), and random_steps is 1,000 unless it is given. Counting begins with the hundredth update, so
+that start-up and uniform actions are left out. What comes once in a while, evaluations and checkpoints, is counted at
+its stride whatever the length of the run: the mean time of one over `eval.every` or `checkpoint.every`. A checkpoint
+writes the transitions since the one before: only `steps` of at least `checkpoint.every` show its whole price.
 
 Two shares of the whole are printed below the table: evaluations, and what is neither environment nor update. The second
 is given twice. Strictly, only `env.step` and `Algorithm.update` count as that. More mildly, what every program of the
