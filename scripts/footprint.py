@@ -48,7 +48,10 @@ def stepped(*_):
     print("\\n%s" % time.time(), flush=True)
     os._exit(0)
 
-setattr(*{"evaluation": (rollout, "run_episodes"), "training": (rollout.Environments, "step")}[sys.argv.pop(1)], stepped)
+if sys.argv.pop(1) == "evaluation":
+    rollout.run_episodes = stepped
+else:
+    rollout.Environments.step = stepped
 main()
 """
 
