@@ -43,6 +43,7 @@ from dpg_cli.errors import UserError
 ENV = "HalfCheetah-v4"
 OBS_DIM, ACTION_DIM = 17, 6
 HIDDEN_SIZES, BATCH_SIZE = [256, 256], 256
+CRITICS_AND_DELAY = {"td3": (2, 2), "ddpg": (1, 1)}
 WARM_UP = 1_000  # steps: half of them uniform actions without updates, half with
 STRIDE = 500  # steps between two looks at the clock
 PEERS = {"stable-baselines3": "stable_baselines3", "sbx": "sbx"}  # and the modules that they are
@@ -73,7 +74,7 @@ def main() -> None:
     side_by_side = whole(values, "side_by_side", 1, minimum=1)
     cores = sorted(os.sched_getaffinity(0))
     work = Work(
-        algo=choice(values, "algo", ("td3", "ddpg")),
+        algo=choice(values, "algo", tuple(CRITICS_AND_DELAY)),
         steps=whole(values, "steps", 2_000, minimum=STRIDE),
         threads=whole(values, "threads", 1 if side_by_side > 1 else min(len(cores), 2), minimum=1),
         precision=choice(values, "precision", ("float32", "bf16")),
@@ -95,28 +96,31 @@ def main() -> None:
             rates[name].append(measure(name, work, shares))
         print(f"{repetition + 1} of {repetitions}: " + ", ".join(f"{n} {r[-1]:.1f}" for n, r in rates.items()))
 
-    flops = update_flops(OBS_DIM, ACTION_DIM, HIDDEN_SIZES, BATCH_SIZE, *{"td3": (2, 2), "ddpg": (1, 1)}[work.algo])
-    gflops_per_product = 2 * SIDE**3 / 1e9
+    report(values, work, side_by_side, rates)
+
+
+def report(values: dict[str, str], work: Work, side_by_side: int, rates: dict[str, list[float]]) -> None:
+    """Print the table and write the JSON."""
+    gflop = update_flops(OBS_DIM, ACTION_DIM, HIDDEN_SIZES, BATCH_SIZE, *CRITICS_AND_DELAY[work.algo]) / 1e9
+    gflop_per_product = 2 * SIDE**3 / 1e9
+    limit = [gflop_per_product * rate for rate in rates[PRODUCTS]]
     ratios = {peer: paired(rates["dpg-cli"], rates[peer]) for peer in PEERS}
-    share = {
-        name: paired(rates[name], rates[PRODUCTS], flops / 1e9 / gflops_per_product) for name in (UPDATES, "dpg-cli")
-    }
-    at_once = f", {side_by_side} side by side" if side_by_side > 1 else ""
-    print(f"\n{work.algo} on {ENV}, dpg-cli in {work.precision}, {work.threads} threads{at_once}, ", end="")
-    print(f"{work.steps} steps, {repetitions} repetitions")
+    shares = {name: gflop * paired(rates[name], limit) for name in (UPDATES, "dpg-cli")}
+    title = f"{work.algo} on {ENV}, dpg-cli in {work.precision}, {work.threads} threads"
+    if side_by_side > 1:
+        title += f", {side_by_side} side by side"
+    print(f"\n{title}, {work.steps} steps, {len(limit)} repetitions; a second")
     print(f"{'':20}{'median':>9}{'lowest':>9}{'highest':>9}   median of the paired ratios dpg-cli to it")
-    for name in ("dpg-cli", *PEERS):
-        print(row(name, rates[name]) + (f"   {ratios[name]:.2f}" if name in ratios else ""))
+    print(row("dpg-cli", rates["dpg-cli"]))
+    for peer, ratio in ratios.items():
+        print(row(peer, rates[peer]) + f"   {ratio:.2f}")
     print(row(UPDATES, rates[UPDATES]))
-    print(row("GFLOP/s of products", [gflops_per_product * rate for rate in rates[PRODUCTS]]))
-    print(
-        f"an update: {flops / 1e9:.3f} GFLOP of products; share of the float32 limit, median of the paired ones: ",
-        end="",
-    )
-    print(f"{share[UPDATES]:.0%} by updates alone, {share['dpg-cli']:.0%} in the training")
+    print(row("GFLOP of products", limit))
+    print(f"\nan update has {gflop:.3f} GFLOP of products; of the float32 limit, median of the paired shares,")
+    print(f"updates alone reach {shares[UPDATES]:.0%} and the training {shares['dpg-cli']:.0%}")
     result = {"work": work._asdict(), "env": ENV, "side_by_side": side_by_side, "per_second": rates}
-    result |= {"ratios": ratios, "gflop_per_update": flops / 1e9, "gflop_per_product": gflops_per_product}
-    write(values, result | {"share_of_limit": share})
+    result |= {"gflop_per_update": gflop, "gflop_per_product": gflop_per_product}
+    write(values, result | {"ratios": ratios, "shares_of_limit": shares})
 
 
 def measure(name: str, work: Work, shares: Sequence[Sequence[int]]) -> float:
@@ -160,9 +164,9 @@ def done_at(stamps: Stamps, when: float) -> float:
     raise AssertionError("after the last stamp")
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], factor: float = 1.0) -> float:
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """The median of paired ratios."""
-    return factor * statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def train_command(work: Work, run: Path) -> list[str]:
