@@ -22,9 +22,8 @@ import numpy as np
 
 from dpg_cli import config as configs
 from dpg_cli.checkpoint import Checkpoints
-from dpg_cli.cli.arguments import parse, whole
+from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.build import Training, build, sizes
-from dpg_cli.errors import UserError
 from dpg_cli.metrics import Averages
 from dpg_cli.rollout import collect
 from dpg_cli.run_dir import versions
@@ -147,8 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"checkpoint_cost: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("checkpoint_cost", main)

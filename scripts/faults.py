@@ -48,7 +48,7 @@ from oracle import differences, members, unsound  # noqa: E402
 
 from dpg_cli import checkpoint, run_dir  # noqa: E402
 from dpg_cli.cli import job, resume, train  # noqa: E402, F401 - resume is imported for the forks
-from dpg_cli.cli.arguments import parse, whole  # noqa: E402
+from dpg_cli.cli.arguments import parse, run_script, whole  # noqa: E402
 from dpg_cli.cli.signals import GRACE, HANDLED  # noqa: E402
 from dpg_cli.errors import UserError  # noqa: E402
 
@@ -754,8 +754,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"faults: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("faults", main)

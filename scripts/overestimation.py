@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dpg_cli import config, stored
-from dpg_cli.errors import UserError, one_line
+from dpg_cli.cli.arguments import run_script
 
 try:
     import matplotlib.pyplot as plt
@@ -74,7 +74,4 @@ def print_last(tag: str, curves: Curves) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"scripts/overestimation.py: {one_line(error)}")
+    run_script("overestimation", main)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dpg_cli import config, stored
-from dpg_cli.cli.arguments import parse
+from dpg_cli.cli.arguments import parse, run_script
 from dpg_cli.errors import UserError, one_line
 
 
@@ -107,8 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"plot: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+    run_script("plot", main)

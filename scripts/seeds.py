@@ -9,44 +9,29 @@ process with `num_seeds`, threads=auto, and in so many processes of one seed and
 The two are measured in turns.
 """
 
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from dpg_cli.cli.arguments import parse, whole
-from dpg_cli.errors import UserError
+from measure import prepare, update_once, write
+
+from dpg_cli.cli.arguments import parse, run_script, whole
 
 WARM_UP = 20  # updates
 
 
 def work(algo: str, num_seeds: int, threads: str, updates: int) -> None:
     """One process: get ready, wait for a line, update, print the seconds."""
-    import numpy as np
-
-    from dpg_cli import config
-    from dpg_cli.cli.build import build, sizes
-
-    config.register()
-    overrides = [f"algo={algo}", "env=HalfCheetah-v4", f"num_seeds={num_seeds}", f"threads={threads}", "device=cpu"]
-    training = build(config.validate(config.compose([*overrides, "buffer_size=10_000", "eval.episodes=1"])))
-    algorithm, replay = training.algorithm, training.replay
-    obs_dim, action_dim = sizes(training.environments)
-    g = np.random.default_rng(0)
-    rows = (num_seeds, 5_000)
-    obs, next_obs = g.normal(size=(2, *rows, obs_dim)).astype(np.float32)
-    replay.add(obs, g.uniform(-1, 1, (*rows, action_dim)), g.normal(size=rows), next_obs, np.zeros(rows, bool))
+    training = prepare([f"algo={algo}", "env=HalfCheetah-v4", f"num_seeds={num_seeds}", f"threads={threads}"])
     for _ in range(WARM_UP):
-        algorithm.update(replay.sample(algorithm.batch_size))
+        update_once(training)
     print("ready", flush=True)
     sys.stdin.readline()
     start = time.perf_counter()
     for _ in range(updates):
-        algorithm.update(replay.sample(algorithm.batch_size))
+        update_once(training)
     print(time.perf_counter() - start, flush=True)
 
 
@@ -88,14 +73,8 @@ def main() -> None:
         together, apart = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(b / a for a, b in pairs)
         print(f"{count:6}{together:12.2f} ms{together / count:9.2f} ms{apart:10.2f} ms{ratio:8.2f}")
-    if "out" in values:
-        machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "load": os.getloadavg()}
-        Path(values["out"]).write_text(json.dumps({"algo": algo, "machine": machine, "ms": times}, indent=2) + "\n")
+    write(values, {"algo": algo, "ms": times})
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"seeds: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script("seeds", main)

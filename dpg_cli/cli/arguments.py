@@ -1,9 +1,10 @@
-"""Plain `key=value` arguments, for the commands that are no Hydra programs."""
+"""What commands share that are no Hydra programs: plain `key=value` arguments, and how a script ends."""
 
 import difflib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
-from dpg_cli.errors import UserError
+from dpg_cli.errors import UserError, one_line
 
 
 def parse(arguments: Sequence[str], known: Sequence[str], required: Sequence[str]) -> dict[str, str]:
@@ -50,3 +51,12 @@ def whole(values: dict[str, str], key: str, default: int, minimum: int) -> int:
     if not number.is_integer() or number < minimum:
         raise UserError(f"{key}={values[key]}: should be a whole number, at least {minimum}")
     return int(number)
+
+
+def run_script(name: str, main: Callable[[], None]) -> None:
+    """Run a script's `main`; what its user did wrong is said in one line and ends with 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,148 @@
+#!/usr/bin/env python
+"""How long `dpg-train` takes to start, and how much memory a run takes.
+
+    python scripts/footprint.py
+    python scripts/footprint.py repetitions=5 out=footprint.json
+
+Start: seconds of `dpg-train --help` and of `dpg-train --cfg job`, and from the call of `dpg-train` to its first
+evaluation, at step 0, and to the first environment step of the training, after that evaluation.
+
+Memory: the peak of `dpg-train` for 3,000 steps of HalfCheetah-v4 with a replay of 1,000 transitions, less that of a
+process that imports torch, mujoco and gymnasium and steps the same environment; and what a replay takes beside it, by
+its size, when it is full.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from measure import write
+
+from dpg_cli.cli.arguments import parse, run_script, whole
+from dpg_cli.errors import UserError
+
+ENV = "HalfCheetah-v4"
+DPG_TRAIN = str(Path(sys.executable).with_name("dpg-train"))
+BUFFER_SIZES = (1_000, 10_000, 100_000, 1_000_000)
+
+WITHOUT_US = f"""
+import gymnasium, mujoco, torch
+env = gymnasium.make("{ENV}")
+env.reset(seed=0)
+for _ in range(1_000):
+    _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+    if terminated or truncated:
+        env.reset()
+"""
+UNTIL_A_STEP = """
+import os, sys, time
+from dpg_cli import rollout
+from dpg_cli.cli.train import main
+
+def stepped(*_):
+    print("\\n%s" % time.time(), flush=True)
+    os._exit(0)
+
+if sys.argv.pop(1) == "evaluation":
+    rollout.run_episodes = stepped
+else:
+    rollout.Environments.step = stepped
+main()
+"""
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--replay"]:
+        print(replay_bytes(int(sys.argv[2])))
+        return
+    values = parse(sys.argv[1:], ("repetitions", "out"), required=())
+    repetitions = whole(values, "repetitions", 5, minimum=1)
+    with tempfile.TemporaryDirectory() as folder:
+        starts = {
+            "dpg-train --help": lambda: seconds([DPG_TRAIN, "--help"]),
+            "dpg-train --cfg job": lambda: seconds([DPG_TRAIN, "--cfg", "job"]),
+            "to the first evaluation": lambda: until_step("evaluation", Path(folder)),
+            "to the first environment step": lambda: until_step("training", Path(folder)),
+        }
+        for start in starts.values():  # once for the files to be in memory
+            start()
+        times: dict[str, list[float]] = {name: [] for name in starts}
+        for _ in range(repetitions):
+            for name, start in starts.items():
+                times[name].append(start())
+        run = [DPG_TRAIN, f"env={ENV}", "device=cpu", "total_steps=3_000", "random_steps=1_000", "buffer_size=1_000"]
+        ours = peak_bytes([*run, f"hydra.run.dir={folder}/run"])
+    theirs = peak_bytes([sys.executable, "-c", WITHOUT_US])
+
+    print(f"{'seconds':40}{'median':>9}{'lowest':>9}{'highest':>9}")
+    for name, own in times.items():
+        print(f"{name:40}{statistics.median(own):9.2f}{min(own):9.2f}{max(own):9.2f}")
+    print(
+        f"\nmemory of a run {ours / 1e6:.0f} MB, without dpg-cli {theirs / 1e6:.0f} MB: {(ours - theirs) / 1e6:.0f} MB"
+    )
+    print(f"\n{'transitions':>12}{'MB':>9}{'bytes each':>12}")
+    replays = {}
+    for size in BUFFER_SIZES:
+        done = subprocess.run([sys.executable, __file__, "--replay", str(size)], capture_output=True, check=True)
+        replays[size] = int(done.stdout)
+        print(f"{size:12,}{replays[size] / 1e6:9.1f}{replays[size] / size:12.1f}")
+    write(values, {"seconds": times, "run_bytes": ours, "without_bytes": theirs, "replay_bytes": replays})
+
+
+def seconds(command: Sequence[str]) -> float:
+    """How long a command takes."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def until_step(which: str, folder: Path) -> float:
+    """Seconds from the call of `dpg-train` to a step, at which it ends; its run goes to a new folder."""
+    run = Path(tempfile.mkdtemp(dir=folder))
+    run.rmdir()
+    command = [sys.executable, "-c", UNTIL_A_STEP, which, f"env={ENV}", "device=cpu", f"hydra.run.dir={run}"]
+    start = time.time()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1]) - start
+
+
+def peak_bytes(command: Sequence[str]) -> int:
+    """The most memory that a command had."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{command[0]}: failed; see above")
+    return usage.ru_maxrss * 1_024
+
+
+def replay_bytes(size: int) -> int:
+    """What the memory of this process grows by when a replay is made and filled."""
+    import numpy as np
+
+    from dpg_cli.replay import Replay
+    from dpg_cli.seeding import Purpose, generator
+
+    obs_dim, action_dim, at_once = 17, 6, 100
+    shape = (1, at_once)
+    transitions = [np.ones((*shape, obs_dim)), np.ones((*shape, action_dim)), np.ones(shape)]
+    transitions += [np.ones((*shape, obs_dim)), np.zeros(shape, bool)]
+    Replay(at_once, obs_dim, action_dim, [generator(0, Purpose.REPLAY)]).add(*transitions)
+    before = resident_bytes()
+    replay = Replay(size, obs_dim, action_dim, [generator(0, Purpose.REPLAY)])
+    for _ in range(size // at_once):
+        replay.add(*transitions)
+    return resident_bytes() - before
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    run_script("footprint", main)

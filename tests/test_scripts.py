@@ -1,0 +1,134 @@
+"""What the measuring scripts count, add up and refuse; never how fast anything is."""
+
+import json
+import sys
+
+import benchmark
+import costs
+import measure
+import pytest
+import scaling
+from commands import SMALL, TOY
+
+from dpg_cli.cli.arguments import run_script
+from dpg_cli.errors import UserError
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script's main: its exit code, what it printed, what it complained."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr("sys.argv", [f"{module.__name__}.py", *arguments])
+        code = 0
+        try:
+            run_script(module.__name__, module.main)
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def ended(main):
+    """As a console script ends."""
+
+    def run():
+        run_script("costs", main)
+        sys.exit(0)
+
+    return run
+
+
+def test_operations_of_an_update_by_hand():
+    """3 observations, 2 actions, hidden layers of 5 and 4, batches of 7."""
+    actor = 3 * 5 + 5 * 4 + 4 * 2
+    critic = 5 * 5 + 5 * 4 + 4 * 1
+    target = actor + 2 * critic
+    critics = 2 * (critic + critic + (5 * 4 + 4 * 1))  # forward, weights, inputs of the second and third layer
+    of_actor = actor + critic  # forward
+    of_actor += 4 * 1 + 5 * 4 + 2 * 5  # through the critic, back to the action
+    of_actor += actor + (4 * 2 + 5 * 4)
+    every_second = measure.update_flops(3, 2, [5, 4], batch_size=7, num_critics=2, policy_delay=2)
+    assert every_second == 2 * 7 * (target + critics + of_actor / 2)
+    ddpg = measure.update_flops(3, 2, [5, 4], batch_size=7, num_critics=1, policy_delay=1)
+    assert ddpg == 2 * 7 * (actor + critic + critics / 2 + of_actor)
+
+
+def test_operations_of_an_update_on_half_cheetah():
+    assert measure.update_flops(17, 6, [256, 256], 256, num_critics=2, policy_delay=2) == pytest.approx(
+        0.41e9, rel=0.02
+    )
+
+
+def test_processes_side_by_side_count_while_all_are_at_work():
+    early = [(0.0, 0.0), (10.0, 10.0), (20.0, 20.0)]  # 1 a second
+    late = [(0.0, 5.0), (90.0, 35.0)]  # 3 a second
+    assert benchmark.rate([early]) == 1
+    assert benchmark.rate([early, late]) == pytest.approx(4)
+    with pytest.raises(UserError, match="not at work at the same time"):
+        benchmark.rate([early, [(0.0, 20.0), (1.0, 21.0)]])
+
+
+def test_a_paired_ratio_is_the_median_of_ratios():
+    assert benchmark.paired([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("module", "argument", "complaint"),
+    [
+        (benchmark, "algo=sac", "algo=sac: should be td3 or ddpg"),
+        (benchmark, "precision=float64", "precision=float64: should be float32 or bf16"),
+        (benchmark, "steps=750", "steps=750: should be a multiple of 500, at which the clock is read"),
+        (benchmark, "side_by_side=1000", "1000 times 1 threads: this process may use"),
+        (benchmark, "step=500", "step: unknown key; did you mean steps?"),
+        (scaling, "algo=sac", "algo=sac: there are ddpg, td3"),
+        (costs, "steps=-1", "steps=-1: should be a whole number, at least 1"),
+    ],
+)
+def test_what_is_refused(script, module, argument, complaint):
+    code, _, err = script(module, argument)
+    assert code == 2
+    assert err.startswith(f"{module.__name__}: {complaint}")
+
+
+def test_a_missing_peer_is_named(script, monkeypatch):
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None if name == "sbx" else object())
+    assert script(benchmark) == (2, "", "benchmark: sbx missing; pip install -e '.[bench]'\n")
+
+
+def test_the_clock_gives_time_to_the_innermost_part(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(now))
+    clock = costs.Clock()
+    with clock.inside("outer"), clock.inside("inner"):
+        assert clock.within("inner")
+    assert clock.seconds == {"outer": 1 + 4, "inner": 2}
+
+
+def test_shares_of_a_step():
+    ms = dict.fromkeys((*costs.PARTS, costs.PANEL), 0.0)
+    ms |= {costs.ENVIRONMENT: 10.0, costs.UPDATE: 60.0, costs.CRITICS: 20.0, costs.ACTING: 6.0, costs.RECORDS: 3.0}
+    ms |= {costs.PANEL: 1.0, costs.REST: 1.0, costs.EVALUATION: 25.0}
+    strictly, mildly = (6 + 3 + 1 + 1) / 100, (3 + 1 + 1) / 100
+    assert list(costs.shares(ms).values()) == pytest.approx([25 / 125, strictly, mildly])
+
+
+def test_the_costs_of_a_training(command, tmp_path, monkeypatch):
+    act = costs.Algorithm.act
+    monkeypatch.setattr(costs, "FIRST_UPDATE", 10)
+    small = [argument for argument in SMALL if not argument.startswith("total_steps")]
+    code, out, err = command(ended(costs.main), TOY, *small, "steps=60", "out=costs.json")
+    assert (code, err) == (0, "")
+    assert "41 steps counted" in out  # the tenth update comes with step 20
+    result = json.loads((tmp_path / "costs.json").read_text())
+    assert result["ms_per_step"].keys() == {*costs.PARTS, costs.PANEL}
+    assert {part for part, ms in result["ms_per_step"].items() if ms <= 0} == {costs.PANEL}  # shown on terminals alone
+    assert costs.Algorithm.act is act
+
+
+def test_a_training_too_short_for_a_count(command):
+    small = [argument for argument in SMALL if not argument.startswith("total_steps")]
+    code, _, err = command(ended(costs.main), TOY, *small, "steps=60")
+    assert (code, err) == (2, "costs: steps: too few; there must be 100 updates and steps after them\n")
