@@ -44,7 +44,7 @@ import os, sys, time
 from dpg_cli import rollout
 from dpg_cli.cli.train import main
 
-def stepped(*_):
+def stepped(*_, **__):
     print("\\n%s" % time.time(), flush=True)
     os._exit(0)
 
