@@ -61,11 +61,9 @@ class Replay:
         capacity: int, obs_dim: int, action_dim: int, num_seeds: int, dtype: torch.dtype, *, share_next_obs: bool
     ) -> int:
         """Bytes that a full buffer takes; with `share_next_obs`, one more observation for each episode in it."""
-        if share_next_obs:
-            return (
-                num_seeds * capacity * ((obs_dim + action_dim + 2) * dtype.itemsize + NextObservations.PLACE.itemsize)
-            )
-        return num_seeds * capacity * (2 * obs_dim + action_dim + 2) * dtype.itemsize
+        numbers = (1 if share_next_obs else 2) * obs_dim + action_dim + 2
+        place = NextObservations.PLACE.itemsize if share_next_obs else 0
+        return num_seeds * capacity * (numbers * dtype.itemsize + place)
 
     def add(
         self,

@@ -85,7 +85,8 @@ def main() -> None:
     count = sum(len(lines) for lines in panels.values())
     if "labels" in values and len(values["labels"].split(",")) != count:
         raise UserError(f"labels={values['labels']}: there are {count} curves")
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.2), squeeze=False)
+    size = (4.8 * len(panels), 3.6 + 0.2 * max(map(len, panels.values())))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, squeeze=False)
     for ax, (env_id, lines) in zip(axes[0], panels.items(), strict=True):
         for runs in lines.values():
             label = name_of(runs[0]) if labels is None else next(labels)
@@ -99,7 +100,7 @@ def main() -> None:
                 best = own.argmax()
                 print(f"  {run}: best {own[best]:.1f} at {steps[best]:,}, mean of the last three {own[-3:].mean():.1f}")
         ax.set(title=one_line(env_id).replace("$", r"\$"), xlabel="environment steps", ylabel="return")
-        ax.legend(fontsize="small")
+        ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
         ax.grid(alpha=0.3)
         ax.locator_params(axis="x", nbins=5)
     figure.tight_layout()

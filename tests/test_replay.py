@@ -251,8 +251,8 @@ def test_a_transition_of_halfcheetah_takes_168_bytes():
 @pytest.mark.parametrize(("shortest", "longest", "limit"), [(20, 1000, 1600), (20, 20, 1.6 * 2**30 / 1e6)])
 def test_a_million_transitions_of_humanoid_take_1600_megabytes_when_shared(shortest, longest, limit):
     sizes = (376, 17)
-    replay = new(4000, obs_dim=sizes[0], action_dim=sizes[1], num_envs=8, share_next_obs=True)
+    replay = new(2000, obs_dim=sizes[0], action_dim=sizes[1], num_envs=8, share_next_obs=True)
     environments = Episodes(1, 8, shortest, longest, sizes)
-    for _ in range(3 * 4000 // 8):  # places of overwritten transitions are used again
+    for _ in range(2 * 2000 // 8):  # places of overwritten transitions are used again
         replay.add(*environments.step())
     assert taken(replay) / replay.capacity <= limit

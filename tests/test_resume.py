@@ -64,6 +64,7 @@ VARIANTS = {
     "one seed": [],
     "two seeds, two environments": ["num_seeds=2", "num_envs=2", "algo.normalize_obs=true"],
     "a ring that has wrapped": ["buffer_size=13", "algo=ddpg", "noise=gaussian"],
+    "shared next observations": ["buffer_size=13", "num_envs=2", "share_next_obs=true"],
 }
 
 
@@ -196,6 +197,7 @@ def test_shards_that_the_ring_has_overwritten_go(train, tmp_path):
         (["resume=run"], "trust=true"),
         (["resume=run", "trust=true", "algo.tau=0.1"], "algo.tau: would change the run's past"),
         (["resume=run", "trust=true", "seed=3"], "seed: would change the run's past"),
+        (["resume=run", "trust=true", "share_next_obs=true"], "share_next_obs: would change the run's past"),
         (["resume=run", "trust=true", "total_steps=abc"], "total_steps=abc"),
         (["resume=run", "trust=true", "eval.every=0"], "eval.every=0"),
         (["resume=run", "-m"], "-m"),

@@ -5,12 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from numpy.lib.recfunctions import structured_to_unstructured
 
 from dpg_cli import checkpoint, config
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.cli.build import build
+from dpg_cli.cli.build import build, check_memory
 from dpg_cli.disk import Disk
-from dpg_cli.errors import DivergedError
+from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
 from dpg_cli.trainer import train
 
@@ -27,10 +28,11 @@ def composed(*overrides):
 
 class Watcher:
     def __init__(self):
-        self.steps, self.evaluations = [], []
+        self.steps, self.evaluations, self.lengths = [], [], []
 
     def stepped(self, step, episodes):
         self.steps.append(step)
+        self.lengths += [episode.length for episode in episodes]
 
     def evaluated(self, step, evaluations):
         self.evaluations.append(step)
@@ -89,8 +91,8 @@ class Run:
         return [json.loads(line) for line in (self.folders[member] / name).read_text().splitlines()]
 
     def stored(self):
-        replay = self.training.replay
-        return replay._rows[:, : replay.size].numpy()
+        members = range(len(self.folders))
+        return np.stack([structured_to_unstructured(self.training.replay.rows(member, 0)) for member in members])
 
 
 @pytest.mark.parametrize(
@@ -280,8 +282,8 @@ def digest(run):
     return tree, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, run.stored().tobytes()
 
 
-def records(run):
-    lines = run.lines("metrics.jsonl")
+def records(run, member=0):
+    lines = run.lines("metrics.jsonl", member)
     return [{k: v for k, v in line.items() if k != "time" and not k.startswith("perf/")} for line in lines]
 
 
@@ -304,3 +306,47 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, whole_ru
     assert parts.lines("evaluations.jsonl") == whole.lines("evaluations.jsonl")
     assert records(parts) == records(whole)
     assert digest(parts) == digest(whole)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_a_run_that_shares_next_observations_is_the_same_run(tmp_path, num_envs, num_seeds):
+    overrides = [f"num_envs={num_envs}", f"num_seeds={num_seeds}", "noise=ou", "noise.scale=1"]
+    overrides += ["total_steps=150", "buffer_size=31", "env.max_episode_steps=15", "checkpoint.every=60"]
+    plain = Run(tmp_path / "plain", *overrides)
+    shared = Run(tmp_path / "shared", *overrides, "share_next_obs=true")
+    lengths = shared.watcher.lengths
+    assert max(lengths) == 15  # truncated
+    assert min(lengths) < 15  # terminated
+    for member in range(num_seeds):
+        assert shared.lines("evaluations.jsonl", member) == plain.lines("evaluations.jsonl", member)
+        assert records(shared, member) == records(plain, member)
+    assert digest(shared) == digest(plain)
+    shards = [sorted((run.folders[0] / "replay").iterdir()) for run in (plain, shared)]
+    assert [path.name for path in shards[0]] == [path.name for path in shards[1]]
+    assert [path.read_bytes() for path in shards[0]] == [path.read_bytes() for path in shards[1]]
+
+
+@pytest.mark.parametrize("env", ["Toy/Odd-v0", "Toy/Reach-v0"])
+def test_sharing_next_observations_goes_on_where_a_new_episode_begins_too(tmp_path, env):
+    """An environment that cannot be copied has no successor of its last transition."""
+    runs = []
+    for shares in ("false", "true"):
+        overrides = [f"env=toy_envs:{env}", "num_envs=2", "buffer_size=30", f"share_next_obs={shares}"]
+        first = Run(tmp_path / shares, *overrides, stop_at=34)
+        runs.append(Run(tmp_path / shares, *overrides, start=first.outcome.step))
+    plain, shared = runs
+    assert shared.lines("evaluations.jsonl") == plain.lines("evaluations.jsonl")
+    assert records(shared) == records(plain)
+    np.testing.assert_array_equal(shared.stored(), plain.stored())
+
+
+def test_memory_is_asked_for_what_the_replay_takes(monkeypatch):
+    plain, shared = (
+        config.validate(config.compose([*SMALL, "buffer_size=1e6", "total_steps=1e6", f"share_next_obs={shares}"]))
+        for shares in ("false", "true")
+    )
+    monkeypatch.setattr("dpg_cli.cli.build.available_memory", lambda: 1_600_000_000)
+    check_memory(shared, 376, 17)
+    with pytest.raises(UserError, match=r"1,000,000 transitions for 1 seeds take 2\.9 GiB"):
+        check_memory(plain, 376, 17)
