@@ -28,7 +28,7 @@ from dpg_cli.errors import UserError
 
 ENV = "HalfCheetah-v4"
 DPG_TRAIN = str(Path(sys.executable).with_name("dpg-train"))
-BUFFER_SIZES = (1_000, 10_000, 100_000, 1_000_000)
+BUFFER_SIZES = (10_000, 100_000, 1_000_000)
 
 WITHOUT_US = f"""
 import gymnasium, mujoco, torch
