@@ -135,7 +135,7 @@ class Replay:
         self.added += count
         self.size = min(self.size + count, self.capacity)
 
-    def _gather(self, member: np.ndarray, places: np.ndarray) -> Sequence[Tensor]:
+    def _gather(self, member: np.ndarray, places: np.ndarray) -> tuple[Tensor, ...]:
         """Obs, action, reward, next_obs and terminated, each `(n, ·)`, of n places of members."""
         rows = self._rows.view(-1, self._rows.shape[-1])
 
@@ -145,8 +145,7 @@ class Replay:
 
         found = select(rows, places)
         if self._own_next is None:
-            split: Sequence[Tensor] = torch.split(found, self._widths, dim=-1)
-            return split
+            return tuple(torch.split(found, self._widths, dim=-1))
         obs_dim, action_dim = self._widths[:2]
         obs, action, reward, terminated = torch.split(found, [obs_dim, action_dim, 1, 1], dim=-1)
         next_obs = select(rows[:, :obs_dim], (places + self._num_envs) % self.capacity)

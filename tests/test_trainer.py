@@ -11,6 +11,7 @@ from dpg_cli import checkpoint, config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.build import build, check_memory
 from dpg_cli.disk import Disk
+from dpg_cli.env_state import CannotCopy
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
 from dpg_cli.trainer import train
@@ -312,7 +313,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, whole_ru
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_a_run_that_shares_next_observations_is_the_same_run(tmp_path, num_envs, num_seeds):
     overrides = [f"num_envs={num_envs}", f"num_seeds={num_seeds}", "noise=ou", "noise.scale=1"]
-    overrides += ["total_steps=150", "buffer_size=31", "env.max_episode_steps=15", "checkpoint.every=60"]
+    overrides += ["total_steps=100", "updates_per_step=0.4", "buffer_size=31", "env.max_episode_steps=15"]
     plain = Run(tmp_path / "plain", *overrides)
     shared = Run(tmp_path / "shared", *overrides, "share_next_obs=true")
     lengths = shared.watcher.lengths
@@ -327,18 +328,26 @@ def test_a_run_that_shares_next_observations_is_the_same_run(tmp_path, num_envs,
     assert [path.read_bytes() for path in shards[0]] == [path.read_bytes() for path in shards[1]]
 
 
-@pytest.mark.parametrize("env", ["Toy/Odd-v0", "Toy/Reach-v0"])
-def test_sharing_next_observations_goes_on_where_a_new_episode_begins_too(tmp_path, env):
-    """An environment that cannot be copied has no successor of its last transition."""
+@pytest.mark.parametrize("copied", [True, False])
+def test_sharing_next_observations_goes_on_where_a_new_episode_begins_too(tmp_path, monkeypatch, copied):
+    """Where an environment could not be copied, the last transition before has no successor, and did not end."""
+
+    def cannot_copy(*_):
+        raise CannotCopy
+
+    if not copied:
+        monkeypatch.setattr("dpg_cli.rollout.set_state", cannot_copy)
     runs = []
     for shares in ("false", "true"):
-        overrides = [f"env=toy_envs:{env}", "num_envs=2", "buffer_size=30", f"share_next_obs={shares}"]
+        overrides = ["num_envs=2", "buffer_size=30", f"share_next_obs={shares}"]
         first = Run(tmp_path / shares, *overrides, stop_at=34)
         runs.append(Run(tmp_path / shares, *overrides, start=first.outcome.step))
     plain, shared = runs
     assert shared.lines("evaluations.jsonl") == plain.lines("evaluations.jsonl")
     assert records(shared) == records(plain)
     np.testing.assert_array_equal(shared.stored(), plain.stored())
+    obs, next_obs = shared.stored()[0, :, :2], shared.stored()[0, :, 4:6]  # of the steps 31 to 60
+    assert (next_obs[2:4] == obs[4:6]).all() == copied
 
 
 def test_memory_is_asked_for_what_the_replay_takes(monkeypatch):
