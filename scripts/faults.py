@@ -55,11 +55,11 @@ from dpg_cli.errors import UserError  # noqa: E402
 SMALL = ["algo.hidden_sizes=[16]", "algo.batch_size=8", "total_steps=160", "random_steps=30", "learning_starts=30"]
 SMALL += ["eval.every=40", "eval.episodes=2", "checkpoint.every=15", "log.every=10", "threads=1"]
 SMALL += ["env.max_episode_steps=25", "device=cpu"]
-WRAPPED = "buffer_size=50"
+WRAPPED, SHARED = "buffer_size=50", "share_next_obs=true"
 RUNS = {
     "HalfCheetah-v4": ["env=HalfCheetah-v4"],
     "HalfCheetah-v4, OU, 3 seeds": ["env=HalfCheetah-v4", "noise=ou", "num_seeds=3"],
-    "HalfCheetah-v4, 2 environments, wrapped": ["env=HalfCheetah-v4", "num_envs=2", WRAPPED],
+    "HalfCheetah-v4, 2 environments, wrapped": ["env=HalfCheetah-v4", "num_envs=2", WRAPPED, SHARED],
     "Ant-v4, 2 environments": ["env=Ant-v4", "num_envs=2"],
     "Ant-v4, OU, DDPG, normalised, wrapped": [
         "env=Ant-v4",
@@ -69,7 +69,7 @@ RUNS = {
         WRAPPED,
     ],
     "Humanoid-v4": ["env=Humanoid-v4"],
-    "Humanoid-v4, OU, 3 seeds, wrapped": ["env=Humanoid-v4", "noise=ou", "num_seeds=3", WRAPPED],
+    "Humanoid-v4, OU, 3 seeds, wrapped": ["env=Humanoid-v4", "noise=ou", "num_seeds=3", WRAPPED, SHARED],
     "Pendulum-v1, OU, 3 seeds, 2 environments": ["env=Pendulum-v1", "noise=ou", "num_seeds=3", "num_envs=2"],
     "Pendulum-v1, DDPG, wrapped": ["env=Pendulum-v1", "algo=ddpg", WRAPPED],
     "cannot be copied, OU": ["env=toy_envs:Toy/Odd-v0", "noise=ou", "algo.normalize_obs=true"],
