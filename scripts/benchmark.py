@@ -49,7 +49,7 @@ STRIDE = 500  # steps between two looks at the clock
 PEERS = {"stable-baselines3": "stable_baselines3", "sbx": "sbx"}  # and the modules that they are
 UPDATES, PRODUCTS = "updates alone", "products"
 SIDE = 256  # of the matrices whose product is the limit
-PRODUCT_SECONDS = 2.0
+PRODUCT_SECONDS = 4.0  # long enough for processes side by side to meet
 
 Stamps = list[tuple[float, float]]  # so much was done at such a time, in seconds since 1970
 
