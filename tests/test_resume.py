@@ -117,6 +117,15 @@ def test_a_run_whose_checkpoints_are_lost_is_not_trained_over(train, finished, t
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+def test_what_a_crash_has_left_is_removed(train, trained, finished, tmp_path):
+    run = finished(*RUN)
+    (run / "checkpoints" / ".latest.4711").symlink_to("step_000000060")
+    (run / "checkpoints" / ".step_000000070.4711").mkdir()
+    (run / "replay" / ".rows_000000000060_000000000070.npy.4711").write_bytes(b"half")
+    assert train("resume=run", "total_steps=95", "trust=true")[0] == 0
+    same(tmp_path / "run", trained(*RUN, "total_steps=95"))
+
+
 def test_a_copy_that_has_followed_the_links_goes_on(train, trained, finished, tmp_path):
     shutil.copytree(trained(*RUN), tmp_path / "run", symlinks=False)
     assert train("resume=run", "total_steps=95", "trust=true")[0] == 0
