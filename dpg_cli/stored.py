@@ -6,6 +6,7 @@ could hold. What the content means is for others to check.
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
@@ -17,6 +18,7 @@ from dpg_cli.errors import UserError
 MAX_LINE = 1_000_000  # bytes of a line of metrics.jsonl or evaluations.jsonl
 MAX_RUN_FILE = 1_000_000  # bytes of run.json
 LINKS = ("latest", "best")  # the only ones in a run folder, in checkpoints/
+LEFTOVER = re.compile(rf"\.({'|'.join(LINKS)})\.\d+")  # of a crash before such a link got its name; never followed
 
 
 def check_kinds(folder: Path) -> None:
@@ -32,7 +34,8 @@ def check_kinds(folder: Path) -> None:
             for entry in entries:
                 about = entry.stat(follow_symlinks=False)
                 if stat.S_ISLNK(about.st_mode):
-                    if entry.name not in LINKS or Path(where).name != "checkpoints":
+                    known = entry.name in LINKS or LEFTOVER.fullmatch(entry.name)
+                    if not known or Path(where).name != "checkpoints":
                         raise UserError(f"{entry.path}: is a link; a run folder holds none but {' and '.join(LINKS)}")
                 elif stat.S_ISREG(about.st_mode):
                     if about.st_nlink > 1:
