@@ -435,6 +435,21 @@ def _dumped(tree: Any) -> str:
     return yaml.safe_dump(tree, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
+def parse_value(key: str, text: str) -> Any:
+    """A value as Hydra's grammar reads it, so that `resume=` takes what a new run takes.
+
+    Raises:
+        UserError: a syntax error, or several values.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(f"{key}={text}")
+    except HydraException as error:
+        raise UserError(f"{key}={text}: {_first_line(error)}") from error
+    if parsed.is_sweep_override():
+        raise UserError(f"{key}={text}: one value, not several")
+    return parsed.value()
+
+
 def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):

@@ -22,7 +22,7 @@ class Disk:
 
     def write(self, path: Path, data: bytes | memoryview) -> None:
         """A whole file, synced."""
-        with path.open("wb") as file:
+        with naming(path), path.open("wb") as file:
             file.write(data)
             file.flush()
             self.sync(file.fileno())
@@ -72,6 +72,16 @@ def write_whole(disk: Disk, path: Path, data: bytes | memoryview) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             disk.remove(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put a file's name into what the disk says of it: a write that fails does not know it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 

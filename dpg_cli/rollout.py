@@ -98,7 +98,9 @@ class Environments:
         for i, env, _ in self._each():
             observed, reward[i], terminated[i], truncated[i], _ = env.step(action[i])
             put(next_obs, i, observed)
-        check_finite(self.seeds, f"step {step}", reward=reward, obs=next_obs)
+        with np.errstate(over="ignore"):  # what the replay would keep
+            stored_reward = reward.astype(self.obs.dtype)
+        check_finite(self.seeds, f"step {step}", reward=stored_reward, obs=next_obs)
         check_simulations(self.seeds, f"step {step}", self._simulations)
         self._returns += reward
         self._lengths += 1

@@ -56,14 +56,15 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
     it.
 
     Raises:
-        UserError: another process is, or the folder cannot be written.
+        UserError: another process is.
+        DiskError: the folder cannot be written.
     """
     with contextlib.ExitStack() as files:
         for folder in folders:
             try:
                 file = files.enter_context((folder / ".lock").open("a"))
             except OSError as error:
-                raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
+                raise DiskError(f"{folder}: cannot be written: {error.strerror}") from error
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

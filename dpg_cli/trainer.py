@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dpg_cli.algorithms import NETWORKS, Algorithm
+from dpg_cli.algorithms import Algorithm
 from dpg_cli.checkpoint import Checkpoints, Loaded
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.forms import check_form
@@ -177,14 +177,16 @@ def train(
         with watch.paused():
             for member, writer in enumerate(checkpoints):
                 learned = algorithm.state(member)
-                if not all(tensor.isfinite().all() for name in NETWORKS for tensor in learned[name].values()):
-                    raise DivergedError(f"seed {seeds[member]}, step {step}: a network is not finite")
+                averaged = averages.state(member)
+                for name, part in {**learned, "average": averaged}.items():
+                    if not all_finite(part):
+                        raise DivergedError(f"seed {seeds[member]}, step {step}: {name} is not finite")
                 state = {
                     "algorithm": learned,
                     "noise": noise.state(member),
                     "replay": replay.state(member),
                     "environments": environments.state(member),
-                    "averages": averages.state(member),
+                    "averages": averaged,
                     "evaluations": outcome.evaluations[member],
                     "evaluation_due": evaluation_due,
                     "files": recorders[member].sizes(),
@@ -247,6 +249,17 @@ def train(
     if not crossed(eval_every, outcome.step):
         run_evaluation(outcome.step)
     return outcome
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether no number in dictionaries and lists of tensors, arrays and numbers is NaN or infinite."""
+    if isinstance(tree, Mapping):
+        return all(map(all_finite, tree.values()))
+    if isinstance(tree, list | tuple):
+        return all(map(all_finite, tree))
+    if isinstance(tree, torch.Tensor):
+        return bool(tree.isfinite().all())
+    return not isinstance(tree, np.ndarray | float) or bool(np.isfinite(tree).all())
 
 
 def _restore(

@@ -11,7 +11,7 @@ import toy_envs
 from commands import SMALL, lines
 from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
 
-from dpg_cli import checkpoint
+from dpg_cli import checkpoint, trainer
 from dpg_cli.cli import job
 
 EVERY = ["eval.every=60", "checkpoint.every=30", "hydra.run.dir=run"]
@@ -170,3 +170,23 @@ def test_a_learner_that_diverges(train, tmp_path, rate, log_every, message):
     arguments = ["env=Toy/Fault-v0", *SMALL, *EVERY, "learning_starts=35", "random_steps=32", rate]
     stopped(train(*arguments, f"log.every={log_every}"), "seed 0", message)
     sound(tmp_path / "run", 30)
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39])
+def test_a_reward_that_only_float32_cannot_hold_is_not_stored(train, tmp_path, value):
+    arguments = ["env=toy_envs:Toy/Endless-v0", *SMALL, "env.max_episode_steps=20", *EVERY]
+    code, _, err = train(*arguments, "env.kwargs.bad_step=45", f"env.kwargs.value={value}")
+    assert code == 1
+    assert "step 45: reward is not finite" in err
+    assert checkpoint.valid_steps(tmp_path / "run")[0] == [0, 30]
+
+
+def test_moments_that_are_not_finite_are_not_saved(train, tmp_path):
+    """The square of a loss overflows, and the weights stay finite."""
+    arguments = ["env=toy_envs:Toy/Endless-v0", *SMALL, "env.max_episode_steps=20", *EVERY, "log.every=1000"]
+    code, _, err = train(*arguments, "env.kwargs.bad_step=45", "env.kwargs.value=1e25", "checkpoint.keep=9")
+    assert code == 1
+    assert "not finite" in err
+    steps = checkpoint.valid_steps(tmp_path / "run")[0]
+    state = checkpoint.load(tmp_path / "run", steps[-1]).state
+    assert trainer.all_finite([state["algorithm"], state["averages"]])

@@ -85,19 +85,50 @@ def test_stopped_and_resumed_is_never_stopped(train, stopped, trained, tmp_path,
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-@pytest.mark.parametrize("left", ["the config alone", "no checkpoint"])
+@pytest.mark.parametrize("left", ["the config alone", "no checkpoint", "one seed's first checkpoint"])
 def test_a_folder_that_was_only_claimed_is_trained_from_the_start(train, trained, finished, tmp_path, seeds, left):
-    arguments = [*RUN, f"num_seeds={seeds}"]
+    arguments = [*RUN, f"num_seeds={seeds}", "checkpoint.keep=9"]
     finished(*arguments)
     for path in (tmp_path / "run").iterdir():
         if left == "the config alone" and path.name != "config.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in (tmp_path / "run").rglob("checkpoints"):
-        shutil.rmtree(path)
+    for member, run in enumerate(members(tmp_path / "run") if left != "the config alone" else []):
+        shutil.rmtree(run / "replay")
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            (run / name).write_text("")
+        for path in (run / "checkpoints").glob("*_*"):
+            if left == "no checkpoint" or member > 0 or seeds == 1 or path.name != "step_000000000":
+                shutil.rmtree(path)
     code, out, err = train("resume=run", "trust=true")
     assert (code, err) == (0, "")
     assert "beginning at step 0" in out
     same(tmp_path / "run", trained(*arguments))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_run_whose_checkpoints_are_lost_is_not_trained_over(train, finished, tmp_path, seeds):
+    finished(*RUN, f"num_seeds={seeds}")
+    for path in (tmp_path / "run").rglob("checkpoints"):
+        shutil.rmtree(path)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, _, err = train("resume=run", "trust=true")
+    assert code == 2
+    assert "its checkpoints are gone, but it was trained" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_copy_that_has_followed_the_links_goes_on(train, trained, finished, tmp_path):
+    shutil.copytree(trained(*RUN), tmp_path / "run", symlinks=False)
+    assert train("resume=run", "total_steps=95", "trust=true")[0] == 0
+    same(tmp_path / "run", trained(*RUN, "total_steps=95"))
+    assert (tmp_path / "run" / "checkpoints" / "latest").is_symlink()
+
+
+@pytest.mark.parametrize("count", ["9.5e1", "0.95e2", "95.0"])
+def test_counts_are_written_as_in_a_new_run(train, trained, finished, tmp_path, count):
+    finished(*RUN)
+    assert train("resume=run", f"total_steps={count}", "trust=true")[0] == 0
+    same(tmp_path / "run", trained(*RUN, "total_steps=95"))
 
 
 def test_three_stops_in_one_run(train, stopped, trained, tmp_path):
@@ -127,12 +158,25 @@ def test_a_finished_run_says_so_and_stays_as_it_is(train, finished, tmp_path):
 
 
 def test_one_seed_of_several_goes_on_alone(train, stopped, tmp_path):
-    assert stopped(30, *RUN, "num_seeds=2", "seed=4")[0] == 143
+    assert stopped(30, *RUN, "num_seeds=2", "seed=4", "checkpoint.keep=9")[0] == 143
     code, out, _ = train("resume=run/seed_5", "trust=true")
     assert code == 0
     assert "seed 5" in out
     assert json.loads((tmp_path / "run/seed_5/run.json").read_text())["status"] == "done"
     assert json.loads((tmp_path / "run/seed_4/run.json").read_text())["status"] == "interrupted"
+    code, _, err = train("resume=run", "trust=true")  # all seeds, from where the other one stands
+    assert code == 0
+    assert "seed_5: goes back from step 60 to" in err
+
+
+def test_seeds_without_a_step_in_common_are_told_apart(train, finished, tmp_path):
+    finished(*RUN, "num_seeds=2")
+    shutil.rmtree(tmp_path / "run/seed_0/checkpoints/step_000000060")
+    shutil.rmtree(tmp_path / "run/seed_1/checkpoints/step_000000030")
+    code, _, err = train("resume=run", "trust=true")
+    assert code == 2
+    assert "no step at which every seed has a checkpoint" in err
+    assert "seed_0: [30]; seed_1: [60]" in err
 
 
 def test_several_seeds_go_on_from_the_highest_step_whole_in_all(train, tmp_path):
@@ -199,6 +243,10 @@ def test_shards_that_the_ring_has_overwritten_go(train, tmp_path):
         (["resume=run", "trust=true", "seed=3"], "seed: would change the run's past"),
         (["resume=run", "trust=true", "share_next_obs=true"], "share_next_obs: would change the run's past"),
         (["resume=run", "trust=true", "total_steps=abc"], "total_steps=abc"),
+        (["resume=run", "trust=true", "total_steps=["], "total_steps=["),
+        (["resume=run", "trust=true", "total_steps=70,80"], "total_steps=70,80: one value"),
+        (["resume=run", "trust=true", "total_step=70"], "total_step: unknown key; did you mean total_steps?"),
+        (["resume=run", "trust=true", "hydra.run.dir=x"], "hydra.run.dir: unknown key"),
         (["resume=run", "trust=true", "eval.every=0"], "eval.every=0"),
         (["resume=run", "-m"], "-m"),
         (["resume="], "resume: missing"),

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from dpg_cli import checkpoint, run_dir
 from dpg_cli import config as configs
 from dpg_cli.cli import build, job
@@ -17,13 +15,14 @@ from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.folder import load_config
 from dpg_cli.disk import Disk, explaining
 from dpg_cli.errors import UserError, one_line
-from dpg_cli.stored import check_kinds
+from dpg_cli.stored import check_kinds, records
 
 # What can change without changing what has happened already.
 CHANGEABLE = (
     *("total_steps", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "log.every"),
     *("device", "threads"),
 )
+CURVES = ("metrics.jsonl", "evaluations.jsonl")
 
 
 def resume(arguments: Sequence[str]) -> int:
@@ -32,14 +31,13 @@ def resume(arguments: Sequence[str]) -> int:
     Raises:
         UserError: there is no such run, no whole checkpoint in it, or a key that would change its past.
     """
-    for argument in arguments:
-        key = argument.partition("=")[0]
-        if key not in ("resume", "trust", *CHANGEABLE):
-            raise UserError(f"{key}: would change the run's past; with resume= there are {', '.join(CHANGEABLE)}")
-    values = parse(arguments, ("resume", "trust", *CHANGEABLE), required=("resume",))
+    values = parse([a for a in arguments if not _names_the_past(a)], ("resume", "trust", *CHANGEABLE), ("resume",))
     folder = Path(values.pop("resume")).resolve()
     stored = load_config("resume", folder, values.pop("trust", "false"))
-    return go_on(configs.changed(stored, {key: yaml.safe_load(value) for key, value in values.items()}), folder)
+    for argument in filter(_names_the_past, arguments):
+        key = argument.partition("=")[0]
+        raise UserError(f"{key}: would change the run's past; with resume= there are {', '.join(CHANGEABLE)}")
+    return go_on(configs.changed(stored, {key: configs.parse_value(key, text) for key, text in values.items()}), folder)
 
 
 def go_on(config: configs.TrainConfig, folder: Path) -> int:
@@ -50,7 +48,8 @@ def go_on(config: configs.TrainConfig, folder: Path) -> int:
     """
     check_kinds(folder)
     _, folders = job.members(config, folder)
-    if not any(checkpoint.saved_steps(path) for path in folders):
+    saved = [checkpoint.saved_steps(path) for path in folders]
+    if not all(saved) and not any(max(steps, default=0) for steps in saved):
         return _from_the_start(config, folder, folders)
     obs_dim, action_dim = build.check(config)
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that nobody writes any
@@ -59,6 +58,10 @@ def go_on(config: configs.TrainConfig, folder: Path) -> int:
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= goes on")
             return 0
         _warn_of_versions(starts[0])
+        for path, steps in zip(folders, saved, strict=True):
+            if len(folders) > 1 and steps[-1] > (step := starts[0].step):
+                back = f"goes back from step {steps[-1]:,} to {step:,}, the highest that all seeds have"
+                print(f"warning: {path}: {back}", file=sys.stderr)
         with explaining(folder):
             job.write_configs(config, folder)
             _log_to(folder)
@@ -67,7 +70,14 @@ def go_on(config: configs.TrainConfig, folder: Path) -> int:
 
 
 def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence[Path]) -> int:
-    """Train in a folder that was claimed, and whose run ended before its first checkpoint."""
+    """Train in a folder that was claimed, and whose run ended before its first checkpoint.
+
+    Raises:
+        UserError: something was trained there all the same: its checkpoints are lost.
+    """
+    for path in folders:
+        if any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES):
+            raise UserError(f"resume={path}: its checkpoints are gone, but it was trained; start another run")
     build.check(config)
     with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
@@ -75,6 +85,17 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
         _log_to(folder)
     print("nothing was trained yet: beginning at step 0")
     return job.run(config, folder, run_dir.command_line()).exit_code
+
+
+def _holds_a_later_step(path: Path) -> bool:
+    return path.exists() and any(record["step"] > 0 for record in records(path))
+
+
+def _names_the_past(argument: str) -> bool:
+    """Whether it sets a key of a config that may not change."""
+    key = argument.partition("=")[0].lstrip("+~")
+    fields = configs.TrainConfig.model_fields
+    return key not in CHANGEABLE and key.partition(".")[0] in fields and key not in ("eval", "checkpoint", "log")
 
 
 def _log_to(folder: Path) -> None:
@@ -89,6 +110,9 @@ def _newest(folders: Sequence[Path], most: int) -> list[checkpoint.Loaded]:
     starts, problems = checkpoint.newest(folders, most)
     for problem in problems:
         print(f"warning: {one_line(problem)}", file=sys.stderr)
+    if not starts and len(folders) > 1 and not problems:
+        steps = "; ".join(f"{path.name}: {checkpoint.saved_steps(path)}" for path in folders)
+        raise UserError(f"resume={folders[0].parent}: no step at which every seed has a checkpoint; there are {steps}")
     if not starts:
         raise UserError(f"resume={folders[0]}: there is no whole checkpoint")
     return starts
