@@ -392,12 +392,17 @@ def _write(
 
 def _link(root: Path, name: str, target: str, disk: Disk) -> None:
     temporary = root / f".{name}.{os.getpid()}"
-    disk.remove(temporary)
-    if (root / name).is_dir() and not (root / name).is_symlink():  # as a copy that follows links leaves it
-        disk.remove(root / name)
-    disk.link(temporary, target)
-    disk.rename(temporary, root / name)
-    disk.sync_folder(root)
+    try:
+        disk.remove(temporary)
+        if (root / name).is_dir() and not (root / name).is_symlink():  # as a copy that follows links leaves it
+            disk.remove(root / name)
+        disk.link(temporary, target)
+        disk.rename(temporary, root / name)
+        disk.sync_folder(root)
+    except OSError:
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
+        raise
 
 
 def _pack(state: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from faulty_disk import FULL, CountingDisk, Crash, PowerlessDisk
 from dpg_cli import checkpoint
 from dpg_cli.disk import Disk
 from dpg_cli.errors import DiskError
+from dpg_cli.stored import check_kinds
 
 ROWS = np.zeros(5, np.dtype([("obs", np.float32, (2,)), ("reward", np.float32)]))
 POLICY = {"weight": torch.arange(6.0)}
@@ -51,6 +52,7 @@ def count(tmp_path):
 
 def sound(run):
     """The newest checkpoint can be gone on from, nothing else is left, and the next one can be written."""
+    check_kinds(run)  # what a crash leaves is not taken for an attack
     steps, _ = checkpoint.valid_steps(run)
     newest = checkpoint.load(run, steps[-1])
     assert torch.equal(newest.state["tensor"], torch.full((3,), float(newest.step)))
@@ -132,6 +134,7 @@ def test_a_disk_that_refuses_at_any_call(tmp_path, error, lasting):
         if at < refusing:
             with pytest.raises(DiskError, match=r"at_.*bytes are free"):
                 write(folder, 10, disk, start)
+            assert list(folder.rglob(".*")) == []
         else:
             write(folder, 10, disk, start)
         sound(folder)

@@ -410,7 +410,7 @@ LINKED = (
     "events.*",
 )
 LINKS = {
-    **{f"{name} is a link": linked(name) for name in (*LINKED, "events.*", ".run.json.1")},
+    **{f"{name} is a link": linked(name) for name in (*LINKED, "events.*", ".run.json.1", ".latest.1")},
     **{f"{name} is a pipe": piped(name) for name in ("metrics.jsonl", ".lock", "run.json", f"{STEP}/manifest.json")},
     "a file with two names": hard_linked,
     "a seed elsewhere": several(members_elsewhere),
