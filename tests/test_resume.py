@@ -105,6 +105,17 @@ def test_a_folder_that_was_only_claimed_is_trained_from_the_start(train, trained
     same(tmp_path / "run", trained(*arguments))
 
 
+@pytest.mark.parametrize("torn", ["config.yaml", "hydra.yaml"])
+def test_a_run_killed_while_hydra_wrote_is_trained_from_the_start(train, trained, tmp_path, torn):
+    arguments = [*RUN, "num_seeds=2"]
+    (tmp_path / "run").mkdir()
+    shutil.copy(trained(*arguments) / "config.yaml", tmp_path / "run")
+    shutil.copytree(trained(*arguments) / ".hydra", tmp_path / "run" / ".hydra")
+    (tmp_path / "run" / ".hydra" / torn).write_text("")
+    assert train("resume=run", "trust=true")[0] == 0
+    same(tmp_path / "run", trained(*arguments))
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_a_run_whose_checkpoints_are_lost_is_not_trained_over(train, finished, tmp_path, seeds):
     finished(*RUN, f"num_seeds={seeds}")

@@ -169,7 +169,7 @@ def _begin(config: TrainConfig, folder: Path, folders: Sequence[Path]) -> None:
     if folders != [folder]:
         for member, path in enumerate(folders):
             path.mkdir()
-            if (folder / ".hydra").is_dir():
+            with contextlib.suppress(UserError):  # there is none, or a run that was killed at its start has torn it
                 store_hydra(folder / ".hydra", path / ".hydra", seed=config.seed + member, num_seeds=1)
     write_configs(config, folder)
 
