@@ -5,6 +5,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: more threads onl
 import contextlib
 import logging
 import shutil
+import signal
 import sys
 
 import pytest
@@ -25,6 +26,16 @@ def _one_thread():
 def _no_wait_for_the_disk(monkeypatch):
     """Whether enough is synced is asked of disks that forget the rest (test_disk.py); a real one takes seconds."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_is_ignored():
+    """As in a terminal: a shell without one starts what runs in the background with SIGINT ignored, nohup SIGHUP."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in signals.HANDLED}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
