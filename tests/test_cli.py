@@ -520,3 +520,13 @@ def test_jobs_side_by_side_have_one_thread_each(train, tmp_path, monkeypatch, si
     settings = [setting for setting in SMALL if setting != "threads=1"]
     assert train("-m", TOY, *settings, "total_steps=20", "hydra.sweep.dir=sweep")[0] == 0
     assert ("threads: 1" in (tmp_path / "sweep/0/config.yaml").read_text()) is side_by_side
+
+
+def test_several_seeds_with_an_interpolation_on_the_command_line(train, tmp_path):
+    settings = [*SMALL, "num_seeds=2", "learning_starts=${algo.batch_size}", "hydra.run.dir=run"]
+    assert train(TOY, *settings)[0] == 0
+    for seed in (0, 1):
+        stored = yaml.safe_load((tmp_path / f"run/seed_{seed}/config.yaml").read_text())
+        assert stored["learning_starts"] == stored["algo"]["batch_size"]
+        overrides = yaml.safe_load((tmp_path / f"run/seed_{seed}/.hydra/overrides.yaml").read_text())
+        assert "learning_starts=${algo.batch_size}" in overrides
