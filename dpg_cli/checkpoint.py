@@ -26,7 +26,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dpg_cli import shards as transitions_on_disk
-from dpg_cli.disk import Disk, explaining
+from dpg_cli.disk import Disk, explaining, remove_leftovers
 from dpg_cli.errors import UserError
 from dpg_cli.networks import Actor, Normalizer
 from dpg_cli.shards import Transitions, bounds, described, shards_in
@@ -227,9 +227,7 @@ def rewind(run: Path, start: Loaded, disk: Disk) -> None:
     """Remove what is later than a checkpoint, and what a crash has left: the run goes on from there."""
     root, replay = run / "checkpoints", run / "replay"
     for folder in (run, root, replay):
-        for leftover in folder.glob(".*.*"):
-            if re.fullmatch(r"\..+\.\d+", leftover.name):
-                disk.remove(leftover)
+        remove_leftovers(disk, folder)
     for folder in [*_saved(root, "step"), *_saved(root, "best")]:
         if _step(folder) > start.step:
             disk.remove(folder)

@@ -6,6 +6,7 @@ renamed, and then its folder is synced.
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,13 @@ def write_whole(disk: Disk, path: Path, data: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             disk.remove(temporary)
         raise
+
+
+def remove_leftovers(disk: Disk, folder: Path) -> None:
+    """What a crash has left in a folder before it got its name."""
+    for leftover in folder.glob(".*.*"):
+        if re.fullmatch(r"\..+\.\d+", leftover.name):
+            disk.remove(leftover)
 
 
 @contextlib.contextmanager

@@ -112,6 +112,7 @@ def test_a_run_killed_while_hydra_wrote_is_trained_from_the_start(train, trained
     shutil.copy(trained(*arguments) / "config.yaml", tmp_path / "run")
     shutil.copytree(trained(*arguments) / ".hydra", tmp_path / "run" / ".hydra")
     (tmp_path / "run" / ".hydra" / torn).write_text("")
+    (tmp_path / "run" / ".run.json.4711").write_text("half")
     assert train("resume=run", "trust=true")[0] == 0
     same(tmp_path / "run", trained(*arguments))
 
@@ -130,6 +131,7 @@ def test_a_run_whose_checkpoints_are_lost_is_not_trained_over(train, finished, t
 
 def test_what_a_crash_has_left_is_removed(train, trained, finished, tmp_path):
     run = finished(*RUN)
+    (run / ".config.yaml.4711").write_text("half")
     (run / "checkpoints" / ".latest.4711").symlink_to("step_000000060")
     (run / "checkpoints" / ".step_000000070.4711").mkdir()
     (run / "replay" / ".rows_000000000060_000000000070.npy.4711").write_bytes(b"half")

@@ -13,7 +13,7 @@ from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.folder import load_config
-from dpg_cli.disk import Disk, explaining
+from dpg_cli.disk import Disk, explaining, remove_leftovers
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.stored import check_kinds, records
 
@@ -63,6 +63,7 @@ def go_on(config: configs.TrainConfig, folder: Path) -> int:
                 back = f"goes back from step {steps[-1]:,} to {step:,}, the highest that all seeds have"
                 print(f"warning: {path}: {back}", file=sys.stderr)
         with explaining(folder):
+            remove_leftovers(Disk(), folder)
             job.write_configs(config, folder)
             _log_to(folder)
         print(f"going on at step {starts[0].step:,}")
@@ -82,6 +83,7 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
     with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)
+        remove_leftovers(Disk(), folder)
         _log_to(folder)
     print("nothing was trained yet: beginning at step 0")
     return job.run(config, folder, run_dir.command_line()).exit_code
