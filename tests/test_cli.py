@@ -530,3 +530,13 @@ def test_several_seeds_with_an_interpolation_on_the_command_line(train, tmp_path
         assert stored["learning_starts"] == stored["algo"]["batch_size"]
         overrides = yaml.safe_load((tmp_path / f"run/seed_{seed}/.hydra/overrides.yaml").read_text())
         assert "learning_starts=${algo.batch_size}" in overrides
+
+
+@pytest.mark.parametrize(
+    "mistake", ["+hydra.callbacks.x._target_=nowhere.Callback", "hydra.job_logging.root.level=LOUD"]
+)
+def test_a_mistake_in_hydras_own_keys_leaves_no_folder(train, tmp_path, mistake):
+    code, _, err = train(TOY, *SMALL, mistake, "hydra.run.dir=run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("dpg-train: hydra: ")
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -154,13 +155,22 @@ def _single(composed: "DictConfig") -> int:
     except DiskError:
         folder.rmdir()
         raise
-    command, results = command_line(), []
+    command, begun, results = command_line(), [], []
 
     def task(_: "DictConfig") -> None:
+        begun.append(True)
         results.append(job.run(checked, folder, command))
 
-    with explaining(folder):
-        configs.run(composed, folder, task)
+    try:
+        with explaining(folder):
+            configs.run(composed, folder, task)
+    except DiskError:
+        raise
+    except Exception as error:  # what `hydra.*` says, such as a callback or a log level that does not exist
+        if begun:
+            raise
+        shutil.rmtree(folder)
+        raise UserError(f"hydra: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     return results[0].exit_code
 
 
