@@ -7,6 +7,7 @@ checks the config, so that a mistake costs no folder, claims the folder, and onl
 import argparse
 import contextlib
 import io
+import logging
 import math
 import os
 import shlex
@@ -169,6 +170,7 @@ def _single(composed: "DictConfig") -> int:
     except Exception as error:  # what `hydra.*` says, such as a callback or a log level that does not exist
         if begun:
             raise
+        logging.shutdown()  # Hydra's file, which no logger has if it failed between the two
         shutil.rmtree(folder)
         raise UserError(f"hydra: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     return results[0].exit_code
