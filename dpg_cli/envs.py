@@ -49,14 +49,15 @@ class UnitActions(gym.ActionWrapper[Any, Any, Any]):
         box = env.action_space
         assert isinstance(box, spaces.Box)
         self._box = box
-        self._low, self._high = box.low.astype(np.float64).ravel(), box.high.astype(np.float64).ravel()
+        self._low = box.low.astype(np.float64).ravel()
+        self._half_range = 0.5 * (box.high.astype(np.float64).ravel() - self._low)
         self.action_space = spaces.Box(-1.0, 1.0, (self._low.size,), np.float32)
 
     def action(self, action: np.ndarray) -> np.ndarray:
         """From [-1, 1]^n to the box; clipped, so that rounding never leaves it."""
-        scaled = self._low + 0.5 * (np.asarray(action, np.float64) + 1.0) * (self._high - self._low)
+        scaled = self._low + (np.asarray(action, np.float64) + 1.0) * self._half_range
         shaped = scaled.reshape(self._box.shape).astype(self._box.dtype)
-        clipped: np.ndarray = np.clip(shaped, self._box.low, self._box.high)
+        clipped: np.ndarray = np.minimum(np.maximum(shaped, self._box.low), self._box.high)  # np.clip takes longer
         return clipped
 
 

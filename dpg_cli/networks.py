@@ -5,13 +5,15 @@ critics each. One member is just a small number. Inputs are `(S, B, features)`: 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from dpg_cli.precision import prepare_product
 
 FEW_ROWS = 32  # so few gain nothing from products of lower precision
 
@@ -65,6 +67,8 @@ class Network(nn.Module):
         blocks = [uniform(1 / math.sqrt(m), rows, n) for m, n in sizes for rows in (m, 1)]
         self.shapes = [block.shape for block in blocks]
         self.flat = nn.Parameter(torch.cat([block.flatten() for block in blocks]))
+        self._kept: dict[torch.dtype, Kept] = {}
+        self._place: tuple[Tensor, list[Tensor]] | None = None
 
     @property
     def layers(self) -> list[Layer]:
@@ -96,7 +100,7 @@ class Network(nn.Module):
             tensor.copy_(tensors[name])
 
     def _mlp(self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False) -> Tensor:
-        """All layers in turn.
+        """All layers in turn, by torch's automatic differentiation where it is enabled.
 
         Args:
             x: `(S, B, in)`.
@@ -107,17 +111,63 @@ class Network(nn.Module):
         Returns:
             `(*members, B, out)`.
         """
-        members = self.shapes[0][1:-2] if first else self.shapes[0][:-2]
-        products = self.products if x.shape[-2] >= FEW_ROWS else x.dtype
-        y: Tensor = _MLP.apply(  # type: ignore[no-untyped-call]
-            _of_each(x, members),
-            None if extra is None else _of_each(extra, members),
-            index,
-            self.flat.detach() if first else self.flat,
-            self.shapes,
-            products,
-        )
+        if not torch.is_grad_enabled():
+            return self._recorded(x, extra, index, first=first)[0]
+        members = self._members(first)
+        flat = self.flat.detach() if first else self.flat
+        blocks = self._blocks(x.shape[-2], first)
+        extra = None if extra is None else _of_each(extra, members)
+        y: Tensor = _MLP.apply(_of_each(x, members), extra, index, flat, self.shapes, blocks)  # type: ignore[no-untyped-call]
         return y.view(*members, *y.shape[-2:])
+
+    def _recorded(
+        self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False
+    ) -> tuple[Tensor, "Tape"]:
+        """As `_mlp`, without torch's differentiation, and the record for ours."""
+        members = self._members(first)
+        extra = None if extra is None else _of_each(extra, members)
+        y, tape = _forward(_of_each(x, members), extra, index, self._blocks(x.shape[-2], first))
+        return y.to(x.dtype).view(*members, *y.shape[-2:]), tape
+
+    def _gradient(self, grad: Tensor, tape: "Tape") -> Tensor:
+        """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
+        if self._place is None:
+            flat = torch.empty_like(self.flat, requires_grad=False)
+            self._place = flat, self._members_in_a_row(flat)
+        flat, blocks = self._place
+        _backward(grad.flatten(0, -3), tape, blocks)
+        return flat
+
+    def _members(self, first: bool) -> torch.Size:
+        return self.shapes[0][1:-2] if first else self.shapes[0][:-2]
+
+    def _members_in_a_row(self, flat: Tensor) -> list[Tensor]:
+        return [view.flatten(0, -3) for view in self.views(flat)]
+
+    def _blocks(self, rows: int, first: bool) -> list[Tensor]:
+        """Weight and bias of each layer in turn, `(N, rows, columns)`: views of `flat`, or of a rounded copy of it.
+
+        They are kept: to make them takes as long as a small product.
+        """
+        dtype = self.products if rows >= FEW_ROWS else self.flat.dtype
+        flat, kept = self.flat.detach(), self._kept.get(dtype)
+        at = flat.data_ptr()  # another one in a copy of this network, or on another device
+        if kept is None or kept.at != at:
+            rounded = flat.to(dtype)
+            kept = self._kept[dtype] = Kept(at, flat._version, rounded, self._members_in_a_row(rounded))
+        elif dtype is not flat.dtype and kept.version != flat._version:
+            kept.rounded.copy_(flat)
+            self._kept[dtype] = kept._replace(version=flat._version)
+        return [block[: self.shapes[0][-3]] for block in kept.blocks] if first else kept.blocks
+
+
+class Kept(NamedTuple):
+    """What a network keeps of its parameters in one precision."""
+
+    at: int  # where they lie in memory
+    version: int  # torch's count of their changes
+    rounded: Tensor  # (P,); they themselves in their own precision
+    blocks: list[Tensor]
 
 
 class Normalizer(nn.Module):
@@ -187,6 +237,20 @@ class Actor(Network):
         """`(S, B, obs_dim)` to actions `(S, B, action_dim)`."""
         return torch.tanh(self._mlp(self.normalizer(obs)))
 
+    def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Actions, and how their gradient becomes that of the parameters.
+
+        Args:
+            obs: `(S, B, obs_dim)`.
+
+        Returns:
+            Actions `(S, B, action_dim)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until
+            the next call.
+        """
+        y, tape = self._recorded(self.normalizer(obs))
+        action = torch.tanh(y)
+        return action, lambda grad: self._gradient(torch.ops.aten.tanh_backward(grad, action), tape)
+
 
 class Critic(Network):
     """Q(s, a): K critics for each seed.
@@ -229,18 +293,97 @@ class Critic(Network):
         """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`."""
         return self._mlp(self.normalizer(obs), action, self.action_index).squeeze(-1)
 
+    def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Values, and how their gradient becomes that of the parameters.
+
+        Args:
+            obs: `(S, B, obs_dim)`.
+            action: `(S, B, action_dim)`.
+
+        Returns:
+            Values `(K, S, B)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until the next
+            call.
+        """
+        y, tape = self._recorded(self.normalizer(obs), action, self.action_index)
+        return y.squeeze(-1), lambda grad: self._gradient(grad.unsqueeze(-1), tape)
+
     def q1(self, obs: Tensor, action: Tensor) -> Tensor:
         """The first critic's values, `(S, B)`: what the actor ascends, by the action alone."""
         return self._mlp(self.normalizer(obs), action, self.action_index, first=True).squeeze(-1)
 
+    def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The first critic's values, `(S, B)`, and ∇ₐQ₁(s, a) at each of them, `(S, B, action_dim)`."""
+        y, tape = self._recorded(self.normalizer(obs), action, self.action_index, first=True)
+        grad = _backward(torch.ones_like(y), tape, None, of_extra=True)
+        assert grad is not None
+        return y.squeeze(-1), grad.to(action.dtype)
+
+
+class Tape(NamedTuple):
+    """What a forward pass of N members leaves for its gradients."""
+
+    inputs: list[Tensor]  # of each layer, (N, B, ·)
+    weights: Sequence[Tensor]  # of each layer, (N, in, out)
+    entry: int  # the layer that `extra` entered at
+    extra_size: int  # 0 without one
+
+
+def _forward(x: Tensor, extra: Tensor | None, index: int, blocks: Sequence[Tensor]) -> tuple[Tensor, Tape]:
+    """The layers of N members.
+
+    Args:
+        x: `(N, B, in)`.
+        extra: `(N, B, ·)`, appended to the input of the layer `index`.
+        index: counted from 0.
+        blocks: weight and bias of each layer in turn, `(N, rows, columns)`, in the precision of the products.
+
+    Returns:
+        `(N, B, out)`, in that precision, and the record.
+    """
+    weights, inputs = blocks[::2], []
+    x = x.to(weights[0].dtype)
+    for i, (weight, bias) in enumerate(zip(weights, blocks[1::2], strict=True)):
+        if i > 0:
+            x = x.relu_()
+        if extra is not None and i == index:
+            x = torch.cat([x, extra.to(x.dtype)], dim=-1)
+        inputs.append(x)
+        prepare_product(x.shape[-2], *weight.shape[-2:])
+        x = (x * weight.mT).sum(dim=-1, keepdim=True) + bias if _single(weight) else torch.baddbmm(bias, x, weight)
+    return x, Tape(inputs, weights, index, 0 if extra is None else extra.shape[-1])
+
+
+def _backward(grad: Tensor, tape: Tape, blocks: Sequence[Tensor] | None, *, of_extra: bool = False) -> Tensor | None:
+    """The gradients, written out.
+
+    It is what automatic differentiation does by a third of the operations: ReLU in place, no gradient that nobody asked
+    for, sums of products where a layer has one output. tests/test_networks.py holds it to torch's own in float64.
+
+    Args:
+        grad: of the output, `(N, B, out)`.
+        tape: the record of the forward pass.
+        blocks: where to put the gradient of the parameters, weight and bias of each layer in turn; None for nowhere.
+        of_extra: whether to return the gradient of `extra`, `(N, B, ·)`.
+    """
+    grad_extra = None
+    grad = grad.to(tape.inputs[0].dtype)
+    for i in reversed(range(len(tape.inputs))):
+        x, weight = tape.inputs[i], tape.weights[i]
+        prepare_product(x.shape[-2], *weight.shape[-2:])
+        if blocks is not None:
+            _sum_of_products(x, grad, out=blocks[2 * i])
+            torch.sum(grad, dim=-2, keepdim=True, dtype=blocks[0].dtype, out=blocks[2 * i + 1])
+        width = x.shape[-1] - (tape.extra_size if i == tape.entry else 0)  # of what the layer before gave
+        if i == tape.entry and of_extra:
+            grad_extra = _times_transposed(grad, weight[:, width:])
+        if i > 0 and (blocks is not None or i > tape.entry):
+            grad = _times_transposed(grad, weight[:, :width])
+            torch.ops.aten.threshold_backward.grad_input(grad, x[..., :width], 0, grad_input=grad)
+    return grad_extra
+
 
 class _MLP(torch.autograd.Function):
-    """The layers of N members, with the backward pass written out.
-
-    It does what automatic differentiation does by a third of the operations: ReLU in place both ways, no gradient that
-    nobody asked for, sums of products where a layer has one output. tests/test_networks.py holds it to torch's own
-    differentiation in float64.
-    """
+    """`_forward` and `_backward` as torch's automatic differentiation takes them."""
 
     @staticmethod
     def forward(
@@ -250,50 +393,27 @@ class _MLP(torch.autograd.Function):
         index: int,
         flat: Tensor,
         shapes: Sequence[torch.Size],
-        products: torch.dtype,
+        blocks: Sequence[Tensor],
     ) -> Tensor:
-        """`(N, B, in)` and `(N, B, ·)` to `(N, B, out)`, by the first N members of `flat`."""
-        blocks = zip(_split(flat.to(products), shapes), shapes, strict=True)
-        views = [block.view(-1, *shape[-2:])[: len(x)] for block, shape in blocks]
-        weights, biases = views[::2], views[1::2]
-        x, inputs = x.to(products), []
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            if i > 0:
-                x = x.relu_()
-            if extra is not None and i == index:
-                x = torch.cat([x, extra.to(products)], dim=-1)
-            inputs.append(x)
-            x = (x * weight.mT).sum(dim=-1, keepdim=True) + bias if _single(weight) else torch.baddbmm(bias, x, weight)
-        ctx.index, ctx.extra_size = index, 0 if extra is None else extra.shape[-1]
-        ctx.save_for_backward(flat, *inputs, *weights)
-        ctx.shapes = shapes
-        return x.to(flat.dtype)
+        """`blocks` are those of `flat`, which gets the gradient."""
+        y, tape = _forward(x, extra, index, blocks)
+        ctx.save_for_backward(flat, *tape.inputs)  # so that torch sees whether one of them is changed in between
+        ctx.tape, ctx.shapes = tape._replace(inputs=[]), shapes
+        return y.to(flat.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of `extra` and `flat`."""
-        flat, *saved = ctx.saved_tensors
-        inputs, weights = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        flat, *inputs = ctx.saved_tensors
         _, of_extra, _, of_flat, *_ = ctx.needs_input_grad
-        grad_flat, grad_extra, grads = None, None, []
+        grad_flat, blocks = None, None
         if of_flat:
             grad_flat = torch.empty_like(flat)
-            blocks = zip(_split(grad_flat, ctx.shapes), ctx.shapes, strict=True)
-            grads = [block.view(-1, *shape[-2:]) for block, shape in blocks]
-        grad = grad.to(weights[0].dtype)
-        for i in reversed(range(len(weights))):
-            x, weight = inputs[i], weights[i]
-            if of_flat:
-                grads[2 * i].copy_((x * grad).sum(dim=-2).unsqueeze(-1) if _single(weight) else torch.bmm(x.mT, grad))
-                torch.sum(grad, dim=-2, keepdim=True, dtype=flat.dtype, out=grads[2 * i + 1])
-            width = x.shape[-1] - (ctx.extra_size if i == ctx.index else 0)  # of what the layer before gave
-            if i == ctx.index and of_extra:
-                grad_extra = _times_transposed(grad, weight[:, width:]).to(flat.dtype)
-            if i > 0 and (of_flat or i > ctx.index):
-                grad = _times_transposed(grad, weight[:, :width])
-                torch.ops.aten.threshold_backward.grad_input(grad, x[..., :width], 0, grad_input=grad)
-        return None, grad_extra, None, grad_flat, None, None
+            parts = zip(_split(grad_flat, ctx.shapes), ctx.shapes, strict=True)
+            blocks = [part.view(-1, *shape[-2:]) for part, shape in parts]
+        grad_extra = _backward(grad, ctx.tape._replace(inputs=inputs), blocks, of_extra=of_extra)
+        return None, None if grad_extra is None else grad_extra.to(grad.dtype), None, grad_flat, None, None
 
 
 def _of_each(x: Tensor, members: Sequence[int]) -> Tensor:
@@ -314,3 +434,13 @@ def _single(weight: Tensor) -> bool:
 def _times_transposed(grad: Tensor, weight: Tensor) -> Tensor:
     """`grad @ weight.mT`."""
     return grad * weight.mT if _single(weight) else torch.bmm(grad, weight.mT)
+
+
+def _sum_of_products(x: Tensor, grad: Tensor, out: Tensor) -> None:
+    """`x.mT @ grad` into `out`, which may be of a higher precision."""
+    if grad.shape[-1] == 1:
+        torch.sum(x * grad, dim=-2, dtype=out.dtype, out=out.squeeze(-1))
+    elif out.dtype is x.dtype:
+        torch.bmm(x.mT, grad, out=out)
+    else:
+        out.copy_(torch.bmm(x.mT, grad))

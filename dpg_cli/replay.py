@@ -79,10 +79,8 @@ class Replay:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions for each member, from its own stream."""
-        members = len(self._generators)
         places = np.stack([g.integers(self.size, size=batch_size) for g in self._generators])
-        parts = (part.view(members, batch_size, -1) for part in self._gather(np.arange(members)[:, None], places))
-        obs, action, reward, next_obs, terminated = parts
+        obs, action, reward, next_obs, terminated = self._gather(np.arange(len(places))[:, None], places)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def rows(self, member: int, first: int) -> np.ndarray:
@@ -130,26 +128,31 @@ class Replay:
             obs, action, reward, next_obs, terminated = torch.split(rows, self._widths, dim=-1)
             self._own_next.put(self.added, obs.numpy(), next_obs.numpy())
             rows = torch.cat([obs, action, reward, terminated], dim=-1)
-        places = torch.arange(self.added, self.added + count) % self.capacity
-        self._rows[:, places] = rows.to(self._rows.device)
+        rows = rows.to(self._rows.device)
+        first = self.added % self.capacity
+        until_end = min(count, self.capacity - first)
+        self._rows[:, first : first + until_end] = rows[:, :until_end]
+        if until_end < count:
+            self._rows[:, : count - until_end] = rows[:, until_end:]
         self.added += count
         self.size = min(self.size + count, self.capacity)
 
-    def _gather(self, member: np.ndarray, places: np.ndarray) -> tuple[Tensor, ...]:
-        """Obs, action, reward, next_obs and terminated, each `(n, ·)`, of n places of members."""
+    def _gather(self, member: np.ndarray, places: np.ndarray) -> Sequence[Tensor]:
+        """Obs, action, reward, next_obs and terminated, each `(*places.shape, ·)`, of places of members."""
         rows = self._rows.view(-1, self._rows.shape[-1])
 
         def select(source: Tensor, places: np.ndarray) -> Tensor:
             index = torch.from_numpy((places + self.capacity * member).ravel())
-            return source.index_select(0, index.to(rows.device))
+            return source.index_select(0, index.to(rows.device)).view(*places.shape, source.shape[1])
 
         found = select(rows, places)
         if self._own_next is None:
-            return tuple(torch.split(found, self._widths, dim=-1))
+            parts: Sequence[Tensor] = torch.split(found, self._widths, dim=-1)
+            return parts
         obs_dim, action_dim = self._widths[:2]
         obs, action, reward, terminated = torch.split(found, [obs_dim, action_dim, 1, 1], dim=-1)
         next_obs = select(rows[:, :obs_dim], (places + self._num_envs) % self.capacity)
-        self._own_next.fill_in(next_obs, member, places)
+        self._own_next.fill_in(next_obs.view(-1, obs_dim), member, places)
         return obs, action, reward, next_obs, terminated
 
 

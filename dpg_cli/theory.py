@@ -12,6 +12,7 @@ Sources: Silver et al. 2014, "Deterministic policy gradient algorithms" (theorem
 there); Bertsekas, "Dynamic programming and optimal control", for the regulator.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -339,6 +340,10 @@ class LinearActor(nn.Module):
         """`(1, B, n)` to `(1, B, m)`."""
         return obs @ self.flat.view(self.shape)
 
+    def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """As of `networks.Actor`."""
+        return self(obs), lambda grad: (obs.mT @ grad).flatten()
+
     def views(self, flat: Tensor) -> list[Tensor]:
         """As of `networks.Network`."""
         return [flat.view(self.shape)]
@@ -374,6 +379,17 @@ class TrueCritic(nn.Module):
         """The first critic's values, `(1, B)`."""
         q: Tensor = self(obs, action)
         return q[0]
+
+    def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """As of `networks.Critic`."""
+        return self(obs, action), lambda grad: grad.sum(dim=(1, 2))
+
+    @torch.enable_grad()
+    def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `networks.Critic`."""
+        action = action.detach().requires_grad_()
+        q1 = self.q1(obs, action)
+        return q1.detach(), torch.autograd.grad(q1.sum(), action)[0]
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """As of `networks.Network`."""

@@ -52,14 +52,14 @@ FIRST_UPDATE = 100  # from which on time is counted
 
 ENVIRONMENT, ROUND_IT = "environment", "round the environment: checks, episodes"
 ACTING, NOISE, STORING, SAMPLING = "acting", "exploration noise", "storing", "sampling"
-FORWARD, TARGETS = "update: forward passes", "update: targets' average"
-CRITICS, ACTOR = "update: gradient and step, critics", "update: gradient and step, actor"
-UPDATE = "update: target values, losses, scalars"
+TARGET_VALUES, TARGETS = "update: target actions and values", "update: targets' average"
+CRITICS, ACTOR = "update: critics", "update: actor"
+UPDATE = "update: noise, losses, scalars"
 AVERAGES, RECORDS, PROGRESS = "averages of scalars", "records: jsonl, TensorBoard", "progress"
 EVALUATION, CHECKPOINT, REST = "evaluations", "checkpoints", "everything else"
 PANEL = "progress panel, its own thread"
 
-OF_UPDATE = (FORWARD, CRITICS, ACTOR, TARGETS, UPDATE)
+OF_UPDATE = (TARGET_VALUES, CRITICS, ACTOR, TARGETS, UPDATE)
 ON_THE_WAY = (ACTING, NOISE, STORING, SAMPLING)
 PARTS = (ENVIRONMENT, ROUND_IT, *ON_THE_WAY, *OF_UPDATE, AVERAGES, RECORDS, PROGRESS, EVALUATION, CHECKPOINT, REST)
 
@@ -89,9 +89,10 @@ TIMED: list[tuple[Any, str, str]] = [
 TIMED_INSIDE: list[tuple[Any, str, str, str]] = [
     (UnitActions, "step", ENVIRONMENT, ROUND_IT),
     (UnitActions, "reset", ENVIRONMENT, ROUND_IT),
-    (Actor, "forward", FORWARD, UPDATE),
-    (Critic, "forward", FORWARD, UPDATE),
-    (Critic, "q1", FORWARD, UPDATE),
+    (Actor, "forward", TARGET_VALUES, UPDATE),
+    (Critic, "forward", TARGET_VALUES, UPDATE),
+    (Critic, "q1", TARGET_VALUES, UPDATE),
+    (Critic, "q1_with_action_gradient", ACTOR, UPDATE),
     (Algorithm, "update_targets", TARGETS, UPDATE),
 ]
 
@@ -140,7 +141,7 @@ class Clock:
 @contextlib.contextmanager
 def timers(clock: Clock) -> Iterator[None]:
     """Inside, a training keeps the clock."""
-    train, descend, stepped, refresh = job.train, Algorithm.descend, job.Watcher.stepped, Live.refresh
+    train, step, stepped, refresh = job.train, Algorithm.step, job.Watcher.stepped, Live.refresh
 
     def timed(function: Callable[..., Any], part: str, parent: str) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -159,9 +160,18 @@ def timers(clock: Clock) -> Iterator[None]:
         with clock.inside(REST):
             return train(*args, **kwargs)
 
-    def timed_descend(self: Algorithm, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+    def timed_step(self: Algorithm, optimizer: Any, gradient: Any) -> Any:
         with clock.inside(CRITICS if optimizer is self.critic_optimizer else ACTOR):
-            return descend(self, optimizer, *args, **kwargs)
+            return step(self, optimizer, gradient)
+
+    def timed_with_backward(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            with clock.inside(part):
+                output, backward = function(*args)
+            return output, timed(backward, part, UPDATE)
+
+        return wrapper
 
     def counted_stepped(self: job.Watcher, step: int, *args: Any) -> None:
         clock.steps = (clock.steps[0], step)
@@ -175,7 +185,9 @@ def timers(clock: Clock) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         replacements = [
             (job, "train", timed_train),
-            (Algorithm, "descend", timed_descend),
+            (Algorithm, "step", timed_step),
+            (Critic, "with_backward", timed_with_backward(Critic.with_backward, CRITICS)),
+            (Actor, "with_backward", timed_with_backward(Actor.with_backward, ACTOR)),
             (job.Watcher, "stepped", counted_stepped),
             (Live, "refresh", timed_refresh),
         ]

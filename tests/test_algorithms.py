@@ -6,6 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm, Batch
+from dpg_cli.algorithms.td3 import TD3
 from dpg_cli.config import config_dir
 from dpg_cli.theory import SteepestDescent
 
@@ -315,3 +316,43 @@ def test_learns_the_value_of_a_bandit_and_its_best_action(name):
     obs = np.ones((1, 1, 1))
     assert algorithm.act(obs).item() == pytest.approx(0.3, abs=0.1)
     assert algorithm.value(obs).item() == pytest.approx(0.0, abs=0.03)
+
+
+def plain_update(algorithm, batch):
+    """The same update by torch's automatic differentiation, as an algorithm of one's own may be written."""
+    obs, action, reward, next_obs, terminated = batch
+    with torch.no_grad():
+        next_action = algorithm.target_actor(next_obs)
+        if isinstance(algorithm, TD3):
+            noise = algorithm.policy_noise * algorithm.standard_normal(action.shape)
+            noise = noise.clamp(-algorithm.noise_clip, algorithm.noise_clip)
+            next_action = (next_action + noise).clamp(-1, 1)
+        next_q = algorithm.target_critic(next_obs, next_action).amin(dim=0)
+        target = reward + algorithm.discount * (1 - terminated) * next_q
+
+    critic_loss = (algorithm.critic(obs, action) - target).square().mean(dim=-1).sum(dim=0)
+    metrics = {"grad/critic_norm": algorithm.descend(algorithm.critic_optimizer, critic_loss)}
+    algorithm.updates += 1
+    if algorithm.updates % getattr(algorithm, "policy_delay", 1) == 0:
+        actor_loss = -algorithm.critic.q1(obs, algorithm.actor(obs)).mean(dim=-1)
+        metrics["grad/actor_norm"] = algorithm.descend(algorithm.actor_optimizer, actor_loss)
+        metrics["loss/actor"] = actor_loss.detach()
+        algorithm.update_targets()
+    return metrics | {"loss/critic": critic_loss.detach()}
+
+
+@pytest.mark.parametrize("seeds", [(3,), (3, 8)])
+@pytest.mark.parametrize("action_layer", [1, 2, 3])
+@pytest.mark.parametrize("name", ["ddpg", "td3"])
+def test_an_update_is_its_plain_form(name, action_layer, seeds):
+    """The chain rule is written out in the update; torch's own differentiation must agree."""
+    ours, plain = (make(name, seeds=seeds, critic_action_layer=action_layer, normalize_obs=True) for _ in range(2))
+    for update in range(20):
+        batch = make_batch(members=len(seeds), seed=update)
+        for algorithm in (ours, plain):
+            algorithm.observe(batch.obs.numpy())
+        metrics, expected = ours.update(batch), plain_update(plain, batch)
+        for tag, value in expected.items():
+            torch.testing.assert_close(metrics[tag], value, rtol=1e-10, atol=1e-12)
+    for own, other in zip(parameters(ours), parameters(plain), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)

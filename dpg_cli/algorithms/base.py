@@ -164,8 +164,23 @@ class Algorithm:
         draws = [torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self._generators]
         return torch.stack(draws)
 
+    def step(self, optimizer: Adam, gradient: Tensor) -> Tensor:
+        """One step of `optimizer` against a gradient.
+
+        Args:
+            optimizer: of a network.
+            gradient: of its parameters, `(P,)`.
+
+        Returns:
+            The norm of each member's gradient, `(S,)`.
+        """
+        optimizer.step(gradient)
+        if len(self._generators) == 1:
+            return gradient.dot(gradient).sqrt().view(1)
+        return member_norm(optimizer.network.views(gradient))
+
     def descend(self, optimizer: Adam, loss: Tensor) -> Tensor:
-        """One step of `optimizer` down `loss`.
+        """One step of `optimizer` down `loss`, by automatic differentiation.
 
         Args:
             optimizer: of the network whose gradient is taken; no other's is.
@@ -174,9 +189,7 @@ class Algorithm:
         Returns:
             The norm of each member's gradient, `(S,)`.
         """
-        (gradient,) = torch.autograd.grad(loss.sum(), optimizer.network.flat)
-        optimizer.step(gradient)
-        return member_norm(optimizer.network.views(gradient))
+        return self.step(optimizer, *torch.autograd.grad(loss.sum(), optimizer.network.flat))
 
     @torch.no_grad()
     def update_targets(self) -> None:
@@ -229,9 +242,14 @@ def member_norm(tensors: Sequence[Tensor]) -> Tensor:
     return stacked
 
 
-def squared_error(q: Tensor, target: Tensor) -> Tensor:
-    """Mean over the batch and sum over the critics: `(K, S, B)` and `(S, B)` to `(S,)`."""
-    return (q - target).square().mean(dim=-1).sum(dim=0)
+def squared_error(q: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the batch and sum over the critics, of values `(K, S, B)` and targets `(S, B)`.
+
+    Returns:
+        The loss, `(S,)`, and its gradient by the values, `(K, S, B)`.
+    """
+    error = q - target
+    return error.square().mean(dim=-1).sum(dim=0), error * (2 / error.shape[-1])
 
 
 def saturation(action: Tensor) -> Tensor:

@@ -13,31 +13,31 @@ from dpg_cli.algorithms.base import Algorithm, Batch, register, saturation, squa
 class DDPG(Algorithm):
     """One critic regressed on a one-step target; an actor that ascends it (Lillicrap et al. 2016, Algorithm 1)."""
 
+    @torch.no_grad()
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One update of critic, actor and targets; see `Algorithm.update`."""
         obs, action, reward, next_obs, terminated = batch
 
-        with torch.no_grad():
-            next_q = self.target_critic.q1(next_obs, self.target_actor(next_obs))
-            target = reward + self.discount * (1 - terminated) * next_q
+        next_q = self.target_critic.q1(next_obs, self.target_actor(next_obs))
+        target = reward + self.discount * (1 - terminated) * next_q
 
-        q = self.critic(obs, action)
-        critic_loss = squared_error(q, target)
-        critic_norm = self.descend(self.critic_optimizer, critic_loss)
+        q, backward = self.critic.with_backward(obs, action)
+        critic_loss, q_gradient = squared_error(q, target)
+        critic_norm = self.step(self.critic_optimizer, backward(q_gradient))
 
-        # The deterministic policy gradient (Silver et al. 2014): ∇θ μ(s) ∇a Q(s, a) at a = μ(s).
-        policy_action = self.actor(obs)
-        actor_loss = -self.critic.q1(obs, policy_action).mean(dim=-1)
-        actor_norm = self.descend(self.actor_optimizer, actor_loss)
+        # Up the deterministic policy gradient (Silver et al. 2014): the mean of ∇θ μ(s) ∇a Q(s, a) at a = μ(s).
+        policy_action, backward = self.actor.with_backward(obs)
+        policy_q, action_gradient = self.critic.q1_with_action_gradient(obs, policy_action)
+        actor_norm = self.step(self.actor_optimizer, backward(-action_gradient / policy_q.shape[-1]))
 
         self.update_targets()
         self.updates += 1
         return {
-            "loss/critic": critic_loss.detach(),
-            "loss/actor": actor_loss.detach(),
-            "value/q_mean": q.detach().mean(dim=(0, -1)),
+            "loss/critic": critic_loss,
+            "loss/actor": -policy_q.mean(dim=-1),
+            "value/q_mean": q.mean(dim=(0, -1)),
             "value/target_mean": target.mean(dim=-1),
-            "policy/saturation": saturation(policy_action.detach()),
+            "policy/saturation": saturation(policy_action),
             "grad/critic_norm": critic_norm,
             "grad/actor_norm": actor_norm,
         }

@@ -19,39 +19,40 @@ class TD3(Algorithm):
     noise_clip: NonNegative
     policy_delay: Count  # critic updates for each update of actor and targets
 
+    @torch.no_grad()
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One update of the critics and, every `policy_delay`-th time, of actor and targets."""
         obs, action, reward, next_obs, terminated = batch
 
-        with torch.no_grad():
-            # Target policy smoothing.
-            noise = self.policy_noise * self.standard_normal(action.shape)
-            noise = noise.clamp(-self.noise_clip, self.noise_clip)
-            next_action = (self.target_actor(next_obs) + noise).clamp(-1, 1)
-            # Clipped double Q: (K, S, B) -> (S, B).
-            next_q = self.target_critic(next_obs, next_action).amin(dim=0)
-            target = reward + self.discount * (1 - terminated) * next_q
+        # Target policy smoothing.
+        noise = self.policy_noise * self.standard_normal(action.shape)
+        noise = noise.clamp(-self.noise_clip, self.noise_clip)
+        next_action = (self.target_actor(next_obs) + noise).clamp(-1, 1)
+        # Clipped double Q: (K, S, B) -> (S, B).
+        next_q = self.target_critic(next_obs, next_action).amin(dim=0)
+        target = reward + self.discount * (1 - terminated) * next_q
 
-        q = self.critic(obs, action)
-        critic_loss = squared_error(q, target)
-        critic_norm = self.descend(self.critic_optimizer, critic_loss)
+        q, backward = self.critic.with_backward(obs, action)
+        critic_loss, q_gradient = squared_error(q, target)
+        critic_norm = self.step(self.critic_optimizer, backward(q_gradient))
         metrics = {
-            "loss/critic": critic_loss.detach(),
-            "value/q_mean": q.detach().mean(dim=(0, -1)),
+            "loss/critic": critic_loss,
+            "value/q_mean": q.mean(dim=(0, -1)),
             "value/target_mean": target.mean(dim=-1),
             "grad/critic_norm": critic_norm,
         }
 
-        # Delayed policy updates.
+        # Delayed policy updates, up the deterministic policy gradient (Silver et al. 2014): the mean of
+        # ∇θ μ(s) ∇a Q1(s, a) at a = μ(s).
         self.updates += 1
         if self.updates % self.policy_delay == 0:
-            policy_action = self.actor(obs)
-            actor_loss = -self.critic.q1(obs, policy_action).mean(dim=-1)
-            actor_norm = self.descend(self.actor_optimizer, actor_loss)
+            policy_action, backward = self.actor.with_backward(obs)
+            q1, action_gradient = self.critic.q1_with_action_gradient(obs, policy_action)
+            actor_norm = self.step(self.actor_optimizer, backward(-action_gradient / q1.shape[-1]))
             self.update_targets()
             metrics |= {
-                "loss/actor": actor_loss.detach(),
-                "policy/saturation": saturation(policy_action.detach()),
+                "loss/actor": -q1.mean(dim=-1),
+                "policy/saturation": saturation(policy_action),
                 "grad/actor_norm": actor_norm,
             }
         return metrics
