@@ -25,7 +25,7 @@ class Replay:
         capacity: transitions a member, at least `num_envs`.
         obs_dim: size of an observation.
         action_dim: size of an action.
-        generators: one a member, for sampling.
+        generators: one a member, on the CPU, for sampling.
         device: where the rows live.
         dtype: of the rows.
         num_envs: environments a member.
@@ -37,7 +37,7 @@ class Replay:
         capacity: int,
         obs_dim: int,
         action_dim: int,
-        generators: Sequence[np.random.Generator],
+        generators: Sequence[torch.Generator],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         num_envs: int = 1,
@@ -79,8 +79,8 @@ class Replay:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions for each member, from its own stream."""
-        places = np.stack([g.integers(self.size, size=batch_size) for g in self._generators])
-        obs, action, reward, next_obs, terminated = self._gather(np.arange(len(places))[:, None], places)
+        places = torch.stack([torch.randint(self.size, (batch_size,), generator=g) for g in self._generators])
+        obs, action, reward, next_obs, terminated = self._gather(torch.arange(len(places))[:, None], places)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def rows(self, member: int, first: int) -> np.ndarray:
@@ -90,13 +90,13 @@ class Replay:
             `(n,)`, a structured array with fields obs, action, reward, next_obs and terminated.
         """
         first = max(first, self.added - self.size)
-        places = np.arange(first, self.added) % self.capacity
-        rows: np.ndarray = torch.cat(list(self._gather(np.asarray(member), places)), dim=-1).cpu().numpy()
+        places = torch.arange(first, self.added) % self.capacity
+        rows: np.ndarray = torch.cat(list(self._gather(torch.tensor(member), places)), dim=-1).cpu().numpy()
         return rows.view(self._dtype)[:, 0]
 
     def state(self, member: int) -> dict[str, Any]:
         """All but the rows of one member."""
-        return {"added": self.added, "size": self.size, "random": self._generators[member].bit_generator.state}
+        return {"added": self.added, "size": self.size, "random": self._generators[member].get_state()}
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
         """Go on from `state()`, one a member, and each one's `rows()` that were there, oldest first, in parts.
@@ -112,7 +112,7 @@ class Replay:
                     raise ValueError(f"transitions are {part.dtype}, not {self._dtype}")
             self._put(structured_to_unstructured(np.stack(parts)))
         for generator, state in zip(self._generators, states, strict=True):
-            generator.bit_generator.state = state["random"]
+            generator.set_state(state["random"])
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -137,12 +137,12 @@ class Replay:
         self.added += count
         self.size = min(self.size + count, self.capacity)
 
-    def _gather(self, member: np.ndarray, places: np.ndarray) -> Sequence[Tensor]:
+    def _gather(self, member: Tensor, places: Tensor) -> Sequence[Tensor]:
         """Obs, action, reward, next_obs and terminated, each `(*places.shape, ·)`, of places of members."""
         rows = self._rows.view(-1, self._rows.shape[-1])
 
-        def select(source: Tensor, places: np.ndarray) -> Tensor:
-            index = torch.from_numpy((places + self.capacity * member).ravel())
+        def select(source: Tensor, places: Tensor) -> Tensor:
+            index = (places + self.capacity * member).flatten()
             return source.index_select(0, index.to(rows.device)).view(*places.shape, source.shape[1])
 
         found = select(rows, places)
@@ -152,7 +152,7 @@ class Replay:
         obs_dim, action_dim = self._widths[:2]
         obs, action, reward, terminated = torch.split(found, [obs_dim, action_dim, 1, 1], dim=-1)
         next_obs = select(rows[:, :obs_dim], (places + self._num_envs) % self.capacity)
-        self._own_next.fill_in(next_obs.view(-1, obs_dim), member, places)
+        self._own_next.fill_in(next_obs.view(-1, obs_dim), member.numpy(), places.numpy())
         return obs, action, reward, next_obs, terminated
 
 

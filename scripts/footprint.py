@@ -126,15 +126,15 @@ def replay_bytes(size: int) -> int:
     import numpy as np
 
     from dpg_cli.replay import Replay
-    from dpg_cli.seeding import Purpose, generator
+    from dpg_cli.seeding import Purpose, torch_generator
 
     obs_dim, action_dim, at_once = 17, 6, 100
     shape = (1, at_once)
     transitions = [np.ones((*shape, obs_dim)), np.ones((*shape, action_dim)), np.ones(shape)]
     transitions += [np.ones((*shape, obs_dim)), np.zeros(shape, bool)]
-    Replay(at_once, obs_dim, action_dim, [generator(0, Purpose.REPLAY)]).add(*transitions)
+    Replay(at_once, obs_dim, action_dim, [torch_generator(0, Purpose.REPLAY)]).add(*transitions)
     before = resident_bytes()
-    replay = Replay(size, obs_dim, action_dim, [generator(0, Purpose.REPLAY)])
+    replay = Replay(size, obs_dim, action_dim, [torch_generator(0, Purpose.REPLAY)])
     for _ in range(size // at_once):
         replay.add(*transitions)
     return resident_bytes() - before

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from dpg_cli.replay import NextObservations, Replay
-from dpg_cli.seeding import Purpose, generator
+from dpg_cli.seeding import Purpose, torch_generator
 
 OBS, ACTION = 3, 2
 
 
 def new(capacity, seeds=(0,), obs_dim=OBS, action_dim=ACTION, **options):
-    generators = [generator(seed, Purpose.REPLAY) for seed in seeds]
+    generators = [torch_generator(seed, Purpose.REPLAY) for seed in seeds]
     return Replay(capacity, obs_dim, action_dim, generators, **options)
 
 

@@ -19,7 +19,7 @@ from dpg_cli.noise import NOISES, Noise
 from dpg_cli.precision import PRECISIONS, choose_products
 from dpg_cli.replay import Replay
 from dpg_cli.rollout import Env, Environments
-from dpg_cli.seeding import Purpose, generator
+from dpg_cli.seeding import Purpose, generator, torch_generator
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def build(config: TrainConfig) -> Training:
             min(config.buffer_size, config.total_steps + config.num_envs - 1),
             obs_dim,
             action_dim,
-            [generator(s, Purpose.REPLAY) for s in seeds],
+            [torch_generator(s, Purpose.REPLAY) for s in seeds],
             device,
             precision.parameters,
             config.num_envs,
