@@ -115,9 +115,9 @@ class Network(nn.Module):
             return self._recorded(x, extra, index, first=first)[0]
         members = self._members(first)
         flat = self.flat.detach() if first else self.flat
-        blocks = self._blocks(x.shape[-2], first)
+        layers = self._dense(x.shape[-2], first)
         extra = None if extra is None else _of_each(extra, members)
-        y: Tensor = _MLP.apply(_of_each(x, members), extra, index, flat, self.shapes, blocks)  # type: ignore[no-untyped-call]
+        y: Tensor = _MLP.apply(_of_each(x, members), extra, index, flat, self.shapes, layers)  # type: ignore[no-untyped-call]
         return y.view(*members, *y.shape[-2:])
 
     def _recorded(
@@ -126,7 +126,7 @@ class Network(nn.Module):
         """As `_mlp`, without torch's differentiation, and the record for ours."""
         members = self._members(first)
         extra = None if extra is None else _of_each(extra, members)
-        y, tape = _forward(_of_each(x, members), extra, index, self._blocks(x.shape[-2], first))
+        y, tape = _forward(_of_each(x, members), extra, index, self._dense(x.shape[-2], first))
         return y.to(x.dtype).view(*members, *y.shape[-2:]), tape
 
     def _gradient(self, grad: Tensor, tape: "Tape") -> Tensor:
@@ -144,21 +144,33 @@ class Network(nn.Module):
     def _members_in_a_row(self, flat: Tensor) -> list[Tensor]:
         return [view.flatten(0, -3) for view in self.views(flat)]
 
-    def _blocks(self, rows: int, first: bool) -> list[Tensor]:
-        """Weight and bias of each layer in turn, `(N, rows, columns)`: views of `flat`, or of a rounded copy of it.
+    def _dense(self, rows: int, first: bool) -> list["Dense"]:
+        """The layers for products of so many rows: of all members in a row, or of the first of K critics.
 
         They are kept: to make them takes as long as a small product.
         """
-        dtype = self.products if rows >= FEW_ROWS else self.flat.dtype
-        flat, kept = self.flat.detach(), self._kept.get(dtype)
-        at = flat.data_ptr()  # another one in a copy of this network, or on another device
+        flat = self.flat
+        dtype = self.products if rows >= FEW_ROWS else flat.dtype
+        at, version = flat.data_ptr(), flat._version  # the former is another one in a copy, or on another device
+        kept = self._kept.get(dtype)
         if kept is None or kept.at != at:
-            rounded = flat.to(dtype)
-            kept = self._kept[dtype] = Kept(at, flat._version, rounded, self._members_in_a_row(rounded))
-        elif dtype is not flat.dtype and kept.version != flat._version:
-            kept.rounded.copy_(flat)
-            self._kept[dtype] = kept._replace(version=flat._version)
-        return [block[: self.shapes[0][-3]] for block in kept.blocks] if first else kept.blocks
+            rounded = flat.detach().to(dtype)
+            blocks = self._members_in_a_row(rounded)
+            layers = [Dense(w, b, w.mT) for w, b in zip(blocks[::2], blocks[1::2], strict=True)]
+            of_first = [Dense(*(tensor[: self.shapes[0][-3]] for tensor in layer)) for layer in layers]
+            kept = self._kept[dtype] = Kept(at, version, rounded, layers, of_first)
+        elif dtype is not flat.dtype and kept.version != version:
+            kept.rounded.copy_(flat.detach())
+            self._kept[dtype] = kept._replace(version=version)
+        return kept.of_first if first else kept.layers
+
+
+class Dense(NamedTuple):
+    """A layer of N members, in the precision of the products: views of the parameters, or of a rounded copy of them."""
+
+    weight: Tensor  # (N, in, out)
+    bias: Tensor  # (N, 1, out)
+    transposed: Tensor  # (N, out, in), the weight
 
 
 class Kept(NamedTuple):
@@ -167,7 +179,8 @@ class Kept(NamedTuple):
     at: int  # where they lie in memory
     version: int  # torch's count of their changes
     rounded: Tensor  # (P,); they themselves in their own precision
-    blocks: list[Tensor]
+    layers: list[Dense]
+    of_first: list[Dense]
 
 
 class Normalizer(nn.Module):
@@ -322,35 +335,37 @@ class Critic(Network):
 class Tape(NamedTuple):
     """What a forward pass of N members leaves for its gradients."""
 
+    layers: Sequence[Dense]
     inputs: list[Tensor]  # of each layer, (N, B, ·)
-    weights: Sequence[Tensor]  # of each layer, (N, in, out)
     entry: int  # the layer that `extra` entered at
     extra_size: int  # 0 without one
 
 
-def _forward(x: Tensor, extra: Tensor | None, index: int, blocks: Sequence[Tensor]) -> tuple[Tensor, Tape]:
+def _forward(x: Tensor, extra: Tensor | None, index: int, layers: Sequence[Dense]) -> tuple[Tensor, Tape]:
     """The layers of N members.
 
     Args:
         x: `(N, B, in)`.
         extra: `(N, B, ·)`, appended to the input of the layer `index`.
         index: counted from 0.
-        blocks: weight and bias of each layer in turn, `(N, rows, columns)`, in the precision of the products.
+        layers: in turn.
 
     Returns:
-        `(N, B, out)`, in that precision, and the record.
+        `(N, B, out)`, in the precision of the layers, and the record.
     """
-    weights, inputs = blocks[::2], []
-    x = x.to(weights[0].dtype)
-    for i, (weight, bias) in enumerate(zip(weights, blocks[1::2], strict=True)):
+    x, inputs = x.to(layers[0].bias.dtype), []
+    for i, (weight, bias, transposed) in enumerate(layers):
         if i > 0:
             x = x.relu_()
         if extra is not None and i == index:
             x = torch.cat([x, extra.to(x.dtype)], dim=-1)
         inputs.append(x)
-        prepare_product(x.shape[-2], *weight.shape[-2:])
-        x = (x * weight.mT).sum(dim=-1, keepdim=True) + bias if _single(weight) else torch.baddbmm(bias, x, weight)
-    return x, Tape(inputs, weights, index, 0 if extra is None else extra.shape[-1])
+        if _single(weight):
+            x = (x * transposed).sum(dim=-1, keepdim=True).add_(bias)
+        else:
+            prepare_product(x.shape[-2], *weight.shape[-2:])
+            x = torch.baddbmm(bias, x, weight)
+    return x, Tape(layers, inputs, index, 0 if extra is None else extra.shape[-1])
 
 
 def _backward(grad: Tensor, tape: Tape, blocks: Sequence[Tensor] | None, *, of_extra: bool = False) -> Tensor | None:
@@ -368,17 +383,19 @@ def _backward(grad: Tensor, tape: Tape, blocks: Sequence[Tensor] | None, *, of_e
     grad_extra = None
     grad = grad.to(tape.inputs[0].dtype)
     for i in reversed(range(len(tape.inputs))):
-        x, weight = tape.inputs[i], tape.weights[i]
+        x, (weight, _, transposed) = tape.inputs[i], tape.layers[i]
         prepare_product(x.shape[-2], *weight.shape[-2:])
         if blocks is not None:
             _sum_of_products(x, grad, out=blocks[2 * i])
             torch.sum(grad, dim=-2, keepdim=True, dtype=blocks[0].dtype, out=blocks[2 * i + 1])
-        width = x.shape[-1] - (tape.extra_size if i == tape.entry else 0)  # of what the layer before gave
-        if i == tape.entry and of_extra:
-            grad_extra = _times_transposed(grad, weight[:, width:])
+        if i == tape.entry and tape.extra_size:
+            width = x.shape[-1] - tape.extra_size  # of what the layer before gave
+            if of_extra:
+                grad_extra = _product(grad, transposed[..., width:])
+            x, transposed = x[..., :width], transposed[..., :width]
         if i > 0 and (blocks is not None or i > tape.entry):
-            grad = _times_transposed(grad, weight[:, :width])
-            torch.ops.aten.threshold_backward.grad_input(grad, x[..., :width], 0, grad_input=grad)
+            grad = _product(grad, transposed)
+            torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
     return grad_extra
 
 
@@ -393,10 +410,10 @@ class _MLP(torch.autograd.Function):
         index: int,
         flat: Tensor,
         shapes: Sequence[torch.Size],
-        blocks: Sequence[Tensor],
+        layers: Sequence[Dense],
     ) -> Tensor:
-        """`blocks` are those of `flat`, which gets the gradient."""
-        y, tape = _forward(x, extra, index, blocks)
+        """`layers` are those of `flat`, which gets the gradient."""
+        y, tape = _forward(x, extra, index, layers)
         ctx.save_for_backward(flat, *tape.inputs)  # so that torch sees whether one of them is changed in between
         ctx.tape, ctx.shapes = tape._replace(inputs=[]), shapes
         return y.to(flat.dtype)
@@ -431,9 +448,9 @@ def _single(weight: Tensor) -> bool:
     return weight.shape[-1] == 1
 
 
-def _times_transposed(grad: Tensor, weight: Tensor) -> Tensor:
-    """`grad @ weight.mT`."""
-    return grad * weight.mT if _single(weight) else torch.bmm(grad, weight.mT)
+def _product(grad: Tensor, transposed: Tensor) -> Tensor:
+    """`grad @ transposed`."""
+    return grad * transposed if grad.shape[-1] == 1 else torch.bmm(grad, transposed)
 
 
 def _sum_of_products(x: Tensor, grad: Tensor, out: Tensor) -> None:

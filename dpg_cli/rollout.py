@@ -91,7 +91,8 @@ class Environments:
         Raises:
             DivergedError: an action, a reward or an observation is not finite.
         """
-        check_finite(self.seeds, f"step {step}", action=action)
+        when = f"step {step}"
+        check_finite(self.seeds, when, action=action)
         obs, next_obs = self.obs, np.empty_like(self.obs)
         reward = np.empty(action.shape[:2])
         terminated, truncated = np.empty(action.shape[:2], bool), np.empty(action.shape[:2], bool)
@@ -100,19 +101,19 @@ class Environments:
             put(next_obs, i, observed)
         with np.errstate(over="ignore"):  # what the replay would keep
             stored_reward = reward.astype(self.obs.dtype)
-        check_finite(self.seeds, f"step {step}", reward=stored_reward, obs=next_obs)
-        check_simulations(self.seeds, f"step {step}", self._simulations)
+        check_finite(self.seeds, when, reward=stored_reward, obs=next_obs)
+        check_simulations(self.seeds, when, self._simulations)
         self._returns += reward
         self._lengths += 1
         self.obs = next_obs.copy()
-        episodes = []
-        for member, index in np.argwhere(terminated | truncated):
+        ended, episodes = terminated | truncated, []
+        for member, index in np.argwhere(ended) if ended.any() else ():
             i = (int(member), int(index))
             episodes.append(Episode(i[0], float(self._returns[i]), int(self._lengths[i])))
             self._returns[i], self._lengths[i] = 0.0, 0
             put(self.obs, i, self.envs[i[0]][i[1]].reset()[0])
         if episodes:
-            check_finite(self.seeds, f"step {step}", obs=self.obs)
+            check_finite(self.seeds, when, obs=self.obs)
         return Transition(obs, action, reward, next_obs, terminated, truncated), episodes
 
     def state(self, member: int) -> dict[str, Any]:
@@ -390,11 +391,11 @@ def check_simulations(seeds: Sequence[int], when: str, simulations: Sequence[Seq
     """
     for seed, member in zip(seeds, simulations, strict=True):
         for data in member:
-            if data is not None and any(data.warning[number].number for number in _unstable_warnings()):
+            if data is not None and any(data.warning.number[_unstable_warnings()]):
                 raise DivergedError(f"seed {seed}, {when}: the simulation became unstable and was reset by MuJoCo")
 
 
 @functools.cache
-def _unstable_warnings() -> tuple[int, ...]:
+def _unstable_warnings() -> list[int]:
     warnings = sys.modules["mujoco"].mjtWarning
-    return tuple(int(getattr(warnings, name)) for name in UNSTABLE)
+    return [int(getattr(warnings, name)) for name in UNSTABLE]
