@@ -90,7 +90,7 @@ class Replay:
             `(n,)`, a structured array with fields obs, action, reward, next_obs and terminated.
         """
         first = max(first, self.added - self.size)
-        places = torch.arange(first, self.added) % self.capacity
+        places = torch.from_numpy(np.arange(first, self.added) % self.capacity)
         rows: np.ndarray = torch.cat(list(self._gather(torch.tensor(member), places)), dim=-1).cpu().numpy()
         return rows.view(self._dtype)[:, 0]
 
