@@ -67,8 +67,8 @@ class Averages:
     def add(self, scalars: Mapping[str, Tensor]) -> None:
         """Take in one update's scalars, each `(S,)`."""
         for tag, value in scalars.items():
-            total, count = self._totals.get(tag, (torch.zeros_like(value), 0))
-            self._totals[tag] = (total + value, count + 1)
+            before = self._totals.get(tag)
+            self._totals[tag] = (value, 1) if before is None else (before[0] + value, before[1] + 1)
 
     def add_noise_scale(self, scale: float) -> None:
         """Take in the exploration noise's scale at one step, the same for every member."""

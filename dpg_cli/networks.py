@@ -456,8 +456,8 @@ def _product(grad: Tensor, transposed: Tensor) -> Tensor:
 def _sum_of_products(x: Tensor, grad: Tensor, out: Tensor) -> None:
     """`x.mT @ grad` into `out`, which may be of a higher precision."""
     if grad.shape[-1] == 1:
-        torch.sum(x * grad, dim=-2, dtype=out.dtype, out=out.squeeze(-1))
-    elif out.dtype is x.dtype:
+        x, grad, out = grad, x, out.mT  # a product with one row is faster than one with one column
+    if out.dtype is x.dtype:
         torch.bmm(x.mT, grad, out=out)
     else:
         out.copy_(torch.bmm(x.mT, grad))
