@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from dpg_cli.rollout import Episode, Evaluation
 from dpg_cli.stored import MAX_LINE, records
 
 log = logging.getLogger(__name__)
+F = TypeVar("F", TextIO, "EventFile")
 
 METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.out.tfevents.*"
 
@@ -164,17 +165,22 @@ class Recorder:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], name: str, sizes: Mapping[str, int] | None = None):
         self._folder = folder
-        with explaining(folder):
-            events_lost = sizes is not None and cut(folder, sizes)
-            self._metrics = (folder / METRICS).open("a", encoding="utf-8")
-            self._evaluations = (folder / EVALUATIONS).open("a", encoding="utf-8")
-            self._events = EventFile(folder)
-        if sizes is None or events_lost:
-            self._write_config(config, name)
-        if events_lost:
-            for record in records(folder / METRICS):
-                step, when = record.pop("step"), float(record.pop("time", 0.0))
-                self._add_scalars(step, when, {tag: value for tag, value in record.items() if type(value) is float})
+        self._files: list[TextIO | EventFile] = []
+        try:
+            with explaining(folder):
+                events_lost = sizes is not None and cut(folder, sizes)
+                self._metrics = self._opened((folder / METRICS).open("a", encoding="utf-8"))
+                self._evaluations = self._opened((folder / EVALUATIONS).open("a", encoding="utf-8"))
+                self._events = self._opened(EventFile(folder))
+            if sizes is None or events_lost:
+                self._write_config(config, name)
+            if events_lost:
+                for record in records(folder / METRICS):
+                    step, when = record.pop("step"), float(record.pop("time", 0.0))
+                    self._add_scalars(step, when, {tag: value for tag, value in record.items() if type(value) is float})
+        except BaseException:
+            self.close()
+            raise
 
     def sizes(self) -> dict[str, int]:
         """What is in every file by now, and on the disk.
@@ -217,9 +223,13 @@ class Recorder:
 
     def close(self) -> None:
         """Close every file."""
-        for file in (self._events, self._metrics, self._evaluations):
+        for file in self._files:
             with contextlib.suppress(OSError):  # a full disk; what is lost was not in any checkpoint
                 file.close()
+
+    def _opened(self, file: F) -> F:
+        self._files.append(file)
+        return file
 
     def _add_scalars(self, step: int, when: float, values: Mapping[str, float]) -> None:
         with explaining(self._events.path):

@@ -237,26 +237,28 @@ def _train(
     label: Label | None,
     start: Sequence[Loaded] | None,
 ) -> Outcome:
-    training = build(config)
-    problem = copies_exactly(environment_maker(config))
-    training.environments.copyable = problem is None
-    for note in _notes(config, training, problem):
-        console.print(f"note: {note}", soft_wrap=True)
-    starts = [None] * len(folders) if start is None else start
-    for path, own in zip(folders, starts, strict=True):
-        if own is not None:
-            rewind(path, own, Disk())
-    recorders = [
-        Recorder(
-            path,
-            _of_member(config, member).model_dump(),
-            _curve_name(config, member, path, label),
-            None if own is None else own.state["files"],
-        )
-        for member, (path, own) in enumerate(zip(folders, starts, strict=True))
-    ]
-    versions = run_dir.versions()
-    try:
+    with contextlib.ExitStack() as opened:
+        training = build(config)
+        opened.callback(training.close)
+        problem = copies_exactly(environment_maker(config))
+        training.environments.copyable = problem is None
+        for note in _notes(config, training, problem):
+            console.print(f"note: {note}", soft_wrap=True)
+        starts = [None] * len(folders) if start is None else start
+        for path, own in zip(folders, starts, strict=True):
+            if own is not None:
+                rewind(path, own, Disk())
+        recorders = []
+        for member, (path, own) in enumerate(zip(folders, starts, strict=True)):
+            recorder = Recorder(
+                path,
+                _of_member(config, member).model_dump(),
+                _curve_name(config, member, path, label),
+                None if own is None else own.state["files"],
+            )
+            opened.callback(recorder.close)
+            recorders.append(recorder)
+        versions = run_dir.versions()
         with watcher.display:
             return train(
                 training.algorithm,
@@ -281,7 +283,3 @@ def _train(
                 progress=watcher,
                 stop=stop,
             )
-    finally:
-        for recorder in recorders:
-            recorder.close()
-        training.close()
