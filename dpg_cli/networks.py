@@ -132,8 +132,9 @@ class Network(nn.Module):
     def _gradient(self, grad: Tensor, tape: "Tape") -> Tensor:
         """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
         if self._place is None:
-            flat = torch.empty_like(self.flat, requires_grad=False)
-            self._place = flat, self._members_in_a_row(flat)
+            with torch.inference_mode(False):  # a tensor of that mode could not be used outside
+                flat = torch.empty_like(self.flat, requires_grad=False)
+                self._place = flat, self._members_in_a_row(flat)
         flat, blocks = self._place
         _backward(grad.flatten(0, -3), tape, blocks)
         return flat
@@ -154,7 +155,8 @@ class Network(nn.Module):
         at, version = flat.data_ptr(), flat._version  # the former is another one in a copy, or on another device
         kept = self._kept.get(dtype)
         if kept is None or kept.at != at:
-            rounded = flat.detach().to(dtype)
+            with torch.inference_mode(False):  # a tensor of that mode could not be used outside
+                rounded = flat.detach().to(dtype)
             blocks = self._members_in_a_row(rounded)
             layers = [Dense(w, b, w.mT) for w, b in zip(blocks[::2], blocks[1::2], strict=True)]
             of_first = [Dense(*(tensor[: self.shapes[0][-3]] for tensor in layer)) for layer in layers]

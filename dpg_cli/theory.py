@@ -384,10 +384,11 @@ class TrueCritic(nn.Module):
         """As of `networks.Critic`."""
         return self(obs, action), lambda grad: grad.sum(dim=(1, 2))
 
+    @torch.inference_mode(False)
     @torch.enable_grad()
     def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """As of `networks.Critic`."""
-        action = action.detach().requires_grad_()
+        action = action.clone().requires_grad_()
         q1 = self.q1(obs, action)
         return q1.detach(), torch.autograd.grad(q1.sum(), action)[0]
 
