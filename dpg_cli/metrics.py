@@ -69,7 +69,7 @@ class Averages:
         """Take in one update's scalars, each `(S,)`."""
         for tag, value in scalars.items():
             before = self._totals.get(tag)
-            self._totals[tag] = (value, 1) if before is None else (before[0] + value, before[1] + 1)
+            self._totals[tag] = (value.clone(), 1) if before is None else (before[0] + value, before[1] + 1)
 
     def add_noise_scale(self, scale: float) -> None:
         """Take in the exploration noise's scale at one step, the same for every member."""

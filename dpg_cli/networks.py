@@ -15,8 +15,6 @@ from torch.autograd.function import once_differentiable
 
 from dpg_cli.precision import prepare_product
 
-FEW_ROWS = 32  # so few gain nothing from products of lower precision
-
 
 class Layer(NamedTuple):
     """A dense layer of every member; views of a network's parameters."""
@@ -41,7 +39,7 @@ class Network(nn.Module):
 
     Attributes:
         flat: the parameters, `(P,)`: weight and bias of each layer in turn.
-        products: precision of large matrix products; that of the parameters unless it is set.
+        products: precision of the matrix products of an update; that of the parameters unless it is set.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class Network(nn.Module):
         self.shapes = [block.shape for block in blocks]
         self.flat = nn.Parameter(torch.cat([block.flatten() for block in blocks]))
         self._kept: dict[torch.dtype, Kept] = {}
-        self._place: tuple[Tensor, list[Tensor]] | None = None
+        self._place: Kept | None = None  # of gradients
 
     @property
     def layers(self) -> list[Layer]:
@@ -78,7 +76,7 @@ class Network(nn.Module):
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Views of a tensor like `flat`: weight and bias of each layer in turn, `(*members, rows, columns)`."""
-        return [block.view(shape) for block, shape in zip(_split(flat, self.shapes), self.shapes, strict=True)]
+        return _blocks(flat, self.shapes)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the network is, by name; views, each `(*members, rows, columns)`."""
@@ -99,7 +97,9 @@ class Network(nn.Module):
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def _mlp(self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False) -> Tensor:
+    def _mlp(
+        self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False, exact: bool = False
+    ) -> Tensor:
         """All layers in turn, by torch's automatic differentiation where it is enabled.
 
         Args:
@@ -107,64 +107,57 @@ class Network(nn.Module):
             extra: `(S, B, ·)`, appended to the input of the layer `index`.
             index: counted from 0.
             first: the first of K critics alone, its parameters taken as constants.
+            exact: in the precision of the parameters, whatever `products` says.
 
         Returns:
             `(*members, B, out)`.
         """
         if not torch.is_grad_enabled():
-            return self._recorded(x, extra, index, first=first)[0]
+            return self._recorded(x, extra, index, first=first, exact=exact)[0]
         members = self._members(first)
         flat = self.flat.detach() if first else self.flat
-        layers = self._dense(x.shape[-2], first)
+        layers = self._dense(first, exact)
         extra = None if extra is None else _of_each(extra, members)
         y: Tensor = _MLP.apply(_of_each(x, members), extra, index, flat, self.shapes, layers)  # type: ignore[no-untyped-call]
         return y.view(*members, *y.shape[-2:])
 
     def _recorded(
-        self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False
+        self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False, exact: bool = False
     ) -> tuple[Tensor, "Tape"]:
         """As `_mlp`, without torch's differentiation, and the record for ours."""
         members = self._members(first)
         extra = None if extra is None else _of_each(extra, members)
-        y, tape = _forward(_of_each(x, members), extra, index, self._dense(x.shape[-2], first))
+        y, tape = _forward(_of_each(x, members), extra, index, self._dense(first, exact))
         return y.to(x.dtype).view(*members, *y.shape[-2:]), tape
 
     def _gradient(self, grad: Tensor, tape: "Tape") -> Tensor:
         """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
-        if self._place is None:
-            with torch.inference_mode(False):  # a tensor of that mode could not be used outside
-                flat = torch.empty_like(self.flat, requires_grad=False)
-                self._place = flat, self._members_in_a_row(flat)
-        flat, blocks = self._place
-        _backward(grad.flatten(0, -3), tape, blocks)
-        return flat
+        place = self._place
+        if place is None or place.at != self.flat.data_ptr():
+            place = self._place = self._views_of(torch.empty_like)
+        _backward(grad.flatten(0, -3), tape, place.layers)
+        return place.flat
 
     def _members(self, first: bool) -> torch.Size:
         return self.shapes[0][1:-2] if first else self.shapes[0][:-2]
 
-    def _members_in_a_row(self, flat: Tensor) -> list[Tensor]:
-        return [view.flatten(0, -3) for view in self.views(flat)]
-
-    def _dense(self, rows: int, first: bool) -> list["Dense"]:
-        """The layers for products of so many rows: of all members in a row, or of the first of K critics.
-
-        They are kept: to make them takes as long as a small product.
-        """
-        flat = self.flat
-        dtype = self.products if rows >= FEW_ROWS else flat.dtype
-        at, version = flat.data_ptr(), flat._version  # the former is another one in a copy, or on another device
+    def _dense(self, first: bool, exact: bool) -> list["Dense"]:
+        """The layers as products take them: of all members in a row, or of the first of K critics."""
+        dtype = self.flat.dtype if exact else self.products
         kept = self._kept.get(dtype)
-        if kept is None or kept.at != at:
-            with torch.inference_mode(False):  # a tensor of that mode could not be used outside
-                rounded = flat.detach().to(dtype)
-            blocks = self._members_in_a_row(rounded)
-            layers = [Dense(w, b, w.mT) for w, b in zip(blocks[::2], blocks[1::2], strict=True)]
-            of_first = [Dense(*(tensor[: self.shapes[0][-3]] for tensor in layer)) for layer in layers]
-            kept = self._kept[dtype] = Kept(at, version, rounded, layers, of_first)
-        elif dtype is not flat.dtype and kept.version != version:
-            kept.rounded.copy_(flat.detach())
-            self._kept[dtype] = kept._replace(version=version)
+        if kept is None or kept.at != self.flat.data_ptr():
+            kept = self._kept[dtype] = self._views_of(lambda flat: flat.to(dtype))
+        elif dtype is not self.flat.dtype:
+            kept.flat.copy_(self.flat.detach())  # every time: nothing says when they were changed
         return kept.of_first if first else kept.layers
+
+    @torch.inference_mode(False)  # tensors of that mode could not be used outside
+    def _views_of(self, make: Callable[[Tensor], Tensor]) -> "Kept":
+        """What `make` gives of the parameters, and its layers."""
+        flat = make(self.flat.detach())
+        layers = _dense(flat, self.shapes)
+        of_first = [Dense(*(tensor[: self.shapes[0][-3]] for tensor in layer)) for layer in layers]
+        return Kept(self.flat.data_ptr(), flat, layers, of_first)
 
 
 class Dense(NamedTuple):
@@ -176,13 +169,12 @@ class Dense(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a network keeps of its parameters in one precision."""
+    """Views of a tensor like the parameters, kept since to make them takes as long as a product."""
 
-    at: int  # where they lie in memory
-    version: int  # torch's count of their changes
-    rounded: Tensor  # (P,); they themselves in their own precision
+    at: int  # where the parameters lie; elsewhere in a copy of the network, or on another device
+    flat: Tensor  # (P,)
     layers: list[Dense]
-    of_first: list[Dense]
+    of_first: list[Dense]  # of the first of K critics
 
 
 class Normalizer(nn.Module):
@@ -248,9 +240,9 @@ class Actor(Network):
         super().__init__(list(pairwise([obs_dim, *hidden_sizes, action_dim])), generators, dtype, normalizer)
         self.obs_dim, self.action_dim, self.dtype = obs_dim, action_dim, dtype
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """`(S, B, obs_dim)` to actions `(S, B, action_dim)`."""
-        return torch.tanh(self._mlp(self.normalizer(obs)))
+    def forward(self, obs: Tensor, *, exact: bool = False) -> Tensor:
+        """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact`: not in the lower precision of an update."""
+        return torch.tanh(self._mlp(self.normalizer(obs), exact=exact))
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Actions, and how their gradient becomes that of the parameters.
@@ -260,7 +252,7 @@ class Actor(Network):
 
         Returns:
             Actions `(S, B, action_dim)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until
-            the next call.
+            this network's next one. In between neither the parameters nor the actions may be changed.
         """
         y, tape = self._recorded(self.normalizer(obs))
         action = torch.tanh(y)
@@ -316,15 +308,18 @@ class Critic(Network):
             action: `(S, B, action_dim)`.
 
         Returns:
-            Values `(K, S, B)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until the next
-            call.
+            Values `(K, S, B)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until this
+            network's next one. In between the parameters may not be changed.
         """
         y, tape = self._recorded(self.normalizer(obs), action, self.action_index)
         return y.squeeze(-1), lambda grad: self._gradient(grad.unsqueeze(-1), tape)
 
-    def q1(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The first critic's values, `(S, B)`: what the actor ascends, by the action alone."""
-        return self._mlp(self.normalizer(obs), action, self.action_index, first=True).squeeze(-1)
+    def q1(self, obs: Tensor, action: Tensor, *, exact: bool = False) -> Tensor:
+        """The first critic's values, `(S, B)`: what the actor ascends, by the action alone.
+
+        `exact`: not in the lower precision of an update.
+        """
+        return self._mlp(self.normalizer(obs), action, self.action_index, first=True, exact=exact).squeeze(-1)
 
     def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The first critic's values, `(S, B)`, and ∇ₐQ₁(s, a) at each of them, `(S, B, action_dim)`."""
@@ -362,7 +357,7 @@ def _forward(x: Tensor, extra: Tensor | None, index: int, layers: Sequence[Dense
         if extra is not None and i == index:
             x = torch.cat([x, extra.to(x.dtype)], dim=-1)
         inputs.append(x)
-        if _single(weight):
+        if weight.shape[-1] == 1:  # a sum is faster than a product with one column
             x = (x * transposed).sum(dim=-1, keepdim=True).add_(bias)
         else:
             prepare_product(x.shape[-2], *weight.shape[-2:])
@@ -370,16 +365,16 @@ def _forward(x: Tensor, extra: Tensor | None, index: int, layers: Sequence[Dense
     return x, Tape(layers, inputs, index, 0 if extra is None else extra.shape[-1])
 
 
-def _backward(grad: Tensor, tape: Tape, blocks: Sequence[Tensor] | None, *, of_extra: bool = False) -> Tensor | None:
+def _backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extra: bool = False) -> Tensor | None:
     """The gradients, written out.
 
-    It is what automatic differentiation does by a third of the operations: ReLU in place, no gradient that nobody asked
-    for, sums of products where a layer has one output. tests/test_networks.py holds it to torch's own in float64.
+    It is what automatic differentiation does by a third of the operations: ReLU in place, and no gradient that nobody
+    asked for. tests/test_networks.py holds it to torch's own in float64.
 
     Args:
         grad: of the output, `(N, B, out)`.
         tape: the record of the forward pass.
-        blocks: where to put the gradient of the parameters, weight and bias of each layer in turn; None for nowhere.
+        into: where to put the gradient of the parameters, layer by layer; None for nowhere.
         of_extra: whether to return the gradient of `extra`, `(N, B, ·)`.
     """
     grad_extra = None
@@ -387,15 +382,15 @@ def _backward(grad: Tensor, tape: Tape, blocks: Sequence[Tensor] | None, *, of_e
     for i in reversed(range(len(tape.inputs))):
         x, (weight, _, transposed) = tape.inputs[i], tape.layers[i]
         prepare_product(x.shape[-2], *weight.shape[-2:])
-        if blocks is not None:
-            _sum_of_products(x, grad, out=blocks[2 * i])
-            torch.sum(grad, dim=-2, keepdim=True, dtype=blocks[0].dtype, out=blocks[2 * i + 1])
+        if into is not None:
+            _sum_of_products(x, grad, out=into[i].weight)
+            torch.sum(grad, dim=-2, keepdim=True, dtype=into[i].bias.dtype, out=into[i].bias)
         if i == tape.entry and tape.extra_size:
             width = x.shape[-1] - tape.extra_size  # of what the layer before gave
             if of_extra:
                 grad_extra = _product(grad, transposed[..., width:])
             x, transposed = x[..., :width], transposed[..., :width]
-        if i > 0 and (blocks is not None or i > tape.entry):
+        if i > 0 and (into is not None or i > tape.entry):
             grad = _product(grad, transposed)
             torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
     return grad_extra
@@ -426,12 +421,11 @@ class _MLP(torch.autograd.Function):
         """The gradients of `extra` and `flat`."""
         flat, *inputs = ctx.saved_tensors
         _, of_extra, _, of_flat, *_ = ctx.needs_input_grad
-        grad_flat, blocks = None, None
+        grad_flat, into = None, None
         if of_flat:
             grad_flat = torch.empty_like(flat)
-            parts = zip(_split(grad_flat, ctx.shapes), ctx.shapes, strict=True)
-            blocks = [part.view(-1, *shape[-2:]) for part, shape in parts]
-        grad_extra = _backward(grad, ctx.tape._replace(inputs=inputs), blocks, of_extra=of_extra)
+            into = _dense(grad_flat, ctx.shapes)
+        grad_extra = _backward(grad, ctx.tape._replace(inputs=inputs), into, of_extra=of_extra)
         return None, None if grad_extra is None else grad_extra.to(grad.dtype), None, grad_flat, None, None
 
 
@@ -440,14 +434,16 @@ def _of_each(x: Tensor, members: Sequence[int]) -> Tensor:
     return x.expand(*members, *x.shape[-2:]).flatten(0, -3)
 
 
-def _split(flat: Tensor, shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
-    blocks: Sequence[Tensor] = torch.split(flat, [shape.numel() for shape in shapes])
-    return blocks
+def _blocks(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Views of a tensor like a network's parameters: weight and bias of each layer in turn."""
+    parts = torch.split(flat, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _single(weight: Tensor) -> bool:
-    """Whether a layer has one output, for which a sum is faster than a product with one column."""
-    return weight.shape[-1] == 1
+def _dense(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Dense]:
+    """The layers in a tensor like a network's parameters, all members in a row."""
+    blocks = [block.flatten(0, -3) for block in _blocks(flat, shapes)]
+    return [Dense(weight, bias, weight.mT) for weight, bias in zip(blocks[::2], blocks[1::2], strict=True)]
 
 
 def _product(grad: Tensor, transposed: Tensor) -> Tensor:

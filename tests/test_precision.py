@@ -1,9 +1,14 @@
 """Precisions: which products torch takes, and what bf16 leaves in float32."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from test_algorithms import make, make_batch
 
 from dpg_cli import precision
+from dpg_cli.algorithms import Batch
 from dpg_cli.precision import choose_products, prepare_product
 
 
@@ -46,3 +51,29 @@ def test_products_that_round_are_not_taken(monkeypatch):
     monkeypatch.setattr(precision, "times_as_fast", lambda a, b: 2.0)
     choose_products(torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("name", ["ddpg", "td3"])
+def test_bfloat16_learns_and_never_from_weights_of_before(name):
+    """The rounded copy of the parameters follows every step of the optimizers and of the targets."""
+    algorithm = make(name, seeds=(0, 1), dtype=torch.float32, hidden_sizes=[32, 32], products=torch.bfloat16)
+    batch = Batch(*(tensor.float() for tensor in make_batch(size=64, members=2)))
+    losses = []
+    for _ in range(100):
+        losses.append(algorithm.update(batch)["loss/critic"])
+        for network, inputs in ((algorithm.actor, batch[:1]), (algorithm.critic, batch[:2])):
+            for own in (network, getattr(algorithm, f"target_{type(network).__name__.lower()}")):
+                assert torch.equal(own(*inputs), copy.deepcopy(own)(*inputs))
+    assert (losses[-1] < 0.5 * losses[0]).all()
+
+
+@pytest.mark.parametrize("name", ["ddpg", "td3"])
+def test_bfloat16_is_for_updates_alone(name):
+    exact, rounded = (make(name, dtype=torch.float32, products=products) for products in (None, torch.bfloat16))
+    obs = np.random.default_rng(0).normal(size=(1, 500, 3)).astype(np.float32)
+    for ask in ("act", "value"):
+        np.testing.assert_array_equal(getattr(exact, ask)(obs), getattr(rounded, ask)(obs))
+    batch = Batch(*(tensor.float() for tensor in make_batch()))
+    assert exact.update(batch)["loss/critic"] != rounded.update(batch)["loss/critic"]
+    for network in ("actor", "critic", "target_actor", "target_critic"):
+        assert all(tensor.dtype is torch.float32 for tensor in getattr(rounded, network).tensors().values())

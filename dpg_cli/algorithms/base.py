@@ -108,14 +108,14 @@ class Algorithm:
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The deterministic policy: `(S, N, obs_dim)` to actions `(S, N, action_dim)` in [-1, 1]."""
-        action: Tensor = self.actor(self._tensor(obs))
+        action: Tensor = self.actor(self._tensor(obs), exact=True)
         return action.cpu().numpy()
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
         """Q(s, μ(s)) by the first critic: `(S, N, obs_dim)` to `(S, N)`."""
         tensor = self._tensor(obs)
-        return self.critic.q1(tensor, self.actor(tensor)).cpu().numpy()
+        return self.critic.q1(tensor, self.actor(tensor, exact=True), exact=True).cpu().numpy()
 
     def observe(self, obs: np.ndarray) -> None:
         """Take new observations `(S, N, obs_dim)` into the normaliser, where there is one."""

@@ -21,14 +21,14 @@ class DDPG(Algorithm):
         next_q = self.target_critic.q1(next_obs, self.target_actor(next_obs))
         target = reward + self.discount * (1 - terminated) * next_q
 
-        q, backward = self.critic.with_backward(obs, action)
-        critic_loss, q_gradient = squared_error(q, target)
-        critic_norm = self.step(self.critic_optimizer, backward(q_gradient))
+        q, critic_backward = self.critic.with_backward(obs, action)
+        critic_loss, loss_gradient = squared_error(q, target)
+        critic_norm = self.step(self.critic_optimizer, critic_backward(loss_gradient))
 
         # Up the deterministic policy gradient (Silver et al. 2014): the mean of ∇θ μ(s) ∇a Q(s, a) at a = μ(s).
-        policy_action, backward = self.actor.with_backward(obs)
+        policy_action, actor_backward = self.actor.with_backward(obs)
         policy_q, action_gradient = self.critic.q1_with_action_gradient(obs, policy_action)
-        actor_norm = self.step(self.actor_optimizer, backward(-action_gradient / policy_q.shape[-1]))
+        actor_norm = self.step(self.actor_optimizer, actor_backward(-action_gradient / policy_q.shape[-1]))
 
         self.update_targets()
         self.updates += 1

@@ -32,9 +32,9 @@ class TD3(Algorithm):
         next_q = self.target_critic(next_obs, next_action).amin(dim=0)
         target = reward + self.discount * (1 - terminated) * next_q
 
-        q, backward = self.critic.with_backward(obs, action)
-        critic_loss, q_gradient = squared_error(q, target)
-        critic_norm = self.step(self.critic_optimizer, backward(q_gradient))
+        q, critic_backward = self.critic.with_backward(obs, action)
+        critic_loss, loss_gradient = squared_error(q, target)
+        critic_norm = self.step(self.critic_optimizer, critic_backward(loss_gradient))
         metrics = {
             "loss/critic": critic_loss,
             "value/q_mean": q.mean(dim=(0, -1)),
@@ -46,9 +46,9 @@ class TD3(Algorithm):
         # ∇θ μ(s) ∇a Q1(s, a) at a = μ(s).
         self.updates += 1
         if self.updates % self.policy_delay == 0:
-            policy_action, backward = self.actor.with_backward(obs)
+            policy_action, actor_backward = self.actor.with_backward(obs)
             q1, action_gradient = self.critic.q1_with_action_gradient(obs, policy_action)
-            actor_norm = self.step(self.actor_optimizer, backward(-action_gradient / q1.shape[-1]))
+            actor_norm = self.step(self.actor_optimizer, actor_backward(-action_gradient / q1.shape[-1]))
             self.update_targets()
             metrics |= {
                 "loss/actor": -q1.mean(dim=-1),
