@@ -56,7 +56,9 @@ def test_products_that_round_are_not_taken(monkeypatch):
 @pytest.mark.parametrize("name", ["ddpg", "td3"])
 def test_bfloat16_learns_and_never_from_weights_of_before(name):
     """The rounded copy of the parameters follows every step of the optimizers and of the targets."""
-    algorithm = make(name, seeds=(0, 1), dtype=torch.float32, hidden_sizes=[32, 32], products=torch.bfloat16)
+    algorithm = make(
+        name, seeds=(0, 1), dtype=torch.float32, hidden_sizes=[32, 32], critic_lr=3e-3, products=torch.bfloat16
+    )
     batch = Batch(*(tensor.float() for tensor in make_batch(size=64, members=2)))
     losses = []
     for _ in range(100):
