@@ -35,7 +35,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from measure import prepare, update_flops, update_once, write
+from measure import check_files, prepare, update_flops, update_once, write
 
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.errors import UserError
@@ -70,6 +70,7 @@ def main() -> None:
         return
     known = ("algo", "steps", "threads", "repetitions", "precision", "side_by_side", "out")
     values = parse(sys.argv[1:], known, required=())
+    check_files(values, "out")
     repetitions = whole(values, "repetitions", 5, minimum=1)
     side_by_side = whole(values, "side_by_side", 1, minimum=1)
     cores = sorted(os.sched_getaffinity(0))

@@ -9,9 +9,6 @@ more, so that only what is stored differs. The sizes take turns. Seconds are med
 directory, synced.
 """
 
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from measure import check_files, write
 
 from dpg_cli import config as configs
 from dpg_cli.checkpoint import Checkpoints
@@ -110,6 +108,7 @@ class Filled:
 
 def main() -> None:
     values = parse(sys.argv[1:], ("repetitions", "threads", "out"), required=())
+    check_files(values, "out")
     repetitions = whole(values, "repetitions", 11, minimum=1)
     threads = whole(values, "threads", 1, minimum=1)
     configs.register()
@@ -139,10 +138,7 @@ def main() -> None:
     training.close()
     share = statistics.median(results[-1]["seconds"]) / (STRIDE / speed)
     print(f"{speed:.0f} steps a second: {STRIDE:,} steps take {STRIDE / speed:.0f} s, a checkpoint {share:.2%} of them")
-    if "out" in values:
-        machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "load": os.getloadavg()}
-        content = {"machine": machine, "checkpoints": results, "steps_per_second": speed, "share": share}
-        Path(values["out"]).write_text(json.dumps(content, indent=2) + "\n")
+    write(values, {"checkpoints": results, "steps_per_second": speed, "share": share})
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from measure import write
+from measure import check_files, write
 from rich.live import Live
 
 from dpg_cli import config as configs
@@ -83,7 +83,7 @@ TIMED: list[tuple[Any, str, str]] = [
     (Replay, "rows", CHECKPOINT),
     (Recorder, "sizes", CHECKPOINT),
     (Checkpoints, "save", CHECKPOINT),
-    (Checkpoints, "save_best", CHECKPOINT),
+    (Checkpoints, "save_best", EVALUATION),
 ]
 # And what these call in turn.
 TIMED_INSIDE: list[tuple[Any, str, str, str]] = [
@@ -225,6 +225,7 @@ def shares(ms: dict[str, float]) -> dict[str, float]:
 def main() -> None:
     own = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in ("steps", "out")]
     values = parse(own, ("steps", "out"), required=())
+    check_files(values, "out")
     overrides = [argument for argument in sys.argv[1:] if argument not in own]
     given = {override.partition("=")[0] for override in overrides}
     overrides.append(f"total_steps={whole(values, 'steps', 3_000, minimum=1)}")

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from measure import write
+from measure import check_files, write
 
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.errors import UserError
@@ -61,6 +61,7 @@ def main() -> None:
         print(replay_bytes(int(sys.argv[2])))
         return
     values = parse(sys.argv[1:], ("repetitions", "out"), required=())
+    check_files(values, "out")
     repetitions = whole(values, "repetitions", 5, minimum=1)
     with tempfile.TemporaryDirectory() as folder:
         starts = {

@@ -12,6 +12,7 @@ import torch
 
 from dpg_cli import config
 from dpg_cli.cli.build import Training, build, sizes
+from dpg_cli.errors import UserError
 
 ROWS = 5_000  # transitions in a replay that updates are timed with
 
@@ -63,6 +64,20 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg(),
         "torch": torch.__version__,
     }
+
+
+def check_files(values: dict[str, str], *keys: str) -> None:
+    """Refuse files that cannot be written before anything is measured for them.
+
+    Raises:
+        UserError: the key, and why not.
+    """
+    for key in keys:
+        try:
+            if key in values:
+                Path(values[key]).open("ab").close()
+        except OSError as error:
+            raise UserError(f"{key}={values[key]}: {error.strerror}") from error
 
 
 def write(values: dict[str, str], result: dict[str, Any]) -> None:

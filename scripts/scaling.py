@@ -18,7 +18,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from measure import prepare, update_once, write
+from measure import check_files, prepare, update_once, write
 
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.arguments import parse, run_script, whole
@@ -44,6 +44,7 @@ Times = dict[str, dict[int, dict[int, float]]]  # milliseconds by what is varied
 
 def main() -> None:
     values = parse(sys.argv[1:], ("algo", "threads", "repetitions", "updates", "out", "image"), required=())
+    check_files(values, "out", "image")
     algo = values.get("algo", "td3")
     if algo not in ALGORITHMS:
         raise UserError(f"algo={algo}: there are {', '.join(ALGORITHMS)}")
@@ -70,8 +71,8 @@ def main() -> None:
         print(f"\n{varied:>9}" + "".join(f"{f'{threads} threads':>13}" for threads in lines) + f"   ms {unit}")
         for size in SIZES[varied]:
             print(f"{size:9}" + "".join(f"{line[size]:13.3f}" for line in lines.values()))
-    draw(algo, times, Path(values.get("image", IMAGE)))
     write(values, {"algo": algo, "ms": times})
+    draw(algo, times, Path(values.get("image", IMAGE)))
 
 
 def milliseconds(algo: str, varied: str, threads: int, size: int, updates: int) -> float:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from measure import prepare, update_once, write
+from measure import check_files, prepare, update_once, write
 
 from dpg_cli.cli.arguments import parse, run_script, whole
 
@@ -55,6 +55,7 @@ def main() -> None:
         work(sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
         return
     values = parse(sys.argv[1:], ("algo", "counts", "repetitions", "updates", "out"), required=())
+    check_files(values, "out")
     counts = [int(count) for count in values.get("counts", "1,2,4,8,16").split(",")]
     repetitions, updates = whole(values, "repetitions", 5, minimum=1), whole(values, "updates", 100, minimum=1)
     algo = values.get("algo", "td3")

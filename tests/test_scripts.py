@@ -4,10 +4,13 @@ import json
 import sys
 
 import benchmark
+import checkpoint_cost
 import costs
+import footprint
 import measure
 import pytest
 import scaling
+import seeds
 from commands import SMALL, TOY
 
 from dpg_cli.cli.arguments import run_script
@@ -132,3 +135,9 @@ def test_a_training_too_short_for_a_count(command):
     small = [argument for argument in SMALL if not argument.startswith("total_steps")]
     code, _, err = command(ended(costs.main), TOY, *small, "steps=60")
     assert (code, err) == (2, "costs: steps: too few; there must be 100 updates and steps after them\n")
+
+
+@pytest.mark.parametrize("module", [benchmark, checkpoint_cost, costs, footprint, scaling, seeds])
+def test_a_result_that_could_not_be_written_is_refused_before_it_is_measured(script, module):
+    name = module.__name__
+    assert script(module, "out=nowhere/it.json") == (2, "", f"{name}: out=nowhere/it.json: No such file or directory\n")
