@@ -65,6 +65,14 @@ def times_as_fast(a: Tensor, b: Tensor) -> float:
 
 
 def prepare_product(rows: int, inputs: int, outputs: int) -> None:
-    """Choose the library for a float32 product: oneDNN takes 20 µs to begin one, which only a large one wins back."""
+    """Choose the library for float32 products from here on.
+
+    oneDNN takes 20 µs to begin one, which only a large one wins back.
+
+    Args:
+        rows: of the batch.
+        inputs: of the layer.
+        outputs: of the layer.
+    """
     large = rows >= 128 and inputs >= 64 and outputs >= 64
     torch.set_float32_matmul_precision(_of_large_products if large else "highest")

@@ -78,7 +78,10 @@ class Replay:
         self._put(rows)
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw `batch_size` transitions for each member, from its own stream."""
+        """Draw `batch_size` transitions for each member, from its own stream.
+
+        Uniformly, but for the remainder that torch takes of a 32-bit number: up to size / 2³² more often than others.
+        """
         places = torch.stack([torch.randint(self.size, (batch_size,), generator=g) for g in self._generators])
         obs, action, reward, next_obs, terminated = self._gather(torch.arange(len(places))[:, None], places)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
