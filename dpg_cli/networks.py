@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dpg_cli.precision import prepare_product
+from dpg_cli.precision import is_large, prepare_product
 
 
 class Layer(NamedTuple):
@@ -39,7 +39,7 @@ class Network(nn.Module):
 
     Attributes:
         flat: the parameters, `(P,)`: weight and bias of each layer in turn.
-        products: precision of the matrix products of an update; that of the parameters unless it is set.
+        products: precision of the large matrix products of an update; that of the parameters unless it is set.
     """
 
     def __init__(
@@ -156,12 +156,17 @@ class Network(nn.Module):
         """What `make` gives of the parameters, and its layers."""
         flat = make(self.flat.detach())
         layers = _dense(flat, self.shapes)
+        if flat.dtype is not self.flat.dtype:
+            exact = _dense(self.flat.detach(), self.shapes)
+            layers = [
+                own if is_large(*own.weight.shape[-2:]) else other for own, other in zip(layers, exact, strict=True)
+            ]
         of_first = [Dense(*(tensor[: self.shapes[0][-3]] for tensor in layer)) for layer in layers]
         return Kept(self.flat.data_ptr(), flat, layers, of_first)
 
 
 class Dense(NamedTuple):
-    """A layer of N members, in the precision of the products: views of the parameters, or of a rounded copy of them."""
+    """A layer of N members: views of the parameters, or of a rounded copy of them where the layer is large."""
 
     weight: Tensor  # (N, in, out)
     bias: Tensor  # (N, 1, out)
@@ -348,12 +353,13 @@ def _forward(x: Tensor, extra: Tensor | None, index: int, layers: Sequence[Dense
         layers: in turn.
 
     Returns:
-        `(N, B, out)`, in the precision of the layers, and the record.
+        `(N, B, out)`, in the precision of the last layer, and the record.
     """
-    x, inputs = x.to(layers[0].bias.dtype), []
+    inputs = []
     for i, (weight, bias, transposed) in enumerate(layers):
         if i > 0:
             x = x.relu_()
+        x = x.to(weight.dtype)
         if extra is not None and i == index:
             x = torch.cat([x, extra.to(x.dtype)], dim=-1)
         inputs.append(x)
@@ -378,9 +384,9 @@ def _backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extr
         of_extra: whether to return the gradient of `extra`, `(N, B, ·)`.
     """
     grad_extra = None
-    grad = grad.to(tape.inputs[0].dtype)
     for i in reversed(range(len(tape.inputs))):
         x, (weight, _, transposed) = tape.inputs[i], tape.layers[i]
+        grad = grad.to(weight.dtype)
         prepare_product(x.shape[-2], *weight.shape[-2:])
         if into is not None:
             _sum_of_products(x, grad, out=into[i].weight)

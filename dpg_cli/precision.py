@@ -16,7 +16,7 @@ class Precision(NamedTuple):
     """What is computed in which type."""
 
     parameters: torch.dtype  # of networks, optimizers, targets and the replay
-    products: torch.dtype  # of the matrix products of an update
+    products: torch.dtype  # of the large matrix products of an update
     observations: type[np.floating[Any]]  # as environments give them
 
 
@@ -64,6 +64,11 @@ def times_as_fast(a: Tensor, b: Tensor) -> float:
     return best["highest"] / best["medium"]
 
 
+def is_large(inputs: int, outputs: int) -> bool:
+    """Whether a layer's products are large: those with an observation, an action or a value are not."""
+    return inputs >= 64 and outputs >= 64
+
+
 def prepare_product(rows: int, inputs: int, outputs: int) -> None:
     """Choose the library for float32 products from here on.
 
@@ -74,5 +79,5 @@ def prepare_product(rows: int, inputs: int, outputs: int) -> None:
         inputs: of the layer.
         outputs: of the layer.
     """
-    large = rows >= 128 and inputs >= 64 and outputs >= 64
+    large = rows >= 128 and is_large(inputs, outputs)
     torch.set_float32_matmul_precision(_of_large_products if large else "highest")

@@ -175,7 +175,7 @@ def test_the_first_critics_value_differentiates_by_the_action_alone(layer):
 
 
 def test_products_in_bfloat16_round_and_nothing_else():
-    critic = make_critic(0, 1)
+    critic = make_critic(0, 1, hidden_sizes=(64, 64))
     critic.products = torch.bfloat16
     obs, action = inputs(size=32)
     q = critic(obs, action)
@@ -185,7 +185,7 @@ def test_products_in_bfloat16_round_and_nothing_else():
     (flat,) = torch.autograd.grad(q.sum(), critic.flat)
     assert flat.dtype is torch.float64
     for got, want in zip(critic.views(flat), torch.autograd.grad(reference.sum(), parameters), strict=True):
-        torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * want.abs().max().item())
+        assert (got - want).norm() < 0.03 * want.norm()
     exact = critic.q1(obs, action, exact=True)
     torch.testing.assert_close(exact, reference.detach()[0, :, :, 0], rtol=1e-12, atol=1e-14)
 

@@ -57,7 +57,7 @@ def test_products_that_round_are_not_taken(monkeypatch):
 def test_bfloat16_learns_and_never_from_weights_of_before(name):
     """The rounded copy of the parameters follows every step of the optimizers and of the targets."""
     algorithm = make(
-        name, seeds=(0, 1), dtype=torch.float32, hidden_sizes=[32, 32], critic_lr=3e-3, products=torch.bfloat16
+        name, seeds=(0, 1), dtype=torch.float32, hidden_sizes=[64, 64], critic_lr=3e-3, products=torch.bfloat16
     )
     batch = Batch(*(tensor.float() for tensor in make_batch(size=64, members=2)))
     losses = []
@@ -71,7 +71,9 @@ def test_bfloat16_learns_and_never_from_weights_of_before(name):
 
 @pytest.mark.parametrize("name", ["ddpg", "td3"])
 def test_bfloat16_is_for_updates_alone(name):
-    exact, rounded = (make(name, dtype=torch.float32, products=products) for products in (None, torch.bfloat16))
+    exact, rounded = (
+        make(name, dtype=torch.float32, hidden_sizes=[64, 64], products=products) for products in (None, torch.bfloat16)
+    )
     obs = np.random.default_rng(0).normal(size=(1, 500, 3)).astype(np.float32)
     for ask in ("act", "value"):
         np.testing.assert_array_equal(getattr(exact, ask)(obs), getattr(rounded, ask)(obs))

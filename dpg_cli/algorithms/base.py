@@ -43,7 +43,7 @@ class Algorithm:
         seeds: one seed a member.
         device: where everything lives.
         dtype: of parameters and arithmetic.
-        products: of the matrix products of an update; `dtype` if it is not given.
+        products: of the large matrix products of an update; `dtype` if it is not given.
 
     Raises:
         ValueError: hyperparameters that don't go together.
