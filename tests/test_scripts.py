@@ -14,7 +14,6 @@ import seeds
 from commands import SMALL, TOY
 
 from dpg_cli.cli.arguments import run_script
-from dpg_cli.errors import UserError
 
 
 @pytest.fixture
@@ -65,15 +64,6 @@ def test_operations_of_an_update_on_half_cheetah():
     )
 
 
-def test_processes_side_by_side_count_while_all_are_at_work():
-    early = [(0.0, 0.0), (10.0, 10.0), (20.0, 20.0)]  # 1 a second
-    late = [(0.0, 5.0), (90.0, 35.0)]  # 3 a second
-    assert benchmark.rate([early]) == 1
-    assert benchmark.rate([early, late]) == pytest.approx(4)
-    with pytest.raises(UserError, match="not at work at the same time"):
-        benchmark.rate([early, [(0.0, 20.0), (1.0, 21.0)]])
-
-
 def test_a_paired_ratio_is_the_median_of_ratios():
     assert benchmark.paired([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
 
@@ -83,9 +73,9 @@ def test_a_paired_ratio_is_the_median_of_ratios():
     [
         (benchmark, "algo=sac", "algo=sac: should be td3 or ddpg"),
         (benchmark, "precision=float64", "precision=float64: should be float32 or bf16"),
-        (benchmark, "steps=750", "steps=750: should be a multiple of 500, at which the clock is read"),
+        (benchmark, "seconds=0", "seconds=0: should be a whole number, at least 1"),
         (benchmark, "side_by_side=1000", "1000 times 1 threads: this process may use"),
-        (benchmark, "step=500", "step: unknown key; did you mean steps?"),
+        (benchmark, "second=2", "second: unknown key; did you mean seconds?"),
         (scaling, "algo=sac", "algo=sac: there are ddpg, td3"),
         (costs, "steps=-1", "steps=-1: should be a whole number, at least 1"),
     ],
