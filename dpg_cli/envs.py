@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -41,11 +41,22 @@ REGISTERED_ELSEWHERE = {  # by how the ids begin
 }
 
 
-class UnitActions(gym.ActionWrapper[Any, Any, Any]):
-    """Takes actions in [-1, 1]^n and maps them onto the environment's own box, whatever its bounds and shape."""
+class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment with flat observations, whose actions are in [-1, 1]^n whatever its own box.
 
-    def __init__(self, env: gym.Env[Any, Any]):
+    One wrapper for what Gymnasium has several for: each costs a step more than a small network's action does.
+
+    Args:
+        env: with observations that can be flattened and a bounded box of actions.
+        dtype: of the observations.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], dtype: type[np.floating[Any]]):
         super().__init__(env)
+        self._observed, self._dtype = env.observation_space, dtype
+        flat = spaces.utils.flatten_space(self._observed)
+        assert isinstance(flat, spaces.Box)
+        self.observation_space = spaces.Box(flat.low.astype(dtype), flat.high.astype(dtype), dtype=dtype)
         box = env.action_space
         assert isinstance(box, spaces.Box)
         self._box = box
@@ -53,7 +64,24 @@ class UnitActions(gym.ActionWrapper[Any, Any, Any]):
         self._half_range = 0.5 * (box.high.astype(np.float64).ravel() - self._low)
         self.action_space = spaces.Box(-1.0, 1.0, (self._low.size,), np.float32)
 
-    def action(self, action: np.ndarray) -> np.ndarray:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._flat(obs), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """One step by an action in [-1, 1]^n."""
+        obs, *rest = self.env.step(self._own(action))
+        return self._flat(obs), *rest
+
+    def _flat(self, obs: Any) -> np.ndarray:
+        if not isinstance(self._observed, spaces.Box):
+            obs = spaces.flatten(self._observed, obs)
+        return np.asarray(obs, self._dtype).ravel()
+
+    def _own(self, action: np.ndarray) -> np.ndarray:
         """From [-1, 1]^n to the box; clipped, so that rounding never leaves it."""
         scaled = self._low + (np.asarray(action, np.float64) + 1.0) * self._half_range
         shaped = scaled.reshape(self._box.shape).astype(self._box.dtype)
@@ -104,14 +132,14 @@ def make_env(
                 env.close()
                 raise
             warnings.simplefilter("ignore")  # such as bounds that float32 rounds
-            flat = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), dtype)
+            flat = FlatEnv(env, dtype)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}{_versions_hint(env_id)}") from error
     for warning in caught:
         on_warning(_one_line(warning.message))
-    return UnitActions(flat)
+    return flat
 
 
 def newer_version(env_id: str) -> str | None:

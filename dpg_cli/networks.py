@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from dpg_cli.precision import is_large, prepare_product
 
+NARROW = 16  # a product with fewer columns takes MKL several times as long as the one with so many rows
+
 
 class Layer(NamedTuple):
     """A dense layer of every member; views of a network's parameters."""
@@ -117,8 +119,7 @@ class Network(nn.Module):
         members = self._members(first)
         flat = self.flat.detach() if first else self.flat
         layers = self._dense(first, exact)
-        extra = None if extra is None else _of_each(extra, members)
-        y: Tensor = _MLP.apply(_of_each(x, members), extra, index, flat, self.shapes, layers)  # type: ignore[no-untyped-call]
+        y: Tensor = _MLP.apply(x, extra, index, members, flat, self.shapes, layers)  # type: ignore[no-untyped-call]
         return y.view(*members, *y.shape[-2:])
 
     def _recorded(
@@ -126,9 +127,8 @@ class Network(nn.Module):
     ) -> tuple[Tensor, "Tape"]:
         """As `_mlp`, without torch's differentiation, and the record for ours."""
         members = self._members(first)
-        extra = None if extra is None else _of_each(extra, members)
-        y, tape = _forward(_of_each(x, members), extra, index, self._dense(first, exact))
-        return y.to(x.dtype).view(*members, *y.shape[-2:]), tape
+        y, tape = _forward(x, extra, index, members, self._dense(first, exact))
+        return _in(x.dtype, y).view(*members, *y.shape[-2:]), tape
 
     def _gradient(self, grad: Tensor, tape: "Tape") -> Tensor:
         """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
@@ -331,7 +331,7 @@ class Critic(Network):
         y, tape = self._recorded(self.normalizer(obs), action, self.action_index, first=True)
         grad = _backward(torch.ones_like(y), tape, None, of_extra=True)
         assert grad is not None
-        return y.squeeze(-1), grad.to(action.dtype)
+        return y.squeeze(-1), _in(action.dtype, grad)
 
 
 class Tape(NamedTuple):
@@ -343,13 +343,16 @@ class Tape(NamedTuple):
     extra_size: int  # 0 without one
 
 
-def _forward(x: Tensor, extra: Tensor | None, index: int, layers: Sequence[Dense]) -> tuple[Tensor, Tape]:
+def _forward(
+    x: Tensor, extra: Tensor | None, index: int, members: Sequence[int], layers: Sequence[Dense]
+) -> tuple[Tensor, Tape]:
     """The layers of N members.
 
     Args:
-        x: `(N, B, in)`.
-        extra: `(N, B, ·)`, appended to the input of the layer `index`.
+        x: `(S, B, in)`.
+        extra: `(S, B, ·)`, appended to the input of the layer `index`.
         index: counted from 0.
+        members: `(S,)`, or `(K, S)` for K critics of each seed; N in all.
         layers: in turn.
 
     Returns:
@@ -359,14 +362,16 @@ def _forward(x: Tensor, extra: Tensor | None, index: int, layers: Sequence[Dense
     for i, (weight, bias, transposed) in enumerate(layers):
         if i > 0:
             x = x.relu_()
-        x = x.to(weight.dtype)
         if extra is not None and i == index:
-            x = torch.cat([x, extra.to(x.dtype)], dim=-1)
+            x = torch.cat([x, extra if i == 0 else _of_each(extra, members)], dim=-1)
+        if i == 0:
+            x = _of_each(x, members)
+        x = _in(weight.dtype, x)
         inputs.append(x)
-        if weight.shape[-1] == 1:  # a sum is faster than a product with one column
-            x = (x * transposed).sum(dim=-1, keepdim=True).add_(bias)
+        prepare_product(x.shape[-2], *weight.shape[-2:])
+        if weight.shape[-1] < NARROW <= x.shape[-2]:
+            x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT
         else:
-            prepare_product(x.shape[-2], *weight.shape[-2:])
             x = torch.baddbmm(bias, x, weight)
     return x, Tape(layers, inputs, index, 0 if extra is None else extra.shape[-1])
 
@@ -386,7 +391,7 @@ def _backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extr
     grad_extra = None
     for i in reversed(range(len(tape.inputs))):
         x, (weight, _, transposed) = tape.inputs[i], tape.layers[i]
-        grad = grad.to(weight.dtype)
+        grad = _in(weight.dtype, grad)
         prepare_product(x.shape[-2], *weight.shape[-2:])
         if into is not None:
             _sum_of_products(x, grad, out=into[i].weight)
@@ -411,33 +416,41 @@ class _MLP(torch.autograd.Function):
         x: Tensor,
         extra: Tensor | None,
         index: int,
+        members: Sequence[int],
         flat: Tensor,
         shapes: Sequence[torch.Size],
         layers: Sequence[Dense],
     ) -> Tensor:
         """`layers` are those of `flat`, which gets the gradient."""
-        y, tape = _forward(x, extra, index, layers)
+        y, tape = _forward(x, extra, index, members, layers)
         ctx.save_for_backward(flat, *tape.inputs)  # so that torch sees whether one of them is changed in between
-        ctx.tape, ctx.shapes = tape._replace(inputs=[]), shapes
-        return y.to(flat.dtype)
+        ctx.tape, ctx.shapes, ctx.members = tape._replace(inputs=[]), shapes, members
+        return _in(flat.dtype, y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of `extra` and `flat`."""
         flat, *inputs = ctx.saved_tensors
-        _, of_extra, _, of_flat, *_ = ctx.needs_input_grad
+        _, of_extra, _, _, of_flat, *_ = ctx.needs_input_grad
         grad_flat, into = None, None
         if of_flat:
             grad_flat = torch.empty_like(flat)
             into = _dense(grad_flat, ctx.shapes)
         grad_extra = _backward(grad, ctx.tape._replace(inputs=inputs), into, of_extra=of_extra)
-        return None, None if grad_extra is None else grad_extra.to(grad.dtype), None, grad_flat, None, None
+        if grad_extra is not None:  # of each of K critics; all have the same
+            grad_extra = _in(grad.dtype, grad_extra).view(-1, ctx.members[-1], *grad_extra.shape[-2:]).sum(dim=0)
+        return None, grad_extra, None, None, grad_flat, None, None
 
 
 def _of_each(x: Tensor, members: Sequence[int]) -> Tensor:
     """`(S, B, ·)` to `(N, B, ·)`, the same for each of K critics."""
-    return x.expand(*members, *x.shape[-2:]).flatten(0, -3)
+    return x if len(members) == 1 else x.expand(*members, *x.shape[-2:]).flatten(0, -3)
+
+
+def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """`x.to(dtype)`, which takes its time where there is nothing to do, too."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def _blocks(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
@@ -459,9 +472,9 @@ def _product(grad: Tensor, transposed: Tensor) -> Tensor:
 
 def _sum_of_products(x: Tensor, grad: Tensor, out: Tensor) -> None:
     """`x.mT @ grad` into `out`, which may be of a higher precision."""
-    if grad.shape[-1] == 1:
-        x, grad, out = grad, x, out.mT  # a product with one row is faster than one with one column
-    if out.dtype is x.dtype:
+    if grad.shape[-1] < NARROW:
+        out.copy_(torch.bmm(grad.mT, x).mT)
+    elif out.dtype is x.dtype:
         torch.bmm(x.mT, grad, out=out)
     else:
         out.copy_(torch.bmm(x.mT, grad))

@@ -79,5 +79,6 @@ def prepare_product(rows: int, inputs: int, outputs: int) -> None:
         inputs: of the layer.
         outputs: of the layer.
     """
-    large = rows >= 128 and is_large(inputs, outputs)
-    torch.set_float32_matmul_precision(_of_large_products if large else "highest")
+    if _of_large_products != "highest":
+        large = rows >= 128 and is_large(inputs, outputs)
+        torch.set_float32_matmul_precision(_of_large_products if large else "highest")

@@ -48,6 +48,8 @@ class Replay:
         self.size = 0
         self.added = 0  # transitions since the start; the next goes to row `added % capacity`
         self._generators = generators
+        self._members = torch.arange(len(generators))[:, None]
+        self._number = torch.empty(0, dtype=dtype).numpy().dtype
         self._widths = [obs_dim, action_dim, 1, obs_dim, 1]
         self._num_envs = num_envs
         self._own_next: NextObservations | None = None
@@ -74,8 +76,8 @@ class Replay:
         terminated: np.ndarray,
     ) -> None:
         """Store one step of E environments: `(S, E, ·)` for vectors, `(S, E)` for scalars."""
-        rows = np.concatenate([obs, action, reward[..., None], next_obs, terminated[..., None]], axis=-1)
-        self._put(rows)
+        parts = [obs, action, reward[..., None], next_obs, terminated[..., None]]
+        self._put(np.concatenate(parts, axis=-1, dtype=self._number, casting="unsafe"))
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions for each member, from its own stream.
@@ -83,7 +85,7 @@ class Replay:
         Uniformly, but for the remainder that torch takes of a 32-bit number: up to size / 2³² more often than others.
         """
         places = torch.stack([torch.randint(self.size, (batch_size,), generator=g) for g in self._generators])
-        obs, action, reward, next_obs, terminated = self._gather(torch.arange(len(places))[:, None], places)
+        obs, action, reward, next_obs, terminated = self._gather(self._members, places)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def rows(self, member: int, first: int) -> np.ndarray:
@@ -121,17 +123,15 @@ class Replay:
     def _dtype(self) -> np.dtype[Any]:
         obs, action = self._widths[:2]
         fields = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
-        number = torch.empty(0, dtype=self._rows.dtype).numpy().dtype
-        return np.dtype([(name, number, shape) for name, shape in fields])
+        return np.dtype([(name, self._number, shape) for name, shape in fields])
 
     def _put(self, transitions: np.ndarray) -> None:
         count = transitions.shape[1]
-        rows = torch.from_numpy(transitions).to(self._rows.dtype)
+        rows = torch.from_numpy(transitions)
         if self._own_next is not None:
             obs, action, reward, next_obs, terminated = torch.split(rows, self._widths, dim=-1)
             self._own_next.put(self.added, obs.numpy(), next_obs.numpy())
             rows = torch.cat([obs, action, reward, terminated], dim=-1)
-        rows = rows.to(self._rows.device)
         first = self.added % self.capacity
         until_end = min(count, self.capacity - first)
         self._rows[:, first : first + until_end] = rows[:, :until_end]
@@ -145,7 +145,7 @@ class Replay:
         rows = self._rows.view(-1, self._rows.shape[-1])
 
         def select(source: Tensor, places: Tensor) -> Tensor:
-            index = (places + self.capacity * member).flatten()
+            index = torch.add(places, member, alpha=self.capacity).flatten()
             return source.index_select(0, index.to(rows.device)).view(*places.shape, source.shape[1])
 
         found = select(rows, places)

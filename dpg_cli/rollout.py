@@ -1,6 +1,5 @@
 """Acting in environments: `collect()` for training, `evaluate()` for measuring."""
 
-import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,15 +60,17 @@ class Environments:
         shape = (len(envs), self.num_envs)
         space = envs[0][0].observation_space
         self.obs = np.empty((*shape, space.shape[0]), space.dtype)  # type: ignore[index]
+        self._largest_reward = float(np.finfo(self.obs.dtype).max)  # that the replay can keep
         self._returns = np.zeros(shape)
         self._lengths = np.zeros(shape, np.int64)
         self.action_dim: int = envs[0][0].action_space.shape[0]  # type: ignore[index]
-        self._simulations = [[simulation(env) for env in member] for member in envs]
+        self._unstable = [[times_unstable(env) for env in member] for member in envs]
         self._random = [[generator(s, Purpose.RANDOM_ACTION, e) for e in range(shape[1])] for s in seeds]
+        self._all = [((s, e), env, seeds[s]) for s, member in enumerate(envs) for e, env in enumerate(member)]
 
     def reset(self) -> None:
         """Start every environment's first episode, each from its own seed."""
-        for index, env, seed in self._each():
+        for index, env, seed in self._all:
             put(self.obs, index, env.reset(seed=integer(seed, Purpose.ENVIRONMENT, index[1]))[0])
         check_finite(self.seeds, "step 0", obs=self.obs)
 
@@ -96,22 +97,23 @@ class Environments:
         obs, next_obs = self.obs, np.empty_like(self.obs)
         reward = np.empty(action.shape[:2])
         terminated, truncated = np.empty(action.shape[:2], bool), np.empty(action.shape[:2], bool)
-        for i, env, _ in self._each():
+        ended = []
+        for i, env, seed in self._all:
             observed, reward[i], terminated[i], truncated[i], _ = env.step(action[i])
             put(next_obs, i, observed)
-        with np.errstate(over="ignore"):  # what the replay would keep
-            stored_reward = reward.astype(self.obs.dtype)
-        check_finite(self.seeds, when, reward=stored_reward, obs=next_obs)
-        check_simulations(self.seeds, when, self._simulations)
+            if not abs(reward[i]) <= self._largest_reward:
+                raise DivergedError(f"seed {seed}, {when}: reward is not finite")
+            if terminated[i] or truncated[i]:
+                ended.append((i, env))
+        check_finite(self.seeds, when, obs=next_obs)
+        check_simulations(self.seeds, when, self._unstable)
         self._returns += reward
         self._lengths += 1
-        self.obs = next_obs.copy()
-        ended, episodes = terminated | truncated, []
-        for member, index in np.argwhere(ended) if ended.any() else ():
-            i = (int(member), int(index))
+        self.obs, episodes = next_obs.copy(), []
+        for i, env in ended:
             episodes.append(Episode(i[0], float(self._returns[i]), int(self._lengths[i])))
             self._returns[i], self._lengths[i] = 0.0, 0
-            put(self.obs, i, self.envs[i[0]][i[1]].reset()[0])
+            put(self.obs, i, env.reset()[0])
         if episodes:
             check_finite(self.seeds, when, obs=self.obs)
         return Transition(obs, action, reward, next_obs, terminated, truncated), episodes
@@ -142,7 +144,7 @@ class Environments:
             for stream, own in zip(self._random[member], state["random"], strict=True):
                 stream.bit_generator.state = own
         anew = np.zeros(self.obs.shape[:2], bool)
-        for i, env, seed in self._each():
+        for i, env, seed in self._all:
             own_seed = integer(seed, Purpose.ENVIRONMENT, i[1], step)
             env.reset(seed=own_seed)
             try:
@@ -158,13 +160,8 @@ class Environments:
 
     def close(self) -> None:
         """Close every environment."""
-        for _, env, _ in self._each():
+        for _, env, _ in self._all:
             env.close()
-
-    def _each(self) -> Iterator[tuple[tuple[int, int], Env, int]]:
-        for s, (member, seed) in enumerate(zip(self.envs, self.seeds, strict=True)):
-            for e, env in enumerate(member):
-                yield (s, e), env, seed
 
 
 def collect(
@@ -255,7 +252,7 @@ def run_episodes(
             put(obs, (s, i), env.reset(seed=env_seeds[s][i])[0])
     when = f"evaluation at step {step}"
     check_finite(seeds, when, obs=obs)
-    simulations = [[simulation(env) for env in member] for member in envs]
+    unstable = [[times_unstable(env) for env in member] for member in envs]
     running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
     observations, rewards, made = [], [], []
     while running.any():
@@ -271,7 +268,7 @@ def run_episodes(
             put(obs, (s, i), observed)
             running[s, i] = not (terminated[s, i] or truncated)
         check_finite(seeds, when, reward=reward, obs=obs)
-        check_simulations(seeds, when, simulations)
+        check_simulations(seeds, when, unstable)
         rewards.append(reward)
     return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated)
 
@@ -360,8 +357,8 @@ def put(array: np.ndarray, index: tuple[int, int], obs: np.ndarray) -> None:
     Raises:
         ValueError: it has another shape than its space says, which NumPy would stretch without a word.
     """
-    if np.shape(obs) != array.shape[2:]:
-        raise ValueError(f"the environment observed {np.shape(obs)} numbers; its space says {array.shape[2:]}")
+    if obs.shape != array.shape[2:]:
+        raise ValueError(f"the environment observed {obs.shape} numbers; its space says {array.shape[2:]}")
     array[index] = obs
 
 
@@ -377,25 +374,23 @@ def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> N
             raise DivergedError(f"seed {seeds[member]}, {when}: {name} is not finite")
 
 
-def simulation(env: Env) -> Any:
-    """MuJoCo's data, if the environment has any."""
+def times_unstable(env: Env) -> np.ndarray | None:
+    """How often MuJoCo met a number that is not finite, by kind, now and later; None without MuJoCo."""
     data = getattr(env.unwrapped, "data", None)
-    return data if type(data).__module__.startswith("mujoco") else None
+    if not type(data).__module__.startswith("mujoco"):
+        return None
+    kinds = [int(getattr(sys.modules["mujoco"].mjtWarning, name)) for name in UNSTABLE]
+    numbers: np.ndarray = data.warning.number[min(kinds) : max(kinds) + 1]  # in its memory
+    return numbers
 
 
-def check_simulations(seeds: Sequence[int], when: str, simulations: Sequence[Sequence[Any]]) -> None:
+def check_simulations(seeds: Sequence[int], when: str, unstable: Sequence[Sequence[np.ndarray | None]]) -> None:
     """Raise where MuJoCo met a number that is not finite and began anew by itself, which no reward shows.
 
     Raises:
         DivergedError: it names seed and `when`.
     """
-    for seed, member in zip(seeds, simulations, strict=True):
-        for data in member:
-            if data is not None and any(data.warning.number[_unstable_warnings()]):
+    for seed, member in zip(seeds, unstable, strict=True):
+        for numbers in member:
+            if numbers is not None and numbers.any():
                 raise DivergedError(f"seed {seed}, {when}: the simulation became unstable and was reset by MuJoCo")
-
-
-@functools.cache
-def _unstable_warnings() -> list[int]:
-    warnings = sys.modules["mujoco"].mjtWarning
-    return [int(getattr(warnings, name)) for name in UNSTABLE]

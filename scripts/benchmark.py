@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -43,6 +43,8 @@ from measure import check_files, prepare, update_flops, update_once, write
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = ("algo", "seconds", "threads", "repetitions", "precision", "side_by_side", "out")
 ENV = "HalfCheetah-v4"
 OBS_DIM, ACTION_DIM = 17, 6
 HIDDEN_SIZES, BATCH_SIZE = [256, 256], 256
@@ -65,16 +67,38 @@ class Work(NamedTuple):
     precision: str
 
 
+class Turns(NamedTuple):
+    """How it is measured."""
+
+    repetitions: int
+    seconds: int
+    shares: list[list[int]]  # the cores of each of the processes that work side by side
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         name, path, algo, threads, precision = sys.argv[2:]
         child(name, np.memmap(path, np.int64, "r+"), Work(algo, int(threads), precision))
         return
-    known = ("algo", "seconds", "threads", "repetitions", "precision", "side_by_side", "out")
-    values = parse(sys.argv[1:], known, required=())
+    values = parse(sys.argv[1:], KEYS, required=())
     check_files(values, "out")
-    repetitions = whole(values, "repetitions", 20, minimum=1)
-    seconds = whole(values, "seconds", 2, minimum=1)
+    work, turns = work_of(values)
+    missing = [name for name, module in PEERS.items() if find_spec(module) is None]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} missing; pip install -e '.[bench]'")
+    with contextlib.ExitStack() as started:
+        folder = Path(started.enter_context(tempfile.TemporaryDirectory()))
+        names = ["dpg-cli", *PEERS, UPDATES, PRODUCTS]
+        rates = in_turns({name: started.enter_context(stopped(name, work, turns, folder)) for name in names}, turns)
+    report(values, work, turns, rates)
+
+
+def work_of(values: dict[str, str]) -> tuple[Work, Turns]:
+    """What is measured, and how.
+
+    Raises:
+        UserError: there is no such choice, or too few cores.
+    """
     side_by_side = whole(values, "side_by_side", 1, minimum=1)
     cores = sorted(os.sched_getaffinity(0))
     work = Work(
@@ -84,22 +108,24 @@ def main() -> None:
     )
     if side_by_side * work.threads > len(cores):
         raise UserError(f"{side_by_side} times {work.threads} threads: this process may use {len(cores)} cores")
-    missing = [name for name, module in PEERS.items() if find_spec(module) is None]
-    if missing:
-        raise UserError(f"{' and '.join(missing)} missing; pip install -e '.[bench]'")
-    shares = [cores[i * work.threads : (i + 1) * work.threads] for i in range(side_by_side)]
+    return work, Turns(
+        repetitions=whole(values, "repetitions", 20, minimum=1),
+        seconds=whole(values, "seconds", 2, minimum=1),
+        shares=[cores[i * work.threads : (i + 1) * work.threads] for i in range(side_by_side)],
+    )
 
-    names = ["dpg-cli", *PEERS, UPDATES, PRODUCTS]
+
+def in_turns(candidates: Mapping[str, "Candidate"], turns: Turns) -> dict[str, list[float]]:
+    """What each candidate did in a second, by repetition."""
+    names = list(candidates)
     rates: dict[str, list[float]] = {name: [] for name in names}
-    with contextlib.ExitStack() as started:
-        folder = Path(started.enter_context(tempfile.TemporaryDirectory()))
-        candidates = {name: started.enter_context(stopped(name, work, shares, folder)) for name in names}
-        for repetition in range(repetitions):
-            first = repetition % len(names)  # so that none is always the first
-            for name in names[first:] + names[:first]:
-                rates[name].append(candidates[name].turn(seconds))
-            print(f"{repetition + 1} of {repetitions}: " + ", ".join(f"{n} {r[-1]:.1f}" for n, r in rates.items()))
-    report(values, work, seconds, side_by_side, rates)
+    for repetition in range(turns.repetitions):
+        first = repetition % len(names)  # so that none is always the first
+        for name in names[first:] + names[:first]:
+            rates[name].append(candidates[name].turn(turns.seconds))
+        done = ", ".join(f"{name} {rate[-1]:.1f}" for name, rate in rates.items())
+        print(f"{repetition + 1} of {turns.repetitions}: {done}")
+    return rates
 
 
 class Candidate(NamedTuple):
@@ -129,21 +155,28 @@ class Candidate(NamedTuple):
 
 
 @contextlib.contextmanager
-def stopped(name: str, work: Work, shares: Sequence[Sequence[int]], folder: Path) -> Iterator[Candidate]:
+def stopped(name: str, work: Work, turns: Turns, folder: Path, tree: Path = ROOT) -> Iterator[Candidate]:
     """A candidate past its warm-up, stopped, with a process for each share of the cores; ended afterwards.
+
+    Args:
+        name: of the candidate.
+        work: that it does.
+        turns: how it is measured.
+        folder: for its files.
+        tree: the checkout whose dpg_cli is measured.
 
     Raises:
         UserError: it failed.
     """
     candidate, log = Candidate([], []), folder / f"{name}.log"
     try:
-        for i, share in enumerate(shares):
+        for i, share in enumerate(turns.shares):
             path = folder / f"{name} {i}"
             candidate.counters.append(np.memmap(path, np.int64, "w+", shape=(1,)))
             command = [sys.executable, __file__, "--child", name, str(path), *map(str, work)]
             with log.open("ab") as output, held_to(share):
                 candidate.processes.append(
-                    subprocess.Popen(command, stdout=output, stderr=output, env=environment(work.threads))
+                    subprocess.Popen(command, stdout=output, stderr=output, env=environment(work.threads, tree))
                 )
         while min(int(counter[0]) for counter in candidate.counters) < WARM_UP:
             if any(process.poll() is not None for process in candidate.processes):
@@ -157,7 +190,7 @@ def stopped(name: str, work: Work, shares: Sequence[Sequence[int]], folder: Path
             process.wait()
 
 
-def report(values: dict[str, str], work: Work, seconds: int, side_by_side: int, rates: dict[str, list[float]]) -> None:
+def report(values: dict[str, str], work: Work, turns: Turns, rates: dict[str, list[float]]) -> None:
     """Print the table and write the JSON."""
     gflop = update_flops(OBS_DIM, ACTION_DIM, HIDDEN_SIZES, BATCH_SIZE, *CRITICS_AND_DELAY[work.algo]) / 1e9
     gflop_per_product = 2 * SIDE**3 / 1e9
@@ -165,9 +198,9 @@ def report(values: dict[str, str], work: Work, seconds: int, side_by_side: int, 
     ratios = {peer: paired(rates["dpg-cli"], rates[peer]) for peer in PEERS}
     shares = {name: gflop * paired(rates[name], limit) for name in (UPDATES, "dpg-cli")}
     title = f"{work.algo} on {ENV}, dpg-cli in {work.precision}, {work.threads} threads"
-    if side_by_side > 1:
-        title += f", {side_by_side} side by side"
-    print(f"\n{title}, {len(limit)} turns of {seconds} s; a second")
+    if len(turns.shares) > 1:
+        title += f", {len(turns.shares)} side by side"
+    print(f"\n{title}, {len(limit)} turns of {turns.seconds} s; a second")
     print(f"{'':20}{'median':>9}{'lowest':>9}{'highest':>9}   median of the paired ratios dpg-cli to it")
     print(row("dpg-cli", rates["dpg-cli"]))
     for peer, ratio in ratios.items():
@@ -176,7 +209,7 @@ def report(values: dict[str, str], work: Work, seconds: int, side_by_side: int, 
     print(row("GFLOP of products", limit))
     print(f"\nan update has {gflop:.3f} GFLOP of products; of the float32 limit, median of the paired shares,")
     print(f"updates alone reach {shares[UPDATES]:.0%} and the training {shares['dpg-cli']:.0%}")
-    result = {"work": work._asdict(), "env": ENV, "seconds": seconds, "side_by_side": side_by_side, "per_second": rates}
+    result = {"work": work._asdict(), "env": ENV, "turns": turns._asdict(), "per_second": rates}
     result |= {"gflop_per_update": gflop, "gflop_per_product": gflop_per_product}
     write(values, result | {"ratios": ratios, "shares_of_limit": shares})
 
@@ -288,9 +321,9 @@ def held_to(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def environment(threads: int) -> dict[str, str]:
+def environment(threads: int, tree: Path) -> dict[str, str]:
     """The environment of a measured process."""
-    own = {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
+    own = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
     return {**os.environ, **own}
 
 

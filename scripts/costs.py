@@ -40,7 +40,7 @@ from dpg_cli.checkpoint import Checkpoints
 from dpg_cli.cli import job
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.train import main as dpg_train
-from dpg_cli.envs import UnitActions
+from dpg_cli.envs import FlatEnv
 from dpg_cli.errors import UserError
 from dpg_cli.metrics import Averages, Recorder
 from dpg_cli.networks import Actor, Critic
@@ -87,8 +87,8 @@ TIMED: list[tuple[Any, str, str]] = [
 ]
 # And what these call in turn.
 TIMED_INSIDE: list[tuple[Any, str, str, str]] = [
-    (UnitActions, "step", ENVIRONMENT, ROUND_IT),
-    (UnitActions, "reset", ENVIRONMENT, ROUND_IT),
+    (FlatEnv, "step", ENVIRONMENT, ROUND_IT),
+    (FlatEnv, "reset", ENVIRONMENT, ROUND_IT),
     (Actor, "forward", TARGET_VALUES, UPDATE),
     (Critic, "forward", TARGET_VALUES, UPDATE),
     (Critic, "q1", TARGET_VALUES, UPDATE),
