@@ -27,12 +27,11 @@ class Adam:
         self.mean, self.square = torch.zeros_like(network.flat), torch.zeros_like(network.flat)
         self.count = torch.zeros((), device=network.flat.device)
 
-    @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
         """Update the parameters, given their gradient, `(P,)`."""
         self.count += 1
         torch._fused_adam_(
-            [self.network.flat],
+            [self.network.flat.detach()],
             [gradient],
             [self.mean],
             [self.square],

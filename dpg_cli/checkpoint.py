@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpg_cli import shards as transitions_on_disk
 from dpg_cli.disk import Disk, explaining, remove_leftovers
@@ -338,7 +338,7 @@ def _actor(state: dict[str, Tensor]) -> Actor:
             raise ValueError(f"layer {i} does not fit the one before it")
     if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in state.values()):
         raise ValueError("the policy holds what is no finite number")
-    normalizer = Normalizer(1, obs_dim) if "normalizer.mean" in state else nn.Identity()
+    normalizer = Normalizer(1, obs_dim) if "normalizer.mean" in state else None
     generators = [torch.Generator()]  # what it draws is overwritten
     actor = Actor(obs_dim, action_dim, sizes[1:-1], generators, weights[0].dtype, normalizer)
     actor.load(state)

@@ -73,8 +73,8 @@ class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """One step by an action in [-1, 1]^n."""
-        obs, *rest = self.env.step(self._own(action))
-        return self._flat(obs), *rest
+        obs, reward, terminated, truncated, info = self.env.step(self._own(action))
+        return self._flat(obs), reward, terminated, truncated, info
 
     def _flat(self, obs: Any) -> np.ndarray:
         if not isinstance(self._observed, spaces.Box):

@@ -36,7 +36,7 @@ class Network(nn.Module):
         sizes: inputs and outputs of each layer.
         generators: one CPU generator a seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; `nn.Identity()` for none.
+        normalizer: applied to observations first; None for none.
         critics: `()` for members `(S,)`, `(K,)` for members `(K, S)`.
 
     Attributes:
@@ -49,7 +49,7 @@ class Network(nn.Module):
         sizes: Sequence[tuple[int, int]],
         generators: Sequence[torch.Generator],
         dtype: torch.dtype,
-        normalizer: nn.Module,
+        normalizer: "Normalizer | None",
         critics: tuple[int, ...] = (),
     ):
         super().__init__()
@@ -83,7 +83,16 @@ class Network(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """All that the network is, by name; views, each `(*members, rows, columns)`."""
         layers = {f"layers.{i}.{name}": t for i, own in enumerate(self.layers) for name, t in own._asdict().items()}
+        if self.normalizer is None:
+            return layers
         return layers | {f"normalizer.{name}": tensor for name, tensor in self.normalizer.named_buffers()}
+
+    def seen(self, obs: Tensor) -> Tensor:
+        """Observations as the layers take them."""
+        if self.normalizer is None:
+            return obs
+        normalized: Tensor = self.normalizer(obs)
+        return normalized
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -230,7 +239,7 @@ class Actor(Network):
         hidden_sizes: sizes of the hidden layers.
         generators: one CPU generator a seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; `nn.Identity()` for none.
+        normalizer: applied to observations first; None for none.
     """
 
     def __init__(
@@ -240,14 +249,14 @@ class Actor(Network):
         hidden_sizes: Sequence[int],
         generators: Sequence[torch.Generator],
         dtype: torch.dtype,
-        normalizer: nn.Module,
+        normalizer: Normalizer | None,
     ):
         super().__init__(list(pairwise([obs_dim, *hidden_sizes, action_dim])), generators, dtype, normalizer)
         self.obs_dim, self.action_dim, self.dtype = obs_dim, action_dim, dtype
 
     def forward(self, obs: Tensor, *, exact: bool = False) -> Tensor:
         """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact`: not in the lower precision of an update."""
-        return torch.tanh(self._mlp(self.normalizer(obs), exact=exact))
+        return torch.tanh(self._mlp(self.seen(obs), exact=exact))
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Actions, and how their gradient becomes that of the parameters.
@@ -259,7 +268,7 @@ class Actor(Network):
             Actions `(S, B, action_dim)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until
             this network's next one. In between neither the parameters nor the actions may be changed.
         """
-        y, tape = self._recorded(self.normalizer(obs))
+        y, tape = self._recorded(self.seen(obs))
         action = torch.tanh(y)
         return action, lambda grad: self._gradient(torch.ops.aten.tanh_backward(grad, action), tape)
 
@@ -273,7 +282,7 @@ class Critic(Network):
         hidden_sizes: sizes of the hidden layers.
         generators: one CPU generator a seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; `nn.Identity()` for none.
+        normalizer: applied to observations first; None for none.
         num_critics: K.
         action_layer: the layer at which the action enters; 1 is the first.
 
@@ -288,7 +297,7 @@ class Critic(Network):
         hidden_sizes: Sequence[int],
         generators: Sequence[torch.Generator],
         dtype: torch.dtype,
-        normalizer: nn.Module,
+        normalizer: Normalizer | None,
         num_critics: int,
         action_layer: int,
     ):
@@ -303,7 +312,7 @@ class Critic(Network):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`."""
-        return self._mlp(self.normalizer(obs), action, self.action_index).squeeze(-1)
+        return self._mlp(self.seen(obs), action, self.action_index).squeeze(-1)
 
     def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Values, and how their gradient becomes that of the parameters.
@@ -316,7 +325,7 @@ class Critic(Network):
             Values `(K, S, B)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until this
             network's next one. In between the parameters may not be changed.
         """
-        y, tape = self._recorded(self.normalizer(obs), action, self.action_index)
+        y, tape = self._recorded(self.seen(obs), action, self.action_index)
         return y.squeeze(-1), lambda grad: self._gradient(grad.unsqueeze(-1), tape)
 
     def q1(self, obs: Tensor, action: Tensor, *, exact: bool = False) -> Tensor:
@@ -324,11 +333,11 @@ class Critic(Network):
 
         `exact`: not in the lower precision of an update.
         """
-        return self._mlp(self.normalizer(obs), action, self.action_index, first=True, exact=exact).squeeze(-1)
+        return self._mlp(self.seen(obs), action, self.action_index, first=True, exact=exact).squeeze(-1)
 
     def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The first critic's values, `(S, B)`, and ∇ₐQ₁(s, a) at each of them, `(S, B, action_dim)`."""
-        y, tape = self._recorded(self.normalizer(obs), action, self.action_index, first=True)
+        y, tape = self._recorded(self.seen(obs), action, self.action_index, first=True)
         grad = _backward(torch.ones_like(y), tape, None, of_extra=True)
         assert grad is not None
         return y.squeeze(-1), _in(action.dtype, grad)

@@ -377,7 +377,7 @@ def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> N
 def times_unstable(env: Env) -> np.ndarray | None:
     """How often MuJoCo met a number that is not finite, by kind, now and later; None without MuJoCo."""
     data = getattr(env.unwrapped, "data", None)
-    if not type(data).__module__.startswith("mujoco"):
+    if data is None or not type(data).__module__.startswith("mujoco"):
         return None
     kinds = [int(getattr(sys.modules["mujoco"].mjtWarning, name)) for name in UNSTABLE]
     numbers: np.ndarray = data.warning.number[min(kinds) : max(kinds) + 1]  # in its memory

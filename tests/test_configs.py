@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpg_cli import config
+from dpg_cli.cli import build
 from dpg_cli.config import choices, compose, config_dir, validate
 from dpg_cli.errors import UserError
 
@@ -243,3 +244,19 @@ def test_every_file_says_what_it_is():
         names = OmegaConf.load(path)
         assert names.get("name", path.stem) == path.stem, path
         assert names.get("id", path.stem) == path.stem, path
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        ([], 4),
+        (["num_seeds=1", "algo.hidden_sizes=[64,64]", "algo.batch_size=64"], 1),
+        (["num_seeds=8", "algo.hidden_sizes=[64,64]", "algo.batch_size=64"], 4),
+        (["algo.hidden_sizes=[32]", "algo.batch_size=64"], 1),
+        (["algo.hidden_sizes=[64,64]", "algo.batch_size=64", "threads=3"], 3),
+        (["threads=1"], 1),
+    ],
+)
+def test_small_networks_get_one_thread(monkeypatch, given, threads):
+    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert build.choose_threads(checked(*given)) == threads

@@ -23,7 +23,7 @@ def generators(*seeds):
 
 
 def make_actor(*seeds, dtype=torch.float64, normalizer=None, hidden_sizes=(8, 6)):
-    return Actor(OBS, ACTION, hidden_sizes, generators(*seeds), dtype, normalizer or nn.Identity())
+    return Actor(OBS, ACTION, hidden_sizes, generators(*seeds), dtype, normalizer)
 
 
 def make_critic(*seeds, num_critics=2, action_layer=1, normalizer=None, hidden_sizes=(8, 6)):
@@ -33,7 +33,7 @@ def make_critic(*seeds, num_critics=2, action_layer=1, normalizer=None, hidden_s
         hidden_sizes,
         generators(*seeds),
         torch.float64,
-        normalizer or nn.Identity(),
+        normalizer,
         num_critics,
         action_layer,
     )
@@ -61,7 +61,7 @@ def distance_from_uniform(values, bound):
 @pytest.mark.parametrize("critics", [(), (2,)])
 @pytest.mark.parametrize("in_features", [1, 4, 300])
 def test_layers_start_as_nn_linear_does(in_features, critics):
-    network = Network([(in_features, 2000)], generators(0, 1), torch.float64, nn.Identity(), critics)
+    network = Network([(in_features, 2000)], generators(0, 1), torch.float64, None, critics)
     (layer,) = network.layers
     assert layer.weight.shape == (*critics, 2, in_features, 2000)
     assert layer.bias.shape == (*critics, 2, 1, 2000)
@@ -149,7 +149,7 @@ def test_gradients_are_those_of_torchs_own_differentiation(index, critics, outpu
     """The backward pass is written out."""
     sizes = [(OBS, 8), (8, 6), (6, outputs)]
     sizes = [(m + (ACTION if i == index else 0), n) for i, (m, n) in enumerate(sizes)]
-    network = Network(sizes, generators(0, 1), torch.float64, nn.Identity(), critics)
+    network = Network(sizes, generators(0, 1), torch.float64, None, critics)
     obs, action = inputs(size=7)
     extra = None if index is None else action.requires_grad_()
     y = network._mlp(obs, extra, index or 0)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpg_cli.adam import Adam
 from dpg_cli.networks import Actor, Critic, Network, Normalizer
@@ -81,7 +81,7 @@ class Algorithm:
         self._normalizer = Normalizer(len(seeds), obs_dim) if self.normalize_obs else None
 
         generators = [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]
-        shared = (generators, dtype, self._normalizer or nn.Identity())
+        shared = (generators, dtype, self._normalizer)
         num_critics = getattr(self, "num_critics", 1)  # an algorithm with that hyperparameter has so many
         self.actor = Actor(obs_dim, action_dim, self.hidden_sizes, *shared).to(self._device)
         self.critic = Critic(obs_dim, action_dim, self.hidden_sizes, *shared, num_critics, self.critic_action_layer).to(
@@ -254,4 +254,4 @@ def squared_error(q: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def saturation(action: Tensor) -> Tensor:
     """Share of action components at ±1, that is within 1% of the range's half: `(S, B, A)` to `(S,)`."""
-    return (action.abs() > 0.99).to(action.dtype).mean(dim=(-2, -1))
+    return (action.abs() > 0.99).mean(dim=(-2, -1), dtype=action.dtype)
