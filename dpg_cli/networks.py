@@ -152,12 +152,13 @@ class Network(nn.Module):
 
     def _dense(self, first: bool, exact: bool) -> list["Dense"]:
         """The layers as products take them: of all members in a row, or of the first of K critics."""
-        dtype = self.flat.dtype if exact else self.products
+        flat = self.flat  # once, since a module's attributes are slow
+        dtype = flat.dtype if exact else self.products
         kept = self._kept.get(dtype)
-        if kept is None or kept.at != self.flat.data_ptr():
+        if kept is None or kept.at != flat.data_ptr():
             kept = self._kept[dtype] = self._views_of(lambda flat: flat.to(dtype))
-        elif dtype is not self.flat.dtype:
-            kept.flat.copy_(self.flat.detach())  # every time: nothing says when they were changed
+        elif dtype is not flat.dtype:
+            kept.flat.copy_(flat.detach())  # every time: nothing says when they were changed
         return kept.of_first if first else kept.layers
 
     @torch.inference_mode(False)  # tensors of that mode could not be used outside
@@ -167,10 +168,9 @@ class Network(nn.Module):
         layers = _dense(flat, self.shapes)
         if flat.dtype is not self.flat.dtype:
             exact = _dense(self.flat.detach(), self.shapes)
-            layers = [
-                own if is_large(*own.weight.shape[-2:]) else other for own, other in zip(layers, exact, strict=True)
-            ]
-        of_first = [Dense(*(tensor[: self.shapes[0][-3]] for tensor in layer)) for layer in layers]
+            layers = [own if own.large else other for own, other in zip(layers, exact, strict=True)]
+        members = self.shapes[0][-3]  # S
+        of_first = [_layer(layer.weight[:members], layer.bias[:members]) for layer in layers]
         return Kept(self.flat.data_ptr(), flat, layers, of_first)
 
 
@@ -180,6 +180,8 @@ class Dense(NamedTuple):
     weight: Tensor  # (N, in, out)
     bias: Tensor  # (N, 1, out)
     transposed: Tensor  # (N, out, in), the weight
+    large: bool  # as `is_large` says
+    narrow: bool  # whether it has fewer outputs than `NARROW`
 
 
 class Kept(NamedTuple):
@@ -367,8 +369,8 @@ def _forward(
     Returns:
         `(N, B, out)`, in the precision of the last layer, and the record.
     """
-    inputs = []
-    for i, (weight, bias, transposed) in enumerate(layers):
+    inputs, rows = [], x.shape[-2]
+    for i, (weight, bias, transposed, large, narrow) in enumerate(layers):
         if i > 0:
             x = x.relu_()
         if extra is not None and i == index:
@@ -377,8 +379,8 @@ def _forward(
             x = _of_each(x, members)
         x = _in(weight.dtype, x)
         inputs.append(x)
-        prepare_product(x.shape[-2], *weight.shape[-2:])
-        if weight.shape[-1] < NARROW <= x.shape[-2]:
+        prepare_product(rows, large=large)
+        if narrow and rows >= NARROW:
             x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT
         else:
             x = torch.baddbmm(bias, x, weight)
@@ -399,11 +401,11 @@ def _backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extr
     """
     grad_extra = None
     for i in reversed(range(len(tape.inputs))):
-        x, (weight, _, transposed) = tape.inputs[i], tape.layers[i]
+        x, (weight, _, transposed, large, narrow) = tape.inputs[i], tape.layers[i]
         grad = _in(weight.dtype, grad)
-        prepare_product(x.shape[-2], *weight.shape[-2:])
+        prepare_product(grad.shape[-2], large=large)
         if into is not None:
-            _sum_of_products(x, grad, out=into[i].weight)
+            _sum_of_products(x, grad, narrow=narrow, out=into[i].weight)
             torch.sum(grad, dim=-2, keepdim=True, dtype=into[i].bias.dtype, out=into[i].bias)
         if i == tape.entry and tape.extra_size:
             width = x.shape[-1] - tape.extra_size  # of what the layer before gave
@@ -471,7 +473,12 @@ def _blocks(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
 def _dense(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Dense]:
     """The layers in a tensor like a network's parameters, all members in a row."""
     blocks = [block.flatten(0, -3) for block in _blocks(flat, shapes)]
-    return [Dense(weight, bias, weight.mT) for weight, bias in zip(blocks[::2], blocks[1::2], strict=True)]
+    return [_layer(weight, bias) for weight, bias in zip(blocks[::2], blocks[1::2], strict=True)]
+
+
+def _layer(weight: Tensor, bias: Tensor) -> Dense:
+    inputs, outputs = weight.shape[-2:]
+    return Dense(weight, bias, weight.mT, is_large(inputs, outputs), outputs < NARROW)
 
 
 def _product(grad: Tensor, transposed: Tensor) -> Tensor:
@@ -479,9 +486,9 @@ def _product(grad: Tensor, transposed: Tensor) -> Tensor:
     return grad * transposed if grad.shape[-1] == 1 else torch.bmm(grad, transposed)
 
 
-def _sum_of_products(x: Tensor, grad: Tensor, out: Tensor) -> None:
+def _sum_of_products(x: Tensor, grad: Tensor, *, narrow: bool, out: Tensor) -> None:
     """`x.mT @ grad` into `out`, which may be of a higher precision."""
-    if grad.shape[-1] < NARROW:
+    if narrow:
         out.copy_(torch.bmm(grad.mT, x).mT)
     elif out.dtype is x.dtype:
         torch.bmm(x.mT, grad, out=out)

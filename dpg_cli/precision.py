@@ -69,16 +69,14 @@ def is_large(inputs: int, outputs: int) -> bool:
     return inputs >= 64 and outputs >= 64
 
 
-def prepare_product(rows: int, inputs: int, outputs: int) -> None:
+def prepare_product(rows: int, *, large: bool) -> None:
     """Choose the library for float32 products from here on.
 
     oneDNN takes 20 µs to begin one, which only a large one wins back.
 
     Args:
         rows: of the batch.
-        inputs: of the layer.
-        outputs: of the layer.
+        large: as `is_large` says of the layer.
     """
     if _of_large_products != "highest":
-        large = rows >= 128 and is_large(inputs, outputs)
-        torch.set_float32_matmul_precision(_of_large_products if large else "highest")
+        torch.set_float32_matmul_precision(_of_large_products if large and rows >= 128 else "highest")

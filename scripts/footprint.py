@@ -8,8 +8,8 @@ Start: seconds of `dpg-train --help` and of `dpg-train --cfg job`, and from the 
 evaluation, at step 0, and to the first environment step of the training, after that evaluation.
 
 Memory: the peak of `dpg-train` for 3,000 steps of HalfCheetah-v4 with a replay of 1,000 transitions, less that of a
-process that imports torch, mujoco and gymnasium and steps the same environment; and what a replay takes beside it, by
-its size, when it is full.
+process that imports torch, mujoco and gymnasium and steps the same environment; and what a full replay takes beside
+it, by its size, with episodes of 1,000 steps.
 """
 
 import os
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from measure import check_files, write
@@ -29,6 +30,8 @@ from dpg_cli.errors import UserError
 ENV = "HalfCheetah-v4"
 DPG_TRAIN = str(Path(sys.executable).with_name("dpg-train"))
 BUFFER_SIZES = (10_000, 100_000, 1_000_000)
+OBSERVATION_AND_ACTION = {"HalfCheetah-v4": (17, 6), "Humanoid-v4": (376, 17)}
+EPISODE = 1_000  # steps
 
 WITHOUT_US = f"""
 import gymnasium, mujoco, torch
@@ -58,7 +61,8 @@ main()
 
 def main() -> None:
     if sys.argv[1:2] == ["--replay"]:
-        print(replay_bytes(int(sys.argv[2])))
+        _, _, size, env, share = sys.argv
+        print(replay_bytes(int(size), *OBSERVATION_AND_ACTION[env], share_next_obs=share == "true"))
         return
     values = parse(sys.argv[1:], ("repetitions", "out"), required=())
     check_files(values, "out")
@@ -86,12 +90,13 @@ def main() -> None:
     print(
         f"\nmemory of a run {ours / 1e6:.0f} MB, without dpg-cli {theirs / 1e6:.0f} MB: {(ours - theirs) / 1e6:.0f} MB"
     )
-    print(f"\n{'transitions':>12}{'MB':>9}{'bytes each':>12}")
-    replays = {}
-    for size in BUFFER_SIZES:
-        done = subprocess.run([sys.executable, __file__, "--replay", str(size)], capture_output=True, check=True)
-        replays[size] = int(done.stdout)
-        print(f"{size:12,}{replays[size] / 1e6:9.1f}{replays[size] / size:12.1f}")
+    print(f"\n{'environment':16}{'share_next_obs':>15}{'transitions':>13}{'MB':>9}{'bytes each':>12}")
+    replays = []
+    for env, share, size in product(OBSERVATION_AND_ACTION, ("false", "true"), BUFFER_SIZES):
+        command = [sys.executable, __file__, "--replay", str(size), env, share]
+        taken = int(subprocess.run(command, capture_output=True, check=True).stdout)
+        replays.append({"env": env, "share_next_obs": share == "true", "transitions": size, "bytes": taken})
+        print(f"{env:16}{share:>15}{size:13,}{taken / 1e6:9.1f}{taken / size:12.1f}")
     write(values, {"seconds": times, "run_bytes": ours, "without_bytes": theirs, "replay_bytes": replays})
 
 
@@ -122,22 +127,27 @@ def peak_bytes(command: Sequence[str]) -> int:
     return usage.ru_maxrss * 1_024
 
 
-def replay_bytes(size: int) -> int:
+def replay_bytes(size: int, obs_dim: int, action_dim: int, *, share_next_obs: bool) -> int:
     """What the memory of this process grows by when a replay is made and filled."""
     import numpy as np
 
     from dpg_cli.replay import Replay
     from dpg_cli.seeding import Purpose, torch_generator
 
-    obs_dim, action_dim, at_once = 17, 6, 100
-    shape = (1, at_once)
-    transitions = [np.ones((*shape, obs_dim)), np.ones((*shape, action_dim)), np.ones(shape)]
-    transitions += [np.ones((*shape, obs_dim)), np.zeros(shape, bool)]
-    Replay(at_once, obs_dim, action_dim, [torch_generator(0, Purpose.REPLAY)]).add(*transitions)
+    def new(size: int) -> Replay:
+        streams = [torch_generator(0, Purpose.REPLAY)]
+        return Replay(size, obs_dim, action_dim, streams, share_next_obs=share_next_obs)
+
+    shape = (1, EPISODE)
+    obs = np.ones((*shape, obs_dim), np.float32)
+    next_obs = obs.copy()
+    next_obs[:, -1] = 2  # the last observation, which a reset follows
+    episode = obs, np.ones((*shape, action_dim)), np.ones(shape), next_obs, np.zeros(shape, bool)
+    new(EPISODE).add(*episode)
     before = resident_bytes()
-    replay = Replay(size, obs_dim, action_dim, [torch_generator(0, Purpose.REPLAY)])
-    for _ in range(size // at_once):
-        replay.add(*transitions)
+    replay = new(size)
+    for _ in range(size // EPISODE):
+        replay.add(*episode)
     return resident_bytes() - before
 
 

@@ -9,7 +9,7 @@ from test_algorithms import make, make_batch
 
 from dpg_cli import precision
 from dpg_cli.algorithms import Batch
-from dpg_cli.precision import choose_products, prepare_product
+from dpg_cli.precision import choose_products, is_large, prepare_product
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +31,10 @@ def test_products_on_a_cpu_are_exact_to_float32_whatever_is_chosen():
 def test_only_a_library_that_is_much_faster_is_another_choice(monkeypatch, times, chosen):
     monkeypatch.setattr(precision, "times_as_fast", lambda a, b: times)
     choose_products(torch.device("cpu"))
-    prepare_product(256, 256, 256)
+    prepare_product(256, large=is_large(256, 256))
     assert torch.get_float32_matmul_precision() == chosen
     for small in ((10, 256, 256), (256, 17, 256), (256, 256, 6)):
-        prepare_product(*small)
+        prepare_product(small[0], large=is_large(*small[1:]))
         assert torch.get_float32_matmul_precision() == "highest"
 
 
