@@ -174,6 +174,8 @@ def stopped(name: str, work: Work, turns: Turns, folder: Path, tree: Path = ROOT
             path = folder / f"{name} {i}"
             candidate.counters.append(np.memmap(path, np.int64, "w+", shape=(1,)))
             command = [sys.executable, __file__, "--child", name, str(path), *map(str, work)]
+            if name == "dpg-cli":
+                command = training(path, work)
             with log.open("ab") as output, held_to(share):
                 candidate.processes.append(
                     subprocess.Popen(command, stdout=output, stderr=output, env=environment(work.threads, tree))
@@ -224,9 +226,7 @@ def child(name: str, counter: Counter, work: Work) -> None:
     import torch
 
     torch.set_num_threads(work.threads)
-    if name == "dpg-cli":
-        train_here(counter, work)
-    elif name in PEERS:
+    if name in PEERS:
         train_peer(name, counter, work)
     elif name == UPDATES:
         repeat(updates(work), counter)
@@ -234,22 +234,11 @@ def child(name: str, counter: Counter, work: Work) -> None:
         repeat(products(), counter)
 
 
-def train_here(counter: Counter, work: Work) -> None:
-    """`dpg-train` itself, with whose warm-up and work the peers agree."""
-    from dpg_cli.cli.job import Watcher
-    from dpg_cli.cli.train import main as dpg_train
-
-    stepped = Watcher.stepped
-
-    def counted(self: Watcher, step: int, *args: object) -> None:
-        counter[0] = step
-        stepped(self, step, *args)  # type: ignore[arg-type]
-
-    Watcher.stepped = counted  # type: ignore[method-assign]
-    sys.argv = ["dpg-train", *overrides(work), f"env={ENV}", "device=cpu", f"random_steps={WARM_UP // 2}"]
-    sys.argv += [f"total_steps={ENDLESS}", f"eval.every={ENDLESS}", "eval.episodes=1"]
-    sys.argv += [f"hydra.run.dir={counter.filename}.run"]
-    dpg_train()
+def training(counter: Path, work: Work) -> list[str]:
+    """The command of `dpg-train` itself, with whose warm-up and work the peers agree."""
+    command = [sys.executable, str(ROOT / "scripts" / "counted_training.py"), str(counter), *overrides(work)]
+    command += [f"env={ENV}", "device=cpu", f"random_steps={WARM_UP // 2}", f"hydra.run.dir={counter}.run"]
+    return [*command, f"total_steps={ENDLESS}", f"eval.every={ENDLESS}", "eval.episodes=1"]
 
 
 def overrides(work: Work) -> list[str]:

@@ -5,10 +5,12 @@ import sys
 
 import benchmark
 import checkpoint_cost
+import cold
 import costs
 import footprint
 import measure
 import pytest
+import revisions
 import scaling
 import seeds
 from commands import SMALL, TOY
@@ -78,6 +80,8 @@ def test_a_paired_ratio_is_the_median_of_ratios():
         (benchmark, "second=2", "second: unknown key; did you mean seconds?"),
         (scaling, "algo=sac", "algo=sac: there are ddpg, td3"),
         (costs, "steps=-1", "steps=-1: should be a whole number, at least 1"),
+        (revisions, "HEAD", "name at least two revisions, each once"),
+        (revisions, "seconds=0.5", "name at least two revisions, each once"),
     ],
 )
 def test_what_is_refused(script, module, argument, complaint):
@@ -127,7 +131,7 @@ def test_a_training_too_short_for_a_count(command):
     assert (code, err) == (2, "costs: steps: too few; there must be 100 updates and steps after them\n")
 
 
-@pytest.mark.parametrize("module", [benchmark, checkpoint_cost, costs, footprint, scaling, seeds])
+@pytest.mark.parametrize("module", [benchmark, checkpoint_cost, cold, costs, footprint, revisions, scaling, seeds])
 def test_a_result_that_could_not_be_written_is_refused_before_it_is_measured(script, module):
     name = module.__name__
     assert script(module, "out=nowhere/it.json") == (2, "", f"{name}: out=nowhere/it.json: No such file or directory\n")
