@@ -44,7 +44,8 @@ REGISTERED_ELSEWHERE = {  # by how the ids begin
 class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
     """An environment with flat observations, whose actions are in [-1, 1]^n whatever its own box.
 
-    One wrapper for what Gymnasium has several for: each costs a step more than a small network's action does.
+    One wrapper for what Gymnasium has several for, since each costs every step. An observation keeps its own precision
+    as far as `dtype` has it, whatever its space's, and may lie in the environment's own memory until the next step.
 
     Args:
         env: with observations that can be flattened and a bounded box of actions.

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from dpg_cli.precision import is_large, prepare_product
 
-NARROW = 16  # a product with fewer columns takes MKL several times as long as the one with so many rows
+NARROW = 16  # MKL takes several times as long for a product with fewer columns than for its transpose
 
 
 class Layer(NamedTuple):
@@ -381,7 +381,7 @@ def _forward(
         inputs.append(x)
         prepare_product(rows, large=large)
         if narrow and rows >= NARROW:
-            x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT
+            x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT  # contiguous, which is another factor of 2
         else:
             x = torch.baddbmm(bias, x, weight)
     return x, Tape(layers, inputs, index, 0 if extra is None else extra.shape[-1])

@@ -380,7 +380,7 @@ def times_unstable(env: Env) -> np.ndarray | None:
     if data is None or not type(data).__module__.startswith("mujoco"):
         return None
     kinds = [int(getattr(sys.modules["mujoco"].mjtWarning, name)) for name in UNSTABLE]
-    numbers: np.ndarray = data.warning.number[min(kinds) : max(kinds) + 1]  # in its memory
+    numbers: np.ndarray = data.warning.number[min(kinds) : max(kinds) + 1]  # they are neighbours: a view, no copy
     return numbers
 
 

@@ -76,6 +76,7 @@ class Turns(NamedTuple):
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     if sys.argv[1:2] == ["--child"]:
         name, path, algo, threads, precision = sys.argv[2:]
         child(name, np.memmap(path, np.int64, "r+"), Work(algo, int(threads), precision))
@@ -175,7 +176,7 @@ def stopped(name: str, work: Work, turns: Turns, folder: Path, tree: Path = ROOT
             candidate.counters.append(np.memmap(path, np.int64, "w+", shape=(1,)))
             command = [sys.executable, __file__, "--child", name, str(path), *map(str, work)]
             if name == "dpg-cli":
-                command = training(path, work)
+                command = training(path, tree, work)
             with log.open("ab") as output, held_to(share):
                 candidate.processes.append(
                     subprocess.Popen(command, stdout=output, stderr=output, env=environment(work.threads, tree))
@@ -199,10 +200,7 @@ def report(values: dict[str, str], work: Work, turns: Turns, rates: dict[str, li
     limit = [gflop_per_product * rate for rate in rates[PRODUCTS]]
     ratios = {peer: paired(rates["dpg-cli"], rates[peer]) for peer in PEERS}
     shares = {name: gflop * paired(rates[name], limit) for name in (UPDATES, "dpg-cli")}
-    title = f"{work.algo} on {ENV}, dpg-cli in {work.precision}, {work.threads} threads"
-    if len(turns.shares) > 1:
-        title += f", {len(turns.shares)} side by side"
-    print(f"\n{title}, {len(limit)} turns of {turns.seconds} s; a second")
+    print_title(work, turns)
     print(f"{'':20}{'median':>9}{'lowest':>9}{'highest':>9}   median of the paired ratios dpg-cli to it")
     print(row("dpg-cli", rates["dpg-cli"]))
     for peer, ratio in ratios.items():
@@ -214,6 +212,14 @@ def report(values: dict[str, str], work: Work, turns: Turns, rates: dict[str, li
     result = {"work": work._asdict(), "env": ENV, "turns": turns._asdict(), "per_second": rates}
     result |= {"gflop_per_update": gflop, "gflop_per_product": gflop_per_product}
     write(values, result | {"ratios": ratios, "shares_of_limit": shares})
+
+
+def print_title(work: Work, turns: Turns) -> None:
+    """What the table below is of."""
+    title = f"{work.algo} on {ENV}, dpg-cli in {work.precision}, {work.threads} threads"
+    if len(turns.shares) > 1:
+        title += f", {len(turns.shares)} side by side"
+    print(f"\n{title}, {turns.repetitions} turns of {turns.seconds} s; a second")
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -234,9 +240,10 @@ def child(name: str, counter: Counter, work: Work) -> None:
         repeat(products(), counter)
 
 
-def training(counter: Path, work: Work) -> list[str]:
+def training(counter: Path, tree: Path, work: Work) -> list[str]:
     """The command of `dpg-train` itself, with whose warm-up and work the peers agree."""
-    command = [sys.executable, str(ROOT / "scripts" / "counted_training.py"), str(counter), *overrides(work)]
+    script = ROOT / "scripts" / "counted_training.py"
+    command = [sys.executable, str(script), str(counter), str(tree), *overrides(work)]
     command += [f"env={ENV}", "device=cpu", f"random_steps={WARM_UP // 2}", f"hydra.run.dir={counter}.run"]
     return [*command, f"total_steps={ENDLESS}", f"eval.every={ENDLESS}", "eval.episodes=1"]
 
@@ -312,7 +319,8 @@ def held_to(cores: Sequence[int]) -> Iterator[None]:
 
 def environment(threads: int, tree: Path) -> dict[str, str]:
     """The environment of a measured process."""
-    own = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
     return {**os.environ, **own}
 
 

@@ -1,15 +1,18 @@
 #!/usr/bin/env python
 """`dpg-train`, which counts its steps in a file: what scripts/benchmark.py and scripts/revisions.py measure.
 
-    python scripts/counted_training.py COUNTER OVERRIDE...
+    python scripts/counted_training.py COUNTER TREE OVERRIDE...
 
-COUNTER holds one int64. Nothing is imported here but what earlier revisions have, too.
+COUNTER holds one int64; TREE is the checkout whose dpg_cli must be the one that is imported. Nothing is imported here
+but what earlier revisions have, too.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
+import dpg_cli
 from dpg_cli.cli.job import Watcher
 from dpg_cli.cli.train import main
 
@@ -27,4 +30,6 @@ def count_steps(path: str) -> None:
 
 if __name__ == "__main__":
     count_steps(sys.argv.pop(1))
+    if not Path(dpg_cli.__file__).is_relative_to(tree := sys.argv.pop(1)):
+        sys.exit(f"{dpg_cli.__file__} was imported, not {tree}")
     main()

@@ -1,21 +1,23 @@
 #!/usr/bin/env python
 """Training speed at several revisions of this repository, in turns.
 
-    python scripts/revisions.py v0.1.0 HEAD .
-    python scripts/revisions.py HEAD . algo=ddpg threads=1 repetitions=20 out=revisions.json
+    python scripts/revisions.py HEAD~3 HEAD .
+    python scripts/revisions.py 0722704 . algo=ddpg threads=1 repetitions=20 out=revisions.json
 
-Each revision is what git can name; `.` is the working tree. The last column is the median of the paired ratios to the
-first one. What is trained, and the keys, are as for scripts/benchmark.py, and the same cautions apply.
+Each revision is what git can name, of 2026-11-23 or later; `.` is the working tree. The last column is the median of
+the paired ratios to the first one. What is trained, and the keys, are as for scripts/benchmark.py, and so are the
+cautions.
 """
 
 import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmark import KEYS, ROOT, in_turns, paired, row, stopped, work_of
+from benchmark import ENV, KEYS, ROOT, in_turns, paired, print_title, row, stopped, work_of
 from measure import check_files, write
 
 from dpg_cli.cli.arguments import parse, run_script
@@ -23,48 +25,59 @@ from dpg_cli.errors import UserError
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     revisions = [argument for argument in sys.argv[1:] if "=" not in argument]
     values = parse([argument for argument in sys.argv[1:] if "=" in argument], KEYS, required=())
     check_files(values, "out")
     if len(set(revisions)) < max(2, len(revisions)):
         raise UserError("name at least two revisions, each once; . is the working tree")
+    commits = {revision: commit_of(revision) for revision in revisions}
     work, turns = work_of(values)
     with contextlib.ExitStack() as started:
         folder = Path(started.enter_context(tempfile.TemporaryDirectory()))
-        trees = {revision: started.enter_context(tree(revision, folder)) for revision in revisions}
         candidates = {}
-        for revision, checkout in trees.items():
-            (runs := folder / f"runs of {checkout.name}").mkdir()
+        for number, (revision, commit) in enumerate(commits.items()):
+            checkout = started.enter_context(tree(commit, folder / f"tree{number}"))
+            (runs := folder / f"runs{number}").mkdir()
             candidates[revision] = started.enter_context(stopped("dpg-cli", work, turns, runs, checkout))
         rates = in_turns(candidates, turns)
     first = rates[revisions[0]]
     ratios = {revision: paired(rates[revision], first) for revision in revisions}
-    title = f"{work.algo} in {work.precision}, {work.threads} threads"
-    print(f"\n{title}, {len(first)} turns of {turns.seconds} s; a second")
+    print_title(work, turns)
     print(f"{'':20}{'median':>9}{'lowest':>9}{'highest':>9}   median of the paired ratios to {revisions[0]}")
     for revision, ratio in ratios.items():
         print(row(revision, rates[revision]) + f"   {ratio:.2f}")
-    write(values, {"work": work._asdict(), "per_second": rates, "ratios": ratios})
+    result = {"work": work._asdict(), "env": ENV, "turns": turns._asdict(), "commits": commits}
+    write(values, {**result, "per_second": rates, "ratios": ratios})
+
+
+def commit_of(revision: str) -> str:
+    """The commit that git knows by this name; `.` as it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if revision == ".":
+        return revision
+    command = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise UserError(f"{revision}: git knows no such revision")
+    return found.stdout.strip()
 
 
 @contextlib.contextmanager
-def tree(revision: str, folder: Path) -> Iterator[Path]:
-    """A checkout of a revision, removed afterwards.
-
-    Raises:
-        UserError: git does not know it.
-    """
-    if revision == ".":
+def tree(commit: str, path: Path) -> Iterator[Path]:
+    """A checkout of a commit, removed afterwards; the working tree for `.`."""
+    if commit == ".":
         yield ROOT
         return
-    git, path = ["git", "-C", str(ROOT), "worktree"], folder / f"tree of {revision.replace('/', '-')}"
-    added = subprocess.run([*git, "add", "--detach", path, revision], capture_output=True, text=True, check=False)
-    if added.returncode:
-        raise UserError(f"{revision}: {added.stderr.strip().splitlines()[-1]}")
+    git = ["git", "-C", str(ROOT), "worktree"]
     try:
+        subprocess.run([*git, "add", "--quiet", "--detach", path, commit], check=True)
         yield path
     finally:
-        subprocess.run([*git, "remove", "--force", path], check=True)
+        subprocess.run([*git, "remove", "--force", path], check=False)
 
 
 if __name__ == "__main__":

@@ -253,10 +253,12 @@ def test_every_file_says_what_it_is():
         (["num_seeds=1", "algo.hidden_sizes=[64,64]", "algo.batch_size=64"], 1),
         (["num_seeds=8", "algo.hidden_sizes=[64,64]", "algo.batch_size=64"], 4),
         (["algo.hidden_sizes=[32]", "algo.batch_size=64"], 1),
+        (["algo.hidden_sizes=[1024]", "algo.batch_size=64"], 4),
+        (["algo.hidden_sizes=[]"], 1),
         (["algo.hidden_sizes=[64,64]", "algo.batch_size=64", "threads=3"], 3),
         (["threads=1"], 1),
     ],
 )
 def test_small_networks_get_one_thread(monkeypatch, given, threads):
     monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert build.choose_threads(checked(*given)) == threads
+    assert build.choose_threads(checked(*given), obs_dim=17) == threads

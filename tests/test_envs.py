@@ -158,6 +158,12 @@ def test_observations_are_flat_floats(space, dtype):
         np.testing.assert_array_equal(obs, expected)
 
 
+def test_observations_keep_their_own_precision_whatever_their_space_says():
+    env = make_env("Toy-v0", {"observation_space": spaces.Box(-9, 9, (2,), np.float32)}, dtype=np.float64)
+    env.unwrapped.obs = np.array([0.3, -0.7])
+    assert env.reset()[0].tolist() == env.step(np.zeros(1))[0].tolist() == [0.3, -0.7]
+
+
 def test_observations_are_float32_unless_told_otherwise():
     env = make_env("Toy-v0", {"observation_space": spaces.Box(-1.0, 1.0, (2,), np.float64)})
     assert env.reset()[0].dtype == np.float32

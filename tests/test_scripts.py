@@ -82,10 +82,13 @@ def test_a_paired_ratio_is_the_median_of_ratios():
         (costs, "steps=-1", "steps=-1: should be a whole number, at least 1"),
         (revisions, "HEAD", "name at least two revisions, each once"),
         (revisions, "seconds=0.5", "name at least two revisions, each once"),
+        (revisions, "nowhere .", "nowhere: git knows no such revision"),
+        (revisions, "--help .", "--help: git knows no such revision"),
+        (revisions, "-f .", "-f: git knows no such revision"),
     ],
 )
 def test_what_is_refused(script, module, argument, complaint):
-    code, _, err = script(module, argument)
+    code, _, err = script(module, *argument.split())
     assert code == 2
     assert err.startswith(f"{module.__name__}: {complaint}")
 

@@ -60,3 +60,5 @@ def run_script(name: str, main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

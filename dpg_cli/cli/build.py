@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 ENVIRONMENT_BYTES = 2**28  # what the environments of one seed and all else could take in a checkpoint
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
-SMALL_PRODUCT = 2**20  # multiplications between two hidden layers that are not worth a second thread's waking
+SMALL_PRODUCT = 2**20  # multiplications of a layer; of fewer, a second thread's waking is not won back
 
 
 class Training(NamedTuple):
@@ -111,13 +111,13 @@ def build(config: TrainConfig) -> Training:
         UserError: device, environment, network sizes or memory.
     """
     device, precision = choose_device(config.device), PRECISIONS[config.precision]
-    torch.set_num_threads(threads := choose_threads(config))
-    log.info("threads: %d", threads)
-    choose_products(device)
     seeds = range(config.seed, config.seed + config.num_seeds)
     new_env = environment_maker(config)
     environments = Environments([[new_env() for _ in range(config.num_envs)] for _ in seeds], seeds)
     obs_dim, action_dim = sizes(environments)
+    torch.set_num_threads(threads := choose_threads(config, obs_dim))
+    log.info("threads: %d", threads)
+    choose_products(device)
     try:
         check_memory(config, obs_dim, action_dim)
     except UserError:
@@ -194,13 +194,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_threads(config: TrainConfig) -> int:
-    """`auto` is as many as this process may use, at most `MAX_AUTO_THREADS`, and one for small products."""
+def choose_threads(config: TrainConfig, obs_dim: int) -> int:
+    """`auto` is as many as this process may use, at most `MAX_AUTO_THREADS`, and one where all products are small."""
     if config.threads != "auto":
         return config.threads
-    hidden = config.algo["hidden_sizes"]
-    widest = max((a * b for a, b in pairwise(hidden)), default=max(hidden))
-    if config.num_seeds * config.algo["batch_size"] * widest < SMALL_PRODUCT:
+    largest = max((a * b for a, b in pairwise([obs_dim, *config.algo["hidden_sizes"]])), default=0)
+    if config.num_seeds * config.algo["batch_size"] * largest < SMALL_PRODUCT:
         return 1
     return min(len(os.sched_getaffinity(0)), MAX_AUTO_THREADS)
 
