@@ -4,9 +4,9 @@
     python scripts/revisions.py HEAD~3 HEAD .
     python scripts/revisions.py 0722704 . algo=ddpg threads=1 repetitions=20 out=revisions.json
 
-Each revision is what git can name, of 2026-11-23 or later; `.` is the working tree. The last column is the median of
-the paired ratios to the first one. What is trained, and the keys, are as for scripts/benchmark.py, and so are the
-cautions.
+Each revision is what git can name, as far back as scripts/counted_training.py runs; `.` is the working tree. The last
+column is the median of the paired ratios to the first one. What is trained, and the keys, are as for
+scripts/benchmark.py, and so are the cautions.
 """
 
 import contextlib
