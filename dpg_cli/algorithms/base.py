@@ -105,13 +105,13 @@ class Algorithm:
         """
         raise NotImplementedError
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The deterministic policy: `(S, N, obs_dim)` to actions `(S, N, action_dim)` in [-1, 1]."""
         action: Tensor = self.actor(self._tensor(obs), exact=True)
         return action.cpu().numpy()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def value(self, obs: np.ndarray) -> np.ndarray:
         """Q(s, μ(s)) by the first critic: `(S, N, obs_dim)` to `(S, N)`."""
         tensor = self._tensor(obs)
