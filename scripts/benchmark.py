@@ -10,8 +10,8 @@ All train on HalfCheetah-v4 with 256-256 networks, batches of 256, Gaussian expl
 Each is a process of its own, held to as many cores as it has threads, since JAX knows no other limit. All are started
 and brought past a warm-up; then they take turns: one goes on for `seconds`, while the others are stopped by a signal.
 Turns are so short that what else a shared machine does meets all of them alike. Counted are environment steps with
-learning and everything that the real programs do between them: `dpg-train` writes records and checkpoints, its peers
-write nothing. Start-up and evaluations are not counted. `precision` is dpg-train's.
+learning and everything that the real programs do between them: `dpg-train` writes records, its peers write nothing.
+Start-up and evaluations are not counted. `precision` is dpg-train's.
 
 With `side_by_side=2`, two processes of each candidate take a turn at once, each on cores of its own; their steps are
 added up.

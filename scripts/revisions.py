@@ -5,8 +5,8 @@
     python scripts/revisions.py 0722704 . algo=ddpg threads=1 repetitions=20 out=revisions.json
 
 Each revision is what git can name, as far back as scripts/counted_training.py runs; `.` is the working tree. The last
-column is the median of the paired ratios to the first one. What is trained, and the keys, are as for
-scripts/benchmark.py, and so are the cautions.
+columns are the medians of the paired ratios to the one before and to the first. What is trained, and the keys, are as
+for scripts/benchmark.py, and so are the cautions.
 """
 
 import contextlib
@@ -44,9 +44,10 @@ def main() -> None:
     first = rates[revisions[0]]
     ratios = {revision: paired(rates[revision], first) for revision in revisions}
     print_title(work, turns)
-    print(f"{'':20}{'median':>9}{'lowest':>9}{'highest':>9}   median of the paired ratios to {revisions[0]}")
-    for revision, ratio in ratios.items():
-        print(row(revision, rates[revision]) + f"   {ratio:.2f}")
+    print(f"{'':20}{'median':>9}{'lowest':>9}{'highest':>9}   paired ratios: to the one before, to the first")
+    for before, revision in zip([revisions[0], *revisions], revisions, strict=False):
+        to_before = paired(rates[revision], rates[before])
+        print(row(revision, rates[revision]) + f"   {to_before:.2f}  {ratios[revision]:.2f}")
     result = {"work": work._asdict(), "env": ENV, "turns": turns._asdict(), "commits": commits}
     write(values, {**result, "per_second": rates, "ratios": ratios})
 

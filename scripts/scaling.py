@@ -35,7 +35,7 @@ OVERRIDES = {
 }
 SIZES = {
     "batch": [64, 128, 256, 512, 1024, 2048, 4096],
-    "width": [64, 128, 256, 512, 1024],
+    "width": [32, 64, 128, 256, 512, 1024],
     "num_seeds": [1, 2, 4, 8, 16],
     "num_envs": [1, 2, 4, 8, 16, 32],
 }
@@ -95,7 +95,8 @@ def seconds_acting(training: Training, steps: int) -> float:
     """Of one environment step with the policy and its noise."""
     algorithm, environments, _, noise, _ = training
     environments.reset()
-    loop = collect(algorithm, environments, noise, step=0, total_steps=2 * steps, random_steps=0)
+    enough = 2 * (steps + environments.num_envs)
+    loop = collect(algorithm, environments, noise, step=0, total_steps=enough, random_steps=0)
     warm = next(step for step, _, _ in loop if step >= steps // 4)
     start = time.perf_counter()
     end = next(step for step, _, _ in loop if step >= warm + steps)
