@@ -87,13 +87,6 @@ class Network(nn.Module):
             return layers
         return layers | {f"normalizer.{name}": tensor for name, tensor in self.normalizer.named_buffers()}
 
-    def seen(self, obs: Tensor) -> Tensor:
-        """Observations as the layers take them."""
-        if self.normalizer is None:
-            return obs
-        normalized: Tensor = self.normalizer(obs)
-        return normalized
-
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Become what `tensors()` gave.
@@ -107,6 +100,13 @@ class Network(nn.Module):
             raise ValueError(f"should hold {shapes[0]}, holds {shapes[1]}")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+    def _seen(self, obs: Tensor) -> Tensor:
+        """Observations as the layers take them."""
+        if self.normalizer is None:
+            return obs
+        normalized: Tensor = self.normalizer(obs)
+        return normalized
 
     def _mlp(
         self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False, exact: bool = False
@@ -258,7 +258,7 @@ class Actor(Network):
 
     def forward(self, obs: Tensor, *, exact: bool = False) -> Tensor:
         """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact`: not in the lower precision of an update."""
-        return torch.tanh(self._mlp(self.seen(obs), exact=exact))
+        return torch.tanh(self._mlp(self._seen(obs), exact=exact))
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Actions, and how their gradient becomes that of the parameters.
@@ -270,7 +270,7 @@ class Actor(Network):
             Actions `(S, B, action_dim)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until
             this network's next one. In between neither the parameters nor the actions may be changed.
         """
-        y, tape = self._recorded(self.seen(obs))
+        y, tape = self._recorded(self._seen(obs))
         action = torch.tanh(y)
         return action, lambda grad: self._gradient(torch.ops.aten.tanh_backward(grad, action), tape)
 
@@ -314,7 +314,7 @@ class Critic(Network):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`."""
-        return self._mlp(self.seen(obs), action, self.action_index).squeeze(-1)
+        return self._mlp(self._seen(obs), action, self.action_index).squeeze(-1)
 
     def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Values, and how their gradient becomes that of the parameters.
@@ -327,7 +327,7 @@ class Critic(Network):
             Values `(K, S, B)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until this
             network's next one. In between the parameters may not be changed.
         """
-        y, tape = self._recorded(self.seen(obs), action, self.action_index)
+        y, tape = self._recorded(self._seen(obs), action, self.action_index)
         return y.squeeze(-1), lambda grad: self._gradient(grad.unsqueeze(-1), tape)
 
     def q1(self, obs: Tensor, action: Tensor, *, exact: bool = False) -> Tensor:
@@ -335,11 +335,11 @@ class Critic(Network):
 
         `exact`: not in the lower precision of an update.
         """
-        return self._mlp(self.seen(obs), action, self.action_index, first=True, exact=exact).squeeze(-1)
+        return self._mlp(self._seen(obs), action, self.action_index, first=True, exact=exact).squeeze(-1)
 
     def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The first critic's values, `(S, B)`, and ∇ₐQ₁(s, a) at each of them, `(S, B, action_dim)`."""
-        y, tape = self._recorded(self.seen(obs), action, self.action_index, first=True)
+        y, tape = self._recorded(self._seen(obs), action, self.action_index, first=True)
         grad = _backward(torch.ones_like(y), tape, None, of_extra=True)
         assert grad is not None
         return y.squeeze(-1), _in(action.dtype, grad)

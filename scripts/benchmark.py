@@ -76,7 +76,6 @@ class Turns(NamedTuple):
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     if sys.argv[1:2] == ["--child"]:
         name, path, algo, threads, precision = sys.argv[2:]
         child(name, np.memmap(path, np.int64, "r+"), Work(algo, int(threads), precision))
@@ -337,4 +336,5 @@ def choice(values: dict[str, str], key: str, known: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     run_script("benchmark", main)

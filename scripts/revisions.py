@@ -25,7 +25,6 @@ from dpg_cli.errors import UserError
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     revisions = [argument for argument in sys.argv[1:] if "=" not in argument]
     values = parse([argument for argument in sys.argv[1:] if "=" in argument], KEYS, required=())
     check_files(values, "out")
@@ -82,4 +81,5 @@ def tree(commit: str, path: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     run_script("revisions", main)

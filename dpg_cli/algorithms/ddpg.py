@@ -28,7 +28,7 @@ class DDPG(Algorithm):
         # Up the deterministic policy gradient (Silver et al. 2014): the mean of ∇θ μ(s) ∇a Q(s, a) at a = μ(s).
         policy_action, actor_backward = self.actor.with_backward(obs)
         policy_q, action_gradient = self.critic.q1_with_action_gradient(obs, policy_action)
-        actor_norm = self.step(self.actor_optimizer, actor_backward(action_gradient / -policy_q.shape[-1]))
+        actor_norm = self.step(self.actor_optimizer, actor_backward(-action_gradient / policy_q.shape[-1]))
 
         self.update_targets()
         self.updates += 1

@@ -48,7 +48,7 @@ class TD3(Algorithm):
         if self.updates % self.policy_delay == 0:
             policy_action, actor_backward = self.actor.with_backward(obs)
             q1, action_gradient = self.critic.q1_with_action_gradient(obs, policy_action)
-            actor_norm = self.step(self.actor_optimizer, actor_backward(action_gradient / -q1.shape[-1]))
+            actor_norm = self.step(self.actor_optimizer, actor_backward(-action_gradient / q1.shape[-1]))
             self.update_targets()
             metrics |= {
                 "loss/actor": -q1.mean(dim=-1),
