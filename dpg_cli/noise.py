@@ -13,6 +13,8 @@ import numpy as np
 
 from dpg_cli.ranges import Count, NonNegative, Positive
 
+BLOCK = 16  # steps drawn at once: NumPy's code is no longer in the caches after an update
+
 
 @dataclass(kw_only=True, eq=False)
 class Noise:
@@ -30,6 +32,9 @@ class Noise:
         """Keep the streams."""
         self._generators = generators
         self._shape = (len(generators), len(generators[0]), action_dim)
+        self._drawn = np.empty((0, *self._shape))  # ahead, for the next steps
+        self._used = 0
+        self._before: list[list[Any]] = []  # the generators' states from which they were
 
     def scale_at(self, step: int) -> float:
         """The scale at an environment step, in units of the action range's half."""
@@ -44,16 +49,40 @@ class Noise:
 
     def state(self, member: int) -> dict[str, Any]:
         """What the noise of one member goes on from."""
+        self._give_back()
         return {"random": [g.bit_generator.state for g in self._generators[member]]}
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from `state()`, one a member."""
+        self._give_back()
         for generators, state in zip(self._generators, states, strict=True):
             for generator, own in zip(generators, state["random"], strict=True):
                 generator.bit_generator.state = own
 
     def _standard_normal(self) -> np.ndarray:
-        return np.array([[g.standard_normal(self._shape[-1]) for g in member] for member in self._generators])
+        """N(0, 1) for one step of every environment, `(S, E, A)`."""
+        if self._used == len(self._drawn):
+            self._before = [[g.bit_generator.state for g in member] for member in self._generators]
+            self._drawn, self._used = self._draw(BLOCK), 0
+        self._used += 1
+        drawn: np.ndarray = self._drawn[self._used - 1]
+        return drawn
+
+    def _draw(self, steps: int) -> np.ndarray:
+        """`(steps, S, E, A)`, the numbers that as many single draws would give."""
+        size = (steps, self._shape[-1])
+        draws = np.array([[g.standard_normal(size) for g in member] for member in self._generators])
+        return np.moveaxis(draws, 2, 0)
+
+    def _give_back(self) -> None:
+        """Take the generators back to where what was used alone would have brought them."""
+        used = self._used
+        if used < len(self._drawn):
+            for generators, states in zip(self._generators, self._before, strict=True):
+                for generator, state in zip(generators, states, strict=True):
+                    generator.bit_generator.state = state
+            self._draw(used)
+        self._drawn, self._used = self._drawn[:0], 0
 
 
 @dataclass(kw_only=True, eq=False)

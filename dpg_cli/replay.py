@@ -77,14 +77,21 @@ class Replay:
     ) -> None:
         """Store one step of E environments: `(S, E, ·)` for vectors, `(S, E)` for scalars."""
         parts = [obs, action, reward[..., None], next_obs, terminated[..., None]]
-        self._put(np.concatenate(parts, axis=-1, dtype=self._number, casting="unsafe"))
+        first, count = self.added % self.capacity, obs.shape[1]
+        if self._own_next is None and first + count <= self.capacity and self._rows.is_cpu:
+            rows = self._rows.numpy()[:, first : first + count]  # which takes half the time of the general way
+            np.concatenate(parts, axis=-1, out=rows, casting="unsafe")
+            self._advance(count)
+        else:
+            self._put(np.concatenate(parts, axis=-1, dtype=self._number, casting="unsafe"))
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions for each member, from its own stream.
 
         Uniformly, but for the remainder that torch takes of a 32-bit number: up to size / 2³² more often than others.
         """
-        places = torch.stack([torch.randint(self.size, (batch_size,), generator=g) for g in self._generators])
+        draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self._generators]
+        places = draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
         obs, action, reward, next_obs, terminated = self._gather(self._members, places)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
@@ -137,6 +144,9 @@ class Replay:
         self._rows[:, first : first + until_end] = rows[:, :until_end]
         if until_end < count:
             self._rows[:, : count - until_end] = rows[:, until_end:]
+        self._advance(count)
+
+    def _advance(self, count: int) -> None:
         self.added += count
         self.size = min(self.size + count, self.capacity)
 
@@ -145,12 +155,12 @@ class Replay:
         rows = self._rows.view(-1, self._rows.shape[-1])
 
         def select(source: Tensor, places: Tensor) -> Tensor:
-            index = torch.add(places, member, alpha=self.capacity).flatten()
-            return source.index_select(0, index.to(rows.device)).view(*places.shape, source.shape[1])
+            index = places if len(self._generators) == 1 else torch.add(places, member, alpha=self.capacity)
+            return source.index_select(0, index.flatten().to(rows.device)).view(*places.shape, source.shape[1])
 
         found = select(rows, places)
         if self._own_next is None:
-            parts: Sequence[Tensor] = torch.split(found, self._widths, dim=-1)
+            parts: Sequence[Tensor] = found.split_with_sizes(self._widths, dim=-1)  # which torch.split ends at
             return parts
         obs_dim, action_dim = self._widths[:2]
         obs, action, reward, terminated = torch.split(found, [obs_dim, action_dim, 1, 1], dim=-1)

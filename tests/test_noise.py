@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpg_cli.config import choices, config_dir
-from dpg_cli.noise import NOISES
+from dpg_cli.noise import BLOCK, NOISES
 from dpg_cli.seeding import Purpose, generator
 
 every_noise = pytest.mark.parametrize("name", NOISES)
@@ -74,6 +74,22 @@ def test_a_seed_sees_the_same_noise_beside_others_and_alone(name):
 
 
 @every_noise
+@pytest.mark.parametrize("used", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1])
+def test_a_state_is_that_of_the_numbers_used_not_of_those_drawn_ahead(name, used):
+    noise, other = make(name, streams((0, 1), 2)), make(name, streams((2, 3), 2))
+    samples(noise, used)
+    samples(other, 5)  # so that it has drawn ahead, too
+    states = copy.deepcopy([noise.state(0), noise.state(1)])
+    going_on = samples(noise, 2 * BLOCK)
+    other.load_state(states)
+    np.testing.assert_array_equal(samples(other, 2 * BLOCK), going_on)
+    if name == "gaussian":
+        g = generator(1, Purpose.NOISE, 1)
+        g.standard_normal((used, 2))
+        assert states[1]["random"][1] == g.bit_generator.state
+
+
+@every_noise
 def test_a_reset_where_nothing_ended_changes_nothing(name):
     left, right = make(name, streams((0, 1), 2)), make(name, streams((0, 1), 2))
     for step in range(5):
@@ -86,6 +102,7 @@ def test_a_reset_begins_as_a_new_noise_and_leaves_the_others_alone(name):
     generators = streams((0, 1), 2)
     noise = make(name, generators)
     samples(noise, 10)
+    noise.state(0)  # the generators are now where ten draws have brought them
     new, going_on = make(name, copy.deepcopy(generators)), copy.deepcopy(noise)
     ended = np.array([[False, True], [False, False]])
     noise.reset(ended)

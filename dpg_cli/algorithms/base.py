@@ -162,7 +162,7 @@ class Algorithm:
     def standard_normal(self, shape: Sequence[int]) -> Tensor:
         """N(0, 1) of shape `(S, ...)`, each member from its own stream."""
         draws = [torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self._generators]
-        return torch.stack(draws)
+        return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
 
     def step(self, optimizer: Adam, gradient: Tensor) -> Tensor:
         """One step of `optimizer` against a gradient.
