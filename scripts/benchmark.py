@@ -11,7 +11,7 @@ Each is a process of its own, held to as many cores as it has threads, since JAX
 and brought past a warm-up; then they take turns: one goes on for `seconds`, while the others are stopped by a signal.
 Turns are so short that what else a shared machine does meets all of them alike. Counted are environment steps with
 learning and everything that the real programs do between them: `dpg-train` writes records, its peers write nothing.
-Start-up and evaluations are not counted. `precision` is dpg-train's.
+Start-up and evaluations are not counted. `precision` is dpg-train's; with bf16 a dpg-train in float32 takes turns too.
 
 With `side_by_side=2`, two processes of each candidate take a turn at once, each on cores of its own; their steps are
 added up.
@@ -51,6 +51,7 @@ HIDDEN_SIZES, BATCH_SIZE = [256, 256], 256
 CRITICS_AND_DELAY = {"td3": (2, 2), "ddpg": (1, 1)}
 WARM_UP = 1_000  # steps: half of them uniform actions without updates, half with
 ENDLESS = 1_000_000  # steps; more than there is time for
+OURS, IN_FLOAT32 = "dpg-cli", "dpg-cli, float32"
 PEERS = {"stable-baselines3": "stable_baselines3", "sbx": "sbx"}  # and the modules that they are
 UPDATES, PRODUCTS = "updates alone", "products"
 SIDE = 256  # of the matrices whose product is the limit
@@ -88,7 +89,7 @@ def main() -> None:
         raise UserError(f"{' and '.join(missing)} missing; pip install -e '.[bench]'")
     with contextlib.ExitStack() as started:
         folder = Path(started.enter_context(tempfile.TemporaryDirectory()))
-        names = ["dpg-cli", *PEERS, UPDATES, PRODUCTS]
+        names = [OURS, *([IN_FLOAT32] if work.precision != "float32" else []), *PEERS, UPDATES, PRODUCTS]
         rates = in_turns({name: started.enter_context(stopped(name, work, turns, folder)) for name in names}, turns)
     report(values, work, turns, rates)
 
@@ -174,8 +175,8 @@ def stopped(name: str, work: Work, turns: Turns, folder: Path, tree: Path = ROOT
             path = folder / f"{name} {i}"
             candidate.counters.append(np.memmap(path, np.int64, "w+", shape=(1,)))
             command = [sys.executable, __file__, "--child", name, str(path), *map(str, work)]
-            if name == "dpg-cli":
-                command = training(path, tree, work)
+            if name in (OURS, IN_FLOAT32):
+                command = training(path, tree, work if name == OURS else work._replace(precision="float32"))
             with log.open("ab") as output, held_to(share):
                 candidate.processes.append(
                     subprocess.Popen(command, stdout=output, stderr=output, env=environment(work.threads, tree))
@@ -197,17 +198,17 @@ def report(values: dict[str, str], work: Work, turns: Turns, rates: dict[str, li
     gflop = update_flops(OBS_DIM, ACTION_DIM, HIDDEN_SIZES, BATCH_SIZE, *CRITICS_AND_DELAY[work.algo]) / 1e9
     gflop_per_product = 2 * SIDE**3 / 1e9
     limit = [gflop_per_product * rate for rate in rates[PRODUCTS]]
-    ratios = {peer: paired(rates["dpg-cli"], rates[peer]) for peer in PEERS}
-    shares = {name: gflop * paired(rates[name], limit) for name in (UPDATES, "dpg-cli")}
+    ratios = {other: paired(rates[OURS], rates[other]) for other in (IN_FLOAT32, *PEERS) if other in rates}
+    shares = {name: gflop * paired(rates[name], limit) for name in (UPDATES, OURS)}
     print_title(work, turns)
     print(f"{'':20}{'median':>9}{'lowest':>9}{'highest':>9}   median of the paired ratios dpg-cli to it")
-    print(row("dpg-cli", rates["dpg-cli"]))
-    for peer, ratio in ratios.items():
-        print(row(peer, rates[peer]) + f"   {ratio:.2f}")
+    print(row(OURS, rates[OURS]))
+    for other, ratio in ratios.items():
+        print(row(other, rates[other]) + f"   {ratio:.2f}")
     print(row(UPDATES, rates[UPDATES]))
     print(row("GFLOP of products", limit))
     print(f"\nan update has {gflop:.3f} GFLOP of products; of the float32 limit, median of the paired shares,")
-    print(f"updates alone reach {shares[UPDATES]:.0%} and the training {shares['dpg-cli']:.0%}")
+    print(f"updates alone reach {shares[UPDATES]:.0%} and the training {shares[OURS]:.0%}")
     result = {"work": work._asdict(), "env": ENV, "turns": turns._asdict(), "per_second": rates}
     result |= {"gflop_per_update": gflop, "gflop_per_product": gflop_per_product}
     write(values, result | {"ratios": ratios, "shares_of_limit": shares})

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmark import ENV, KEYS, ROOT, in_turns, paired, print_title, row, stopped, work_of
+from benchmark import ENV, KEYS, OURS, ROOT, in_turns, paired, print_title, row, stopped, work_of
 from measure import check_files, write
 
 from dpg_cli.cli.arguments import parse, run_script
@@ -38,7 +38,7 @@ def main() -> None:
         for number, (revision, commit) in enumerate(commits.items()):
             checkout = started.enter_context(tree(commit, folder / f"tree{number}"))
             (runs := folder / f"runs{number}").mkdir()
-            candidates[revision] = started.enter_context(stopped("dpg-cli", work, turns, runs, checkout))
+            candidates[revision] = started.enter_context(stopped(OURS, work, turns, runs, checkout))
         rates = in_turns(candidates, turns)
     first = rates[revisions[0]]
     ratios = {revision: paired(rates[revision], first) for revision in revisions}

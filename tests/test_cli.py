@@ -253,6 +253,7 @@ def test_what_is_probably_not_meant_is_said(train):
         (["-m", "--cfg", "job", "--resolve", "seed=1,2"], "leave out -m"),
         (["-m", "--cfg", "job", "seed=1,2"], "leave out -m"),
         (["-m", "seed=range(0)"], "the sweep has no jobs"),
+        (["-m", "algo=ddpg,td3", "seed=1,1"], "jobs 0 and 1 are the same, algo=ddpg seed=1"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir: jobs 0 and 1 would share the folder x"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=${algo.name}"], "would share the folder td3"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=${nothing}"], "hydra.sweep.subdir: Interpolation key 'nothing'"),
@@ -482,6 +483,12 @@ def test_the_resolved_config_is_what_a_run_writes(train, tmp_path, overrides):
     assert (tmp_path / "run" / "config.yaml").read_text() == shown
 
 
+def test_the_resolved_config_of_a_sweep_says_over_what(train):
+    arguments = ["--cfg", "job", "--resolve", "experiment=td3_vs_ddpg"]
+    assert "sweep over algo=td3,ddpg; " in train(*arguments)[2]
+    assert train(*arguments, "algo=td3")[2] == ""
+
+
 def test_a_job_says_which_of_how_many_it_is_and_what_differs(train, tmp_path):
     code, out, _ = train("-m", TOY, "algo=ddpg,td3", "seed=3,4", *SMALL, "hydra.sweep.dir=sweep")
     assert code == 0
@@ -536,9 +543,11 @@ def test_several_seeds_with_an_interpolation_on_the_command_line(train, tmp_path
 @pytest.mark.parametrize(
     "mistake", ["+hydra.callbacks.x._target_=nowhere.Callback", "hydra.job_logging.root.level=LOUD"]
 )
-def test_a_mistake_in_hydras_own_keys_leaves_no_folder(train, tmp_path, mistake):
-    code, _, err = train(TOY, *SMALL, mistake, "hydra.run.dir=run")
+@pytest.mark.parametrize("where", [["hydra.run.dir=run"], ["-m", "seed=0,1", "hydra.sweep.dir=run"]])
+def test_a_mistake_in_hydras_own_keys_leaves_no_folder(train, tmp_path, mistake, where):
+    code, out, err = train(TOY, *SMALL, mistake, *where)
     gc.collect()  # a file that is left open warns here, not in another test
-    assert (code, err.count("\n")) == (2, 1)
-    assert err.startswith("dpg-train: hydra: ")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("dpg-train: ")
+    assert "nowhere.Callback" in err or "root logger" in err
     assert not (tmp_path / "run").exists()

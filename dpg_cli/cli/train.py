@@ -122,8 +122,11 @@ def _run_command(arguments: Sequence[str]) -> int:
     composed = configs.compose(fixed)
     if as_written:
         if composed.hydra.mode is RunMode.MULTIRUN:
-            params = " ".join(f"{key}={value}" for key, value in composed.hydra.sweeper.params.items())
-            print(f"dpg-train: this is a sweep over {params}; each job has one of these values too", file=sys.stderr)
+            given = {override.partition("=")[0] for override in overrides}
+            swept = [f"{key}={v}" for key, v in composed.hydra.sweeper.params.items() if key not in given]
+            if swept:
+                note = f"this is a sweep over {' '.join(swept)}; each job has one of these values too"
+                print(f"dpg-train: {note}", file=sys.stderr)
         print(configs.dump(configs.validate(composed)), end="")
         return 0
     if composed.hydra.job.chdir:
@@ -167,13 +170,20 @@ def _single(composed: "DictConfig") -> int:
             configs.run(composed, folder, task)
     except DiskError:
         raise
-    except Exception as error:  # what `hydra.*` says, such as a callback or a log level that does not exist
+    except Exception as error:
         if begun:
             raise
-        logging.shutdown()  # Hydra's file, which no logger has if it failed between the two
-        shutil.rmtree(folder)
-        raise UserError(f"hydra: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise _nothing_began(folder, error) from error
     return results[0].exit_code
+
+
+def _nothing_began(folder: Path, error: Exception) -> Exception:
+    """Remove a folder that Hydra failed in before any training, for what `hydra.*` says, such as no such log level."""
+    from dpg_cli.errors import UserError, one_line
+
+    logging.shutdown()  # Hydra's file, which no logger has if it failed between the two
+    shutil.rmtree(folder)
+    return error if isinstance(error, UserError) else UserError(f"hydra: {type(error).__name__}: {one_line(error)}")
 
 
 def _go_on(config: "TrainConfig", folder: Path) -> int:
@@ -216,9 +226,10 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
     claim(folder, "hydra.sweep.dir")
     curve_names = sweep.write_curve_names()
     command, console = command_line(), new_console()
-    between_jobs, one_after_another = StopRequest(), configs.has_basic_launcher(composed)
+    between_jobs, one_after_another, begun = StopRequest(), configs.has_basic_launcher(composed), []
 
     def task(config: "DictConfig") -> float:
+        begun.append(True)
         if between_jobs.signal is not None:
             sys.exit(128 + between_jobs.signal)  # no Exception, so that it ends the sweep
         hydra_config = HydraConfig.get()
@@ -237,11 +248,16 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
     try:
         with between_jobs:
             _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+    except Exception as error:
+        if begun or not one_after_another:  # other processes may have begun
+            raise
+        raise _nothing_began(folder, error) from error
     finally:
-        sweep.print_scores(console, curve_names, in_this_process=one_after_another)
-        failed = sweep.failures()
-        for where, reason in failed.items():
-            print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
+        if folder.exists():
+            sweep.print_scores(console, curve_names, in_this_process=one_after_another)
+            failed = sweep.failures()
+            for where, reason in failed.items():
+                print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
