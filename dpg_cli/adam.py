@@ -20,12 +20,14 @@ class Adam:
 
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
+    CLEARED_EVERY = 100  # steps
 
     def __init__(self, network: Network, lr: float, weight_decay: float = 0.0):
         self.network = network
         self.lr, self.weight_decay = lr, weight_decay
         self.mean, self.square = torch.zeros_like(network.flat), torch.zeros_like(network.flat)
         self.count = torch.zeros((), device=network.flat.device)
+        self._until_cleared = self.CLEARED_EVERY  # steps
 
     def step(self, gradient: Tensor) -> None:
         """Update the parameters, given their gradient, `(P,)`."""
@@ -45,3 +47,22 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
+        self._until_cleared -= 1
+        if self._until_cleared == 0:
+            self._clear_vanished()
+            self._until_cleared = self.CLEARED_EVERY
+
+    def set_count(self, count: Tensor) -> None:
+        """Go on after so many steps, `()`."""
+        self.count.copy_(count)
+        self._until_cleared = self.CLEARED_EVERY - int(count) % self.CLEARED_EVERY
+
+    def _clear_vanished(self) -> None:
+        """Set moments to zero that are too small to move a parameter.
+
+        Those of a unit that has died decay for ever and end as subnormal numbers, on which a step takes twice as long.
+        What is larger than `vanished` does not become one until the next time.
+        """
+        vanished = 1e5 * torch.finfo(self.mean.dtype).tiny
+        for moment in (self.mean, self.square):
+            moment.copy_(torch.hardshrink(moment, vanished))

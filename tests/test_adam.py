@@ -23,6 +23,61 @@ def test_it_is_torchs_adam_bit_for_bit(weight_decay, dtype):
         assert torch.equal(ours.flat, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clearing_what_has_vanished_changes_no_parameter_and_leaves_nothing_subnormal(dtype):
+    """Half of the units die early, a quarter comes to life again."""
+    g = torch.Generator().manual_seed(0)
+    ours = SimpleNamespace(flat=torch.randn(1000, generator=g, dtype=dtype))
+    theirs = SimpleNamespace(flat=ours.flat.clone())
+    cleared, plain = Adam(ours, 1e-3), Adam(theirs, 1e-3)
+    plain._clear_vanished = lambda: None
+    tiny = torch.finfo(dtype).tiny
+
+    def subnormal(adam):
+        return [int(((moment != 0) & (moment.abs() < tiny)).sum()) for moment in (adam.mean, adam.square)]
+
+    steps = 9_000 if dtype is torch.float64 else 1_500
+    for step in range(steps + 200):
+        gradient = torch.randn(1000, generator=g, dtype=dtype)
+        if step >= 50:
+            gradient[: 500 if step < steps else 250] = 0
+        for adam in (cleared, plain):
+            adam.step(gradient)
+        assert subnormal(cleared) == [0, 0], step
+    assert subnormal(plain)[0] > 200
+    assert torch.equal(ours.flat, theirs.flat)
+
+
+def test_what_is_no_number_does_not_vanish():
+    adam = Adam(SimpleNamespace(flat=torch.ones(2)), 1e-3)
+    for _ in range(Adam.CLEARED_EVERY):
+        adam.step(torch.tensor([torch.nan, 1.0]))
+    assert adam.mean.isnan().tolist() == adam.square.isnan().tolist() == [True, False]
+
+
+def test_an_adam_that_goes_on_clears_when_it_would_have():
+    g = torch.Generator().manual_seed(0)
+    whole = Adam(SimpleNamespace(flat=torch.zeros(2)), 1e-3)
+    resumed = Adam(SimpleNamespace(flat=torch.zeros(2)), 1e-3)
+    for step in range(150):
+        gradient = torch.randn(2, generator=g) * torch.tensor([1e-15, 1.0])
+        whole.step(gradient)
+        if step < 130:
+            continue
+        if step == 130:
+            for own, other in ((resumed.mean, whole.mean), (resumed.square, whole.square)):
+                own.copy_(other)
+            resumed.network.flat.copy_(whole.network.flat)
+            resumed.set_count(whole.count)
+            continue
+        resumed.step(gradient)
+    for _ in range(100):
+        for adam in (whole, resumed):
+            adam.step(torch.ones(2) * 1e-18)
+        assert torch.equal(whole.square, resumed.square)
+    assert resumed._until_cleared == whole._until_cleared == 50
+
+
 def test_by_hand():
     """Kingma & Ba 2015, Algorithm 1, two steps of one number."""
     network = SimpleNamespace(flat=torch.tensor([1.0], dtype=torch.float64))

@@ -148,7 +148,7 @@ class Algorithm:
                     for member, state in enumerate(states):
                         _restore(tensor, member, state[name][key])
             for name, optimizer in self._optimizers():
-                optimizer.count.copy_(states[0][name]["count"])
+                optimizer.set_count(states[0][name]["count"])
                 for key, own in (("mean", optimizer.mean), ("square", optimizer.square)):
                     for index, tensor in enumerate(optimizer.network.views(own)):
                         for member, state in enumerate(states):
