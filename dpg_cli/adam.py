@@ -7,7 +7,7 @@ from dpg_cli.networks import Network
 
 
 class Adam:
-    """What `torch.optim.Adam(fused=True)` computes, bit for bit, without its bookkeeping.
+    """What `torch.optim.Adam(fused=True)` makes of parameters, bit for bit, without its bookkeeping.
 
     For networks of a few hundred units that takes longer than the kernel. Kingma & Ba 2015, Algorithm 1, with an L2
     penalty; elementwise, so that members do not meet.
