@@ -58,7 +58,7 @@ class Adam:
         self._until_cleared = self.CLEARED_EVERY - int(count) % self.CLEARED_EVERY
 
     def _clear_vanished(self) -> None:
-        """Set moments to zero that are too small to move a parameter.
+        """Set moments to zero that are too small to move a parameter, unless that has vanished itself.
 
         Those of a unit that has died decay for ever and end as subnormal numbers, on which a step takes twice as long.
         What is larger than `vanished` does not become one until the next time.

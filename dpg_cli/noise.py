@@ -54,7 +54,7 @@ class Noise:
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from `state()`, one a member."""
-        self._give_back()
+        self._drawn, self._used = self._drawn[:0], 0
         for generators, state in zip(self._generators, states, strict=True):
             for generator, own in zip(generators, state["random"], strict=True):
                 generator.bit_generator.state = own

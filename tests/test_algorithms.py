@@ -356,3 +356,23 @@ def test_an_update_is_its_plain_form(name, action_layer, seeds):
             torch.testing.assert_close(metrics[tag], value, rtol=1e-10, atol=1e-12)
     for own, other in zip(parameters(ours), parameters(plain), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_goes_on_is_what_went_on_to_the_last_moment(name):
+    """Over the step at which vanished moments are cleared, for every optimizer."""
+    whole, resumed = make(name), make(name, seeds=(1,))
+    batches = [make_batch(seed=seed) for seed in range(5)]
+    for step in range(230):
+        if step == 70:
+            resumed.load_state([whole.state(0)])
+        if step >= 70:
+            resumed.update(batches[step % 5])
+        whole.update(batches[step % 5])
+    for optimizer in ("critic_optimizer", "actor_optimizer"):
+        ours, theirs = getattr(resumed, optimizer), getattr(whole, optimizer)
+        assert vars(ours).keys() == vars(theirs).keys()
+        assert ours._until_cleared == theirs._until_cleared
+        assert torch.equal(ours.mean, theirs.mean)
+        assert torch.equal(ours.square, theirs.square)
+    assert all(map(torch.equal, parameters(resumed), parameters(whole)))

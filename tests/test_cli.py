@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,7 +254,9 @@ def test_what_is_probably_not_meant_is_said(train):
         (["-m", "--cfg", "job", "--resolve", "seed=1,2"], "leave out -m"),
         (["-m", "--cfg", "job", "seed=1,2"], "leave out -m"),
         (["-m", "seed=range(0)"], "the sweep has no jobs"),
-        (["-m", "algo=ddpg,td3", "seed=1,1"], "jobs 0 and 1 are the same, algo=ddpg seed=1"),
+        (["-m", "algo=ddpg,td3", "seed=1,1"], "jobs 0 and 1 would be the same run (algo=ddpg seed=1)"),
+        (["-m", "seed=1,1.0"], "jobs 0 and 1 would be the same run"),
+        (["-m", "seed=0,1", "algo.tau=0.1", "++seed=5"], "jobs 0 and 1 would be the same run"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir: jobs 0 and 1 would share the folder x"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=${algo.name}"], "would share the folder td3"),
         (["-m", "seed=0,1", "hydra.sweep.subdir=${nothing}"], "hydra.sweep.subdir: Interpolation key 'nothing'"),
@@ -540,14 +543,31 @@ def test_several_seeds_with_an_interpolation_on_the_command_line(train, tmp_path
         assert "learning_starts=${algo.batch_size}" in overrides
 
 
-@pytest.mark.parametrize(
-    "mistake", ["+hydra.callbacks.x._target_=nowhere.Callback", "hydra.job_logging.root.level=LOUD"]
-)
+@pytest.mark.parametrize("mistake", ["+hydra.callbacks.x._target_=nowhere.Class", "hydra.job_logging.root.level=LOUD"])
 @pytest.mark.parametrize("where", [["hydra.run.dir=run"], ["-m", "seed=0,1", "hydra.sweep.dir=run"]])
 def test_a_mistake_in_hydras_own_keys_leaves_no_folder(train, tmp_path, mistake, where):
     code, out, err = train(TOY, *SMALL, mistake, *where)
     gc.collect()  # a file that is left open warns here, not in another test
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("dpg-train: ")
-    assert "nowhere.Callback" in err or "root logger" in err
+    assert "nowhere.Class" in err or "root logger" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_that_does_not_exist_leaves_no_folder(train, tmp_path):
+    code, out, err = train(
+        TOY, *SMALL, "-m", "seed=0,1", "hydra.sweep.dir=run", "hydra.launcher._target_=nowhere.Class"
+    )
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "nowhere.Class" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_whose_folder_is_removed_still_says_which_job_failed(train, tmp_path, monkeypatch):
+    def fail(config, where, *_):
+        shutil.rmtree(tmp_path / "run")
+        return job.Result(1, error="gone")
+
+    monkeypatch.setattr(job, "run", fail)
+    code, _, err = train(TOY, *SMALL, "-m", "seed=0", "hydra.sweep.dir=run")
+    assert (code, err) == (1, "dpg-train: job 0 failed: gone\n")

@@ -21,16 +21,12 @@ class Sweep:
         planned: whether `jobs` are all.
 
     Raises:
-        UserError: there are no jobs, or two of them are the same.
+        UserError: there are no jobs.
     """
 
     def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], *, planned: bool):
         if not jobs:
             raise UserError("-m: the sweep has no jobs, since a key has no values")
-        first: dict[tuple[str, ...], int] = {}
-        for number, job in enumerate(jobs):
-            if (same := first.setdefault(tuple(job), number)) != number:
-                raise UserError(f"-m: jobs {same} and {number} are the same, {' '.join(job)}")
         self._folder = folder
         self._jobs = jobs
         self._planned = planned

@@ -122,8 +122,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     composed = configs.compose(fixed)
     if as_written:
         if composed.hydra.mode is RunMode.MULTIRUN:
-            given = {override.partition("=")[0] for override in overrides}
-            swept = [f"{key}={v}" for key, v in composed.hydra.sweeper.params.items() if key not in given]
+            given = {override.lstrip("+").partition("=")[0] for override in overrides}
+            swept = [f"{key}={v}" for key, v in (composed.hydra.sweeper.params or {}).items() if key not in given]
             if swept:
                 note = f"this is a sweep over {' '.join(swept)}; each job has one of these values too"
                 print(f"dpg-train: {note}", file=sys.stderr)
@@ -141,7 +141,7 @@ def _single(composed: "DictConfig") -> int:
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
     from dpg_cli.disk import Disk, explaining, write_whole
-    from dpg_cli.errors import DiskError, UserError
+    from dpg_cli.errors import DiskError, UserError, one_line
     from dpg_cli.run_dir import claim, command_line, is_requeued
 
     checked = configs.validate(composed)
@@ -173,17 +173,15 @@ def _single(composed: "DictConfig") -> int:
     except Exception as error:
         if begun:
             raise
-        raise _nothing_began(folder, error) from error
+        _undo(folder)
+        raise UserError(f"hydra: {type(error).__name__}: {one_line(error)}") from error
     return results[0].exit_code
 
 
-def _nothing_began(folder: Path, error: Exception) -> Exception:
+def _undo(folder: Path) -> None:
     """Remove a folder that Hydra failed in before any training, for what `hydra.*` says, such as no such log level."""
-    from dpg_cli.errors import UserError, one_line
-
     logging.shutdown()  # Hydra's file, which no logger has if it failed between the two
     shutil.rmtree(folder)
-    return error if isinstance(error, UserError) else UserError(f"hydra: {type(error).__name__}: {one_line(error)}")
 
 
 def _go_on(config: "TrainConfig", folder: Path) -> int:
@@ -207,21 +205,25 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
     from dpg_cli.cli.progress import new_console
     from dpg_cli.cli.signals import StopRequest
     from dpg_cli.cli.sweep import Sweep
-    from dpg_cli.errors import UserError
+    from dpg_cli.disk import explaining
+    from dpg_cli.errors import DiskError, UserError, one_line
     from dpg_cli.run_dir import claim, command_line
 
     jobs = list(configs.combinations(overrides, composed))
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
     sweep = Sweep(folder, jobs, planned=configs.has_basic_sweeper(composed))
     job_folders = []
+    first: dict[str, int] = {}
     for number, combination in enumerate(jobs):
         try:
             job_config = configs.compose(combination)
-            configs.validate(job_config)
+            resolved = configs.dump(configs.validate(job_config))
             job_folders.append(configs.job_folder(job_config, number))
         except UserError as error:
             differs = sweep.label(number, combination).differs
             raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
+        if (same := first.setdefault(resolved, number)) != number:
+            raise UserError(f"-m: jobs {same} and {number} would be the same run ({' '.join(combination)})")
     sweep.set_job_folders(job_folders)
     claim(folder, "hydra.sweep.dir")
     curve_names = sweep.write_curve_names()
@@ -245,17 +247,25 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
         # A failed job is no exception either: Hydra would end the sweep after the batch that it is in.
         return math.nan if result.outcome is None else result.outcome.score()
 
+    undone = False
     try:
-        with between_jobs:
+        with between_jobs, explaining(folder):
             _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
+    except DiskError:
+        raise
     except Exception as error:
-        if begun or not one_after_another:  # other processes may have begun
+        written_before_any_job = {"multirun.yaml", "tensorboard.flags"}
+        if begun or not (one_after_another or written_before_any_job.issuperset(os.listdir(folder))):
             raise
-        raise _nothing_began(folder, error) from error
+        _undo(folder)
+        undone = True
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"hydra: {type(error).__name__}: {one_line(error)}") from error
     finally:
-        if folder.exists():
+        failed = sweep.failures()
+        if not undone:
             sweep.print_scores(console, curve_names, in_this_process=one_after_another)
-            failed = sweep.failures()
             for where, reason in failed.items():
                 print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
