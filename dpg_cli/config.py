@@ -234,12 +234,12 @@ def combinations(overrides: Sequence[str], composed: DictConfig) -> Iterator[lis
 
 def has_basic_sweeper(composed: DictConfig) -> bool:
     """Whether Hydra's own sweeper runs, which knows all jobs before the first."""
-    return str(composed.hydra.sweeper._target_).endswith(".BasicSweeper")
+    return str(OmegaConf.select(composed, "hydra.sweeper._target_")).endswith(".BasicSweeper")
 
 
 def has_basic_launcher(composed: DictConfig) -> bool:
     """Whether Hydra's own launcher runs, in this process, one job after the other."""
-    return str(composed.hydra.launcher._target_).endswith(".BasicLauncher")
+    return str(OmegaConf.select(composed, "hydra.launcher._target_")).endswith(".BasicLauncher")
 
 
 def job_folder(composed: DictConfig, number: int) -> str | None:

@@ -5,8 +5,8 @@
     python scripts/cold.py threads=1 rounds=500 out=cold.json
 
 Medians in microseconds, HalfCheetah-v4, one seed. In between there is nothing; or 4 ms of a loop that reads the clock
-and touches no memory; or an update. Where the loop alone makes the parts slower, it is not this program that has put
-them out of the caches: other tenants of the machine have.
+and touches no memory; or an update. Where the loop alone makes the parts slower, it is not, or not only, this program
+that has put them out of the caches.
 """
 
 import statistics

@@ -554,12 +554,12 @@ def test_a_mistake_in_hydras_own_keys_leaves_no_folder(train, tmp_path, mistake,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_launcher_that_does_not_exist_leaves_no_folder(train, tmp_path):
-    code, out, err = train(
-        TOY, *SMALL, "-m", "seed=0,1", "hydra.sweep.dir=run", "hydra.launcher._target_=nowhere.Class"
-    )
+@pytest.mark.parametrize("key", ["launcher", "sweeper"])
+@pytest.mark.parametrize("mistake", ["._target_=nowhere.Class", "=nonsense", "=null"])
+def test_a_launcher_or_sweeper_that_does_not_exist_leaves_no_folder(train, tmp_path, key, mistake):
+    code, out, err = train(TOY, *SMALL, "-m", "seed=0,1", f"hydra.{key}{mistake}", "hydra.sweep.dir=run")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "nowhere.Class" in err
+    assert err.startswith("dpg-train: ")
     assert not (tmp_path / "run").exists()
 
 
