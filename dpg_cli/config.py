@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log, run_job
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -547,6 +547,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{match[1]}: several values; add -m to sweep over them, or write a list as key=[a,b]"
     if match := re.search(r"Error parsing override '(.+)'", text):
         return f"{match[1]}: not of the form key=value ({str(error).splitlines()[1].strip()})"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not of the form key=value ({text})"
     return text
 
 

@@ -254,6 +254,8 @@ def test_what_is_probably_not_meant_is_said(train):
         (["-m", "--cfg", "job", "--resolve", "seed=1,2"], "leave out -m"),
         (["-m", "--cfg", "job", "seed=1,2"], "leave out -m"),
         (["-m", "seed=range(0)"], "the sweep has no jobs"),
+        (["hydra.run.dir=a=b"], "hydra.run.dir=a=b: not of the form key=value"),
+        (["-m", "seed=0,1", "hydra.sweep.dir=a=b"], "hydra.sweep.dir=a=b: not of the form key=value"),
         (["-m", "algo=ddpg,td3", "seed=1,1"], "jobs 0 and 1 would be the same run (algo=ddpg seed=1)"),
         (["-m", "seed=1,1.0"], "jobs 0 and 1 would be the same run"),
         (["-m", "seed=0,1", "algo.tau=0.1", "++seed=5"], "jobs 0 and 1 would be the same run"),
