@@ -9,6 +9,8 @@ from dpg_cli.networks import Network
 class Adam:
     """What `torch.optim.Adam(fused=True)` makes of parameters, bit for bit, without its bookkeeping.
 
+    `count` is a tensor on the parameters' device, so that a step can be captured.
+
     For networks of a few hundred units that takes longer than the kernel. Kingma & Ba 2015, Algorithm 1, with an L2
     penalty; elementwise, so that members do not meet.
 
@@ -32,6 +34,9 @@ class Adam:
     def step(self, gradient: Tensor) -> None:
         """Update the parameters, given their gradient, `(P,)`."""
         self.count += 1
+        if torch.compiler.is_compiling():
+            self._step_by_operations(gradient)
+            return
         torch._fused_adam_(
             [self.network.flat.detach()],
             [gradient],
@@ -47,15 +52,32 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
-        self._until_cleared -= 1
-        if self._until_cleared == 0:
-            self._clear_vanished()
-            self._until_cleared = self.CLEARED_EVERY
+        if self.mean.is_cpu:
+            self._until_cleared -= 1
+            if self._until_cleared == 0:
+                self._clear_vanished()
+                self._until_cleared = self.CLEARED_EVERY
+
+    def static_tensors(self) -> list[Tensor]:
+        """Every tensor that a step reads or writes and that outlives it, except the network's."""
+        return [self.mean, self.square, self.count]
 
     def set_count(self, count: Tensor) -> None:
         """Go on after so many steps, `()`."""
         self.count.copy_(count)
         self._until_cleared = self.CLEARED_EVERY - int(count) % self.CLEARED_EVERY
+
+    def _step_by_operations(self, gradient: Tensor) -> None:
+        """The same for a compiler, which makes one kernel of it and cannot see into torch's."""
+        beta1, beta2 = self.BETAS
+        flat, count = self.network.flat, self.count.double()
+        if self.weight_decay:
+            gradient = gradient.add(flat, alpha=self.weight_decay)
+        self.mean.lerp_(gradient, 1 - beta1)
+        self.square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        step_size = (self.lr / (1 - beta1**count)).to(flat.dtype)
+        root = (1 - beta2**count).sqrt().to(flat.dtype)
+        flat.sub_(step_size * self.mean / (self.square.sqrt() / root + self.EPSILON))
 
     def _clear_vanished(self) -> None:
         """Set moments to zero that are too small to move a parameter, unless that has vanished itself.

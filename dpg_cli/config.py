@@ -87,6 +87,7 @@ class TrainConfig(Strict):
     updates_per_step: Positive
     buffer_size: Count
     share_next_obs: bool = False  # as in runs that were stored before there was a choice
+    compile: bool = False
     truncation_bootstraps: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Literal["auto"] | Annotated[Count, Field(le=1024)]

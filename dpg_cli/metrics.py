@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -59,17 +59,35 @@ class Averages:
 
     Args:
         num_seeds: S.
+        device: where updates are made.
     """
 
-    def __init__(self, num_seeds: int):
-        self._num_seeds = num_seeds
+    def __init__(self, num_seeds: int, device: torch.device | str = "cpu"):
+        self._num_seeds, self._device = num_seeds, device
+        self._totals: dict[str, Tensor] = {}  # on the device; always the same tensors, so that sums can be captured
+        self._counts: dict[str, int] = {}
         self._clear()
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
         """Take in one update's scalars, each `(S,)`."""
+        self.sum_up(scalars)
+        self.count(scalars)
+
+    def sum_up(self, scalars: Mapping[str, Tensor]) -> None:
+        """The part of `add` that is done on the device."""
         for tag, value in scalars.items():
-            before = self._totals.get(tag)
-            self._totals[tag] = (value.clone(), 1) if before is None else (before[0] + value, before[1] + 1)
+            if tag not in self._totals:
+                self._totals[tag] = self._zeros(value)
+            self._totals[tag].add_(value)
+
+    def count(self, tags: Iterable[str]) -> None:
+        """The part of `add` that is done on the host."""
+        for tag in tags:
+            self._counts[tag] = self._counts.get(tag, 0) + 1
+
+    def static_tensors(self) -> list[Tensor]:
+        """The sums."""
+        return list(self._totals.values())
 
     def add_noise_scale(self, scale: float) -> None:
         """Take in the exploration noise's scale at one step, the same for every member."""
@@ -83,8 +101,8 @@ class Averages:
     def take(self) -> list[dict[str, float]]:
         """The means by tag, for each member; a tag of which nothing came is absent. Starts anew."""
         records: list[dict[str, float]] = [{} for _ in range(self._num_seeds)]
-        for tag, (total, count) in self._totals.items():
-            for record, value in zip(records, (total / count).tolist(), strict=True):
+        for tag, count in self._counts.items():
+            for record, value in zip(records, (self._totals[tag] / count).tolist(), strict=True):
                 record[tag] = value
         for record, episodes in zip(records, self._episodes, strict=True):
             if self._noise_scales:
@@ -98,7 +116,7 @@ class Averages:
     def state(self, member: int) -> dict[str, Any]:
         """What has been taken in of one member."""
         return {
-            "totals": {tag: [total[member], count] for tag, (total, count) in self._totals.items()},
+            "totals": {tag: [self._totals[tag][member], count] for tag, count in self._counts.items()},
             "noise_scales": self._noise_scales,
             "episodes": [[e.episode_return, e.length] for e in self._episodes[member]],
         }
@@ -107,14 +125,22 @@ class Averages:
         """Go on from `state()`, one a member."""
         self._clear()
         for tag, (_, count) in states[0]["totals"].items():
-            self._totals[tag] = (torch.stack([state["totals"][tag][0].reshape(()) for state in states]), int(count))
+            total = torch.stack([state["totals"][tag][0].reshape(()) for state in states])
+            self._totals.setdefault(tag, self._zeros(total)).copy_(total)
+            self._counts[tag] = int(count)
         self._noise_scales += map(float, states[0]["noise_scales"])
         for member, state in enumerate(states):
             episodes = state["episodes"]
             self._episodes[member] = [Episode(member, float(value), int(length)) for value, length in episodes]
 
+    @torch.inference_mode(False)  # tensors of that mode could not be changed outside
+    def _zeros(self, like: Tensor) -> Tensor:
+        return torch.zeros(like.shape, dtype=like.dtype, device=self._device)
+
     def _clear(self) -> None:
-        self._totals: dict[str, tuple[Tensor, int]] = {}
+        for total in self._totals.values():
+            total.zero_()
+        self._counts.clear()
         self._noise_scales: list[float] = []
         self._episodes: list[list[Episode]] = [[] for _ in range(self._num_seeds)]
 

@@ -139,11 +139,19 @@ class Network(nn.Module):
         y, tape = _forward(x, extra, index, members, self._dense(first, exact))
         return _in(x.dtype, y).view(*members, *y.shape[-2:]), tape
 
+    def static_tensors(self) -> list[Tensor]:
+        """Every tensor that a pass reads or writes and that outlives it."""
+        kept = [kept.flat for kept in (*self._kept.values(), self._place) if kept is not None]
+        buffers = [] if self.normalizer is None else list(self.normalizer.buffers())
+        return [self.flat.detach(), *kept, *buffers]
+
     def _gradient(self, grad: Tensor, tape: "Tape") -> Tensor:
         """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
         place = self._place
-        if place is None or place.at != self.flat.data_ptr():
-            place = self._place = self._views_of(torch.empty_like)
+        if torch.compiler.is_compiling():
+            place = self._views_of(torch.empty_like)
+        elif place is None or place.at != self.flat.data_ptr():
+            place = self._place = self._kept_views_of(torch.empty_like)
         _backward(grad.flatten(0, -3), tape, place.layers)
         return place.flat
 
@@ -155,13 +163,18 @@ class Network(nn.Module):
         flat = self.flat  # once, since a module's attributes are slow
         dtype = flat.dtype if exact else self.products
         kept = self._kept.get(dtype)
-        if kept is None or kept.at != flat.data_ptr():
-            kept = self._kept[dtype] = self._views_of(lambda flat: flat.to(dtype))
+        if torch.compiler.is_compiling():  # where views cost nothing
+            kept = self._views_of(lambda flat: flat.to(dtype))
+        elif kept is None or kept.at != flat.data_ptr():
+            kept = self._kept[dtype] = self._kept_views_of(lambda flat: flat.to(dtype))
         elif dtype is not flat.dtype:
             kept.flat.copy_(flat.detach())  # every time: nothing says when they were changed
         return kept.of_first if first else kept.layers
 
     @torch.inference_mode(False)  # tensors of that mode could not be used outside
+    def _kept_views_of(self, make: Callable[[Tensor], Tensor]) -> "Kept":
+        return self._views_of(make)._replace(at=self.flat.data_ptr())
+
     def _views_of(self, make: Callable[[Tensor], Tensor]) -> "Kept":
         """What `make` gives of the parameters, and its layers."""
         flat = make(self.flat.detach())
@@ -171,7 +184,7 @@ class Network(nn.Module):
             layers = [own if own.large else other for own, other in zip(layers, exact, strict=True)]
         members = self.shapes[0][-3]  # S
         of_first = [_layer(layer.weight[:members], layer.bias[:members]) for layer in layers]
-        return Kept(self.flat.data_ptr(), flat, layers, of_first)
+        return Kept(0, flat, layers, of_first)
 
 
 class Dense(NamedTuple):
@@ -181,7 +194,7 @@ class Dense(NamedTuple):
     bias: Tensor  # (N, 1, out)
     transposed: Tensor  # (N, out, in), the weight
     large: bool  # as `is_large` says
-    narrow: bool  # whether it has fewer outputs than `NARROW`
+    narrow: bool  # whether it has fewer outputs than `NARROW`, on a CPU
 
 
 class Kept(NamedTuple):
@@ -380,7 +393,9 @@ def _forward(
         x = _in(weight.dtype, x)
         inputs.append(x)
         prepare_product(rows, large=large)
-        if narrow and rows >= NARROW:
+        if not x.is_cpu:
+            x = torch.bmm(x, weight).add_(bias)  # the sum joins what surrounds it when an update is compiled
+        elif narrow and rows >= NARROW:
             x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT  # contiguous, which is another factor of 2
         else:
             x = torch.baddbmm(bias, x, weight)
@@ -478,7 +493,7 @@ def _dense(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Dense]:
 
 def _layer(weight: Tensor, bias: Tensor) -> Dense:
     inputs, outputs = weight.shape[-2:]
-    return Dense(weight, bias, weight.mT, is_large(inputs, outputs), outputs < NARROW)
+    return Dense(weight, bias, weight.mT, is_large(inputs, outputs), weight.is_cpu and outputs < NARROW)
 
 
 def _product(grad: Tensor, transposed: Tensor) -> Tensor:

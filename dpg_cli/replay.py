@@ -9,6 +9,7 @@ from numpy.lib.recfunctions import structured_to_unstructured
 from torch import Tensor
 
 from dpg_cli.algorithms.base import Batch
+from dpg_cli.seeding import restore_generator
 
 LOADED_AT_ONCE = 10_000  # transitions; what is made of them on the way takes memory too
 
@@ -47,7 +48,7 @@ class Replay:
         self.capacity = capacity
         self.size = 0
         self.added = 0  # transitions since the start; the next goes to row `added % capacity`
-        self._generators = generators
+        self.generators = generators
         self._members = torch.arange(len(generators))[:, None]
         self._number = torch.empty(0, dtype=dtype).numpy().dtype
         self._widths = [obs_dim, action_dim, 1, obs_dim, 1]
@@ -76,7 +77,7 @@ class Replay:
         terminated: np.ndarray,
     ) -> None:
         """Store one step of E environments: `(S, E, ·)` for vectors, `(S, E)` for scalars."""
-        parts = [obs, action, reward[..., None], next_obs, terminated[..., None]]
+        parts = in_a_row(obs, action, reward, next_obs, terminated)
         first, count = self.added % self.capacity, obs.shape[1]
         if self._own_next is None and first + count <= self.capacity and self._rows.is_cpu:
             rows = self._rows.numpy()[:, first : first + count]  # which takes half the time of the general way
@@ -90,7 +91,7 @@ class Replay:
 
         Uniformly, but for the remainder that torch takes of a 32-bit number: up to size / 2³² more often than others.
         """
-        draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self._generators]
+        draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self.generators]
         places = draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
         obs, action, reward, next_obs, terminated = self._gather(self._members, places)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
@@ -108,7 +109,7 @@ class Replay:
 
     def state(self, member: int) -> dict[str, Any]:
         """All but the rows of one member."""
-        return {"added": self.added, "size": self.size, "random": self._generators[member].get_state()}
+        return {"added": self.added, "size": self.size, "random": self.generators[member].get_state()}
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
         """Go on from `state()`, one a member, and each one's `rows()` that were there, oldest first, in parts.
@@ -123,8 +124,8 @@ class Replay:
                 if part.dtype != self._dtype:
                     raise ValueError(f"transitions are {part.dtype}, not {self._dtype}")
             self._put(structured_to_unstructured(np.stack(parts)))
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state["random"])
+        for generator, state in zip(self.generators, states, strict=True):
+            restore_generator(generator, state["random"], self.added)
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -155,7 +156,7 @@ class Replay:
         rows = self._rows.view(-1, self._rows.shape[-1])
 
         def select(source: Tensor, places: Tensor) -> Tensor:
-            index = places if len(self._generators) == 1 else torch.add(places, member, alpha=self.capacity)
+            index = places if len(self.generators) == 1 else torch.add(places, member, alpha=self.capacity)
             return source.index_select(0, index.flatten().to(rows.device)).view(*places.shape, source.shape[1])
 
         found = select(rows, places)
@@ -167,6 +168,73 @@ class Replay:
         next_obs = select(rows[:, :obs_dim], (places + self._num_envs) % self.capacity)
         self._own_next.fill_in(next_obs.view(-1, obs_dim), member.numpy(), places.numpy())
         return obs, action, reward, next_obs, terminated
+
+
+class DeviceReplay(Replay):
+    """A replay that stores and samples by operations on its device alone, so that they can be captured.
+
+    Its size and the place of the next transition are tensors there, and a batch is chosen by numbers drawn elsewhere.
+
+    Args:
+        capacity: transitions a member, at least `num_envs`.
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        generators: one a member, on the device.
+        device: where the rows live.
+        dtype: of the rows.
+        num_envs: environments a member.
+    """
+
+    NUMBERS = 2**32 - 1  # what `sample` takes is below; a CPU's torch.randint takes the remainder of such a number too
+
+    def __init__(
+        self,
+        capacity: int,
+        obs_dim: int,
+        action_dim: int,
+        generators: Sequence[torch.Generator],
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        num_envs: int = 1,
+    ):
+        super().__init__(capacity, obs_dim, action_dim, generators, device, dtype, num_envs)
+        self._rows[:, 0] = 0.0  # what a batch from an empty buffer consists of, while its graph is prepared
+        self._size, self._next = torch.zeros(2, dtype=torch.int64, device=device).unbind()
+        self._first_rows = capacity * torch.arange(len(generators), device=device)[:, None]
+        self._steps = torch.arange(num_envs, device=device)
+
+    @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """Of one step of E environments, as `insert` takes it: `(S, E, width)`."""
+        return len(self.generators), self._num_envs, self._rows.shape[-1]
+
+    def static_tensors(self) -> list[Tensor]:
+        """Every tensor that storing and sampling read or write and that outlives them."""
+        return [self._rows, self._size, self._next, self._first_rows, self._steps]
+
+    def insert(self, rows: Tensor) -> None:
+        """Store one step of E environments, `(S, E, width)`, as `in_a_row` arranges it."""
+        self._rows.index_copy_(1, (self._next + self._steps) % self.capacity, rows)
+        self._next.add_(self._num_envs).remainder_(self.capacity)
+        self._size.add_(self._num_envs).clamp_(max=self.capacity)
+
+    def inserted(self) -> None:
+        """Count on the host what `insert` has stored."""
+        self._advance(self._num_envs)
+
+    def batch(self, numbers: Tensor) -> Batch:
+        """The transitions that `(S, B)` whole numbers choose, uniform below `NUMBERS`."""
+        places = numbers % self._size.clamp(min=1) + self._first_rows
+        found = self._rows.view(-1, self._rows.shape[-1]).index_select(0, places.flatten())
+        parts = found.view(*places.shape, -1).split_with_sizes(self._widths, dim=-1)
+        obs, action, reward, next_obs, terminated = parts
+        return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+
+    def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
+        """Go on from `state()`, one a member, and each one's `rows()`; see `Replay.load_state`."""
+        super().load_state(states, rows)
+        self._size.fill_(self.size)
+        self._next.fill_(self.added % self.capacity)
 
 
 class NextObservations:
@@ -239,6 +307,13 @@ class NextObservations:
         rows = np.array(self._free[len(self._free) - count :], np.int64)
         del self._free[len(self._free) - count :]
         return rows
+
+
+def in_a_row(
+    obs: np.ndarray, action: np.ndarray, reward: np.ndarray, next_obs: np.ndarray, terminated: np.ndarray
+) -> list[np.ndarray]:
+    """The parts of a stored transition in turn, each `(S, E, ·)`."""
+    return [obs, action, reward[..., None], next_obs, terminated[..., None]]
 
 
 def in_parts_of(count: int, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -164,8 +164,15 @@ class Environments:
             env.close()
 
 
+class Policy(Protocol):
+    """What acts in training."""
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """`(S, E, obs_dim)` to actions `(S, E, action_dim)` in [-1, 1]."""
+
+
 def collect(
-    algorithm: Algorithm,
+    policy: Policy,
     environments: Environments,
     noise: Noise,
     *,
@@ -178,7 +185,7 @@ def collect(
     All state lives in the arguments, so that whoever holds them can stop here and go on.
 
     Args:
-        algorithm: chooses actions after the random phase.
+        policy: chooses actions after the random phase.
         environments: already reset.
         noise: added to the policy's actions.
         step: environment steps already made for each seed.
@@ -193,7 +200,7 @@ def collect(
         if step < random_steps:
             action = environments.random_action()
         else:
-            action = np.clip(algorithm.act(environments.obs) + noise.sample(step), -1.0, 1.0)
+            action = np.clip(policy.act(environments.obs) + noise.sample(step), -1.0, 1.0)
         step += num_envs
         transition, episodes = environments.step(step, action)
         if episodes:
@@ -287,6 +294,7 @@ def evaluate(
     seeds: Sequence[int],
     step: int,
     stop: Callable[[], bool] = lambda: False,
+    act: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[Evaluation]:
     """Run every member's policy without noise.
 
@@ -298,6 +306,7 @@ def evaluate(
         seeds: one a member.
         step: the environment step t.
         stop: asked before every step whether to give up.
+        act: the policy, where it is computed in another way than by `algorithm.act`.
 
     Returns:
         One evaluation a member.
@@ -307,7 +316,7 @@ def evaluate(
         StopRequested: `stop` said so.
     """
     env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(len(envs[0]))] for seed in seeds]
-    trajectories = run_episodes(algorithm.act, envs, env_seeds, seeds=seeds, step=step, stop=stop)
+    trajectories = run_episodes(act or algorithm.act, envs, env_seeds, seeds=seeds, step=step, stop=stop)
     q = values(algorithm, trajectories.obs)
     check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
     biases = value_bias(trajectories, q, algorithm.discount)

@@ -9,6 +9,9 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+CPU_STATE = torch.Generator().get_state().numel()  # bytes of a generator's state
+CUDA_STATE = 16  # its seed and its offset
+
 
 class Purpose(IntEnum):
     """What a stream is for. The numbers are part of what a seed means: never renumber them."""
@@ -37,6 +40,23 @@ def generator(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
 def torch_generator(seed: int, purpose: Purpose, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator for the stream, on `device`."""
     return torch.Generator(device).manual_seed(integer(seed, purpose))
+
+
+def restore_generator(generator: torch.Generator, state: torch.Tensor, count: int) -> None:
+    """Put a torch generator into a stored state of its stream.
+
+    A state from another kind of device means nothing to this one: the generator then starts anew from its own seed and
+    `count`, so that it repeats no number.
+
+    Raises:
+        TypeError, RuntimeError: not the state of a generator.
+    """
+    devices = {CPU_STATE: "cpu", CUDA_STATE: "cuda"}
+    if devices.get(state.numel(), generator.device.type) == generator.device.type:
+        generator.set_state(state)
+    else:
+        fresh = np.random.SeedSequence([generator.initial_seed(), count])
+        generator.manual_seed(int(fresh.generate_state(1)[0] >> 1))
 
 
 def integer(seed: int, purpose: Purpose, *index: int) -> int:

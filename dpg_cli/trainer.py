@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dpg_cli.algorithms import Algorithm
 from dpg_cli.checkpoint import Checkpoints, Loaded
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.forms import check_form
-from dpg_cli.metrics import Averages, Recorder
+from dpg_cli.learner import Learner
+from dpg_cli.metrics import Recorder
 from dpg_cli.noise import Noise
-from dpg_cli.replay import Replay
 from dpg_cli.rollout import Env, Environments, Episode, Evaluation, StopRequested, collect, evaluate
 from dpg_cli.seeding import Purpose, integer
 
@@ -85,11 +84,10 @@ class Stopwatch:
 
 
 def train(
-    algorithm: Algorithm,
+    learner: Learner,
     environments: Environments,
     evaluation_envs: Sequence[Sequence[Env]],
     noise: Noise,
-    replay: Replay,
     recorders: Sequence[Recorder],
     checkpoints: Sequence[Checkpoints],
     start: Sequence[Loaded] | None = None,
@@ -111,11 +109,10 @@ def train(
     is crossed, and the updates of a vector step follow it.
 
     Args:
-        algorithm: learns and acts.
+        learner: learns and acts; nothing is stored yet.
         environments: to train in.
         evaluation_envs: by member and episode.
         noise: exploration noise.
-        replay: empty.
         recorders: one a member.
         checkpoints: one a member.
         start: the checkpoint to go on from, one a member; nothing for a new run.
@@ -139,8 +136,8 @@ def train(
     """
     seeds = environments.seeds
     num_envs = environments.num_envs
+    algorithm, replay, averages = learner.algorithm, learner.replay, learner.averages
     first_update = max(learning_starts, algorithm.batch_size - 1)
-    averages = Averages(len(seeds))
     outcome = Outcome([[] for _ in seeds])
     watch = Stopwatch()
 
@@ -162,7 +159,7 @@ def train(
     def run_evaluation(step: int) -> None:
         with watch.paused():
             try:
-                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop)
+                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, act=learner.act_to_evaluate)
             except StopRequested:
                 outcome.interrupted = True
                 return
@@ -174,7 +171,7 @@ def train(
             progress.evaluated(step, evaluations)
 
     def save_checkpoint(step: int, *, evaluation_due: bool) -> None:
-        with watch.paused():
+        with watch.paused(), learner.saving():
             for member, writer in enumerate(checkpoints):
                 learned = algorithm.state(member)
                 averaged = averages.state(member)
@@ -195,6 +192,7 @@ def train(
                 rows, oldest = replay.rows(member, writer.stored), replay.added - replay.size
                 writer.save(step, algorithm.policy_state(member), state, rows, oldest)
 
+    learner.prepare()
     if start is None:
         seed_global_random_state(seeds[0])
         environments.reset()
@@ -203,7 +201,7 @@ def train(
         evaluation_due = True
     else:
         try:
-            evaluation_due = _restore(algorithm, environments, noise, replay, averages, outcome, start)
+            evaluation_due = _restore(learner, environments, noise, outcome, start)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise UserError(f"the checkpoint of step {start[0].step} cannot be gone on from: {error}") from error
     if evaluation_due:
@@ -212,15 +210,22 @@ def train(
         return outcome
 
     for step, transition, episodes in collect(
-        algorithm, environments, noise, step=outcome.step, total_steps=total_steps, random_steps=random_steps
+        learner, environments, noise, step=outcome.step, total_steps=total_steps, random_steps=random_steps
     ):
         obs, action, reward, next_obs, terminated, truncated = transition
         no_bootstrap = terminated if truncation_bootstraps else terminated | truncated
-        replay.add(obs, action, reward, next_obs, no_bootstrap)
-        algorithm.observe(environments.obs)
-        for _ in range(updates_due(step) - updates_due(step - num_envs)):
-            averages.add(algorithm.update(replay.sample(algorithm.batch_size)))
-            watch.updates += 1
+        updates = updates_due(step) - updates_due(step - num_envs)
+        learner.learn(
+            obs,
+            action,
+            reward,
+            next_obs,
+            no_bootstrap,
+            observed=environments.obs,
+            updates=updates,
+            acts_next=random_steps <= step < total_steps,
+        )
+        watch.updates += updates
         watch.steps += num_envs
 
         averages.add_episodes(episodes)
@@ -263,11 +268,9 @@ def all_finite(tree: Any) -> bool:
 
 
 def _restore(
-    algorithm: Algorithm,
+    learner: Learner,
     environments: Environments,
     noise: Noise,
-    replay: Replay,
-    averages: Averages,
     outcome: Outcome,
     start: Sequence[Loaded],
 ) -> bool:
@@ -276,12 +279,14 @@ def _restore(
     Raises:
         Exception: a state has another form than what it is to be put into.
     """
+    algorithm, replay, averages = learner.algorithm, learner.replay, learner.averages
     states = [loaded.state for loaded in start]
+    anything: dict[str, Any] = {}  # a generator of another device has a state of another length
     for member, state in enumerate(states):
         own = {
-            "algorithm": algorithm.state(member),
+            "algorithm": algorithm.state(member) | {"random": anything},
             "noise": noise.state(member),
-            "replay": replay.state(member),
+            "replay": replay.state(member) | {"random": anything},
             "environments": environments.state(member) | {"simulators": {}},
             "averages": {},
             "evaluations": {},
@@ -298,6 +303,7 @@ def _restore(
     replay.load_state([state["replay"] for state in states], [loaded.transitions.parts() for loaded in start])
     noise.load_state([state["noise"] for state in states])
     averages.load_state([state["averages"] for state in states])
+    learner.restored()
     anew = environments.load_state([state["environments"] for state in states], outcome.step)
     if anew.any():
         noise.reset(anew)

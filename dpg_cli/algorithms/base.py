@@ -4,7 +4,7 @@ Mechanics only. The mathematics of an update stands whole in each algorithm's ow
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from dpg_cli.adam import Adam
 from dpg_cli.networks import Actor, Critic, Network, Normalizer
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction
-from dpg_cli.seeding import Purpose, torch_generator
+from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
 NETWORKS = ("actor", "critic", "target_actor", "target_critic")
 REGISTRY: dict[str, type["Algorithm"]] = {}
@@ -77,7 +77,8 @@ class Algorithm:
     ) -> None:
         """Build networks, targets (equal at the start) and optimizers."""
         self._device, self._dtype = torch.device(device), dtype
-        self._generators = [torch_generator(seed, Purpose.ALGORITHM, self._device) for seed in seeds]
+        self.generators = [torch_generator(seed, Purpose.ALGORITHM, self._device) for seed in seeds]
+        self.drawn_ahead: Callable[[Sequence[int]], Tensor] | None = None
         self._normalizer = Normalizer(len(seeds), obs_dim) if self.normalize_obs else None
 
         generators = [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]
@@ -94,8 +95,16 @@ class Algorithm:
         self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay)
         self.updates = 0
 
+    @property
+    def actor_every(self) -> int:
+        """Updates for each one that changes the actor: the number `updates` is then a multiple of it."""
+        return getattr(self, "policy_delay", 1)
+
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Learn from one batch.
+
+        Whether it changes the actor depends on `updates` alone, and nothing else on numbers of the host, so that one
+        update in `actor_every` can be captured each and replayed.
 
         Args:
             batch: B transitions for each member.
@@ -138,7 +147,12 @@ class Algorithm:
                 "square": [_of_member(tensor, member) for tensor in optimizer.network.views(optimizer.square)],
                 "count": optimizer.count,
             }
-        return state | {"updates": self.updates, "random": self._generators[member].get_state()}
+        return state | {"updates": self.updates, "random": self.generators[member].get_state()}
+
+    def static_tensors(self) -> list[Tensor]:
+        """Every tensor that acting and updates read or write and that outlives them."""
+        networks = [tensor for _, network in self._networks() for tensor in network.static_tensors()]
+        return networks + [tensor for _, optimizer in self._optimizers() for tensor in optimizer.static_tensors()]
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from `state()`, one a member."""
@@ -154,14 +168,16 @@ class Algorithm:
                         for member, state in enumerate(states):
                             _restore(tensor, member, state[name][key][index])
         self.updates = states[0]["updates"]
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state["random"])
+        for generator, state in zip(self.generators, states, strict=True):
+            restore_generator(generator, state["random"], self.updates)
 
     # --- for the updates ---
 
     def standard_normal(self, shape: Sequence[int]) -> Tensor:
-        """N(0, 1) of shape `(S, ...)`, each member from its own stream."""
-        draws = [torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self._generators]
+        """N(0, 1) of shape `(S, ...)`, each member from its own stream, or from `drawn_ahead` where that is set."""
+        if self.drawn_ahead is not None:
+            return self.drawn_ahead(shape)
+        draws = [torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self.generators]
         return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
 
     def step(self, optimizer: Adam, gradient: Tensor) -> Tensor:
@@ -175,7 +191,7 @@ class Algorithm:
             The norm of each member's gradient, `(S,)`.
         """
         optimizer.step(gradient)
-        if len(self._generators) == 1:
+        if len(self.generators) == 1:
             return gradient.dot(gradient).sqrt().view(1)
         return member_norm(optimizer.network.views(gradient))
 

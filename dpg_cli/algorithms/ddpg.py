@@ -13,7 +13,7 @@ from dpg_cli.algorithms.base import Algorithm, Batch, register, saturation, squa
 class DDPG(Algorithm):
     """One critic regressed on a one-step target; an actor that ascends it (Lillicrap et al. 2016, Algorithm 1)."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One update of critic, actor and targets; see `Algorithm.update`."""
         obs, action, reward, next_obs, terminated = batch

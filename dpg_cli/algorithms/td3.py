@@ -19,7 +19,7 @@ class TD3(Algorithm):
     noise_clip: NonNegative
     policy_delay: Count  # critic updates for each update of actor and targets
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One update of the critics and, every `policy_delay`-th time, of actor and targets."""
         obs, action, reward, next_obs, terminated = batch

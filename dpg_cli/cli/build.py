@@ -15,9 +15,10 @@ from dpg_cli.algorithms import ALGORITHMS, Algorithm
 from dpg_cli.config import TrainConfig
 from dpg_cli.envs import make_env
 from dpg_cli.errors import UserError
+from dpg_cli.learner import CapturedLearner, Learner
 from dpg_cli.noise import NOISES, Noise
 from dpg_cli.precision import PRECISIONS, choose_products
-from dpg_cli.replay import Replay
+from dpg_cli.replay import DeviceReplay, Replay
 from dpg_cli.rollout import Env, Environments
 from dpg_cli.seeding import Purpose, generator, torch_generator
 
@@ -31,11 +32,20 @@ SMALL_PRODUCT = 2**20  # multiplications of a layer; of fewer, a second thread's
 class Training(NamedTuple):
     """What `trainer.train` works with."""
 
-    algorithm: Algorithm
+    learner: Learner
     environments: Environments
     evaluation_envs: list[list[Env]]
     noise: Noise
-    replay: Replay
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The learner's."""
+        return self.learner.algorithm
+
+    @property
+    def replay(self) -> Replay:
+        """The learner's."""
+        return self.learner.replay
 
     def close(self) -> None:
         """Close every environment."""
@@ -142,21 +152,37 @@ def build(config: TrainConfig) -> Training:
     except (RuntimeError, MemoryError) as error:
         raise UserError(f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks") from error
     return Training(
-        algorithm=algorithm,
+        learner=new_learner(config, algorithm, obs_dim, action_dim, captured=device.type == "cuda"),
         environments=environments,
         evaluation_envs=evaluation_envs,
         noise=NOISES[noise_name](**noise_values, action_dim=action_dim, generators=noise_streams),
-        replay=Replay(
-            min(config.buffer_size, config.total_steps + config.num_envs - 1),
-            obs_dim,
-            action_dim,
-            [torch_generator(s, Purpose.REPLAY) for s in seeds],
-            device,
-            precision.parameters,
-            config.num_envs,
-            share_next_obs=config.share_next_obs,
-        ),
     )
+
+
+def new_learner(
+    config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_dim: int, *, captured: bool
+) -> Learner:
+    """The learner and its replay, where the algorithm is.
+
+    Args:
+        config: checked.
+        algorithm: learns and acts.
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        captured: whether to capture its work; with `share_next_obs` it cannot be, since the host keeps account of what
+            is shared.
+    """
+    device = algorithm.actor.flat.device
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    sizes = min(config.buffer_size, config.total_steps + config.num_envs - 1), obs_dim, action_dim
+    dtype = PRECISIONS[config.precision].parameters
+    if captured and not config.share_next_obs:
+        streams = [torch_generator(seed, Purpose.REPLAY, device) for seed in seeds]
+        replay = DeviceReplay(*sizes, streams, device, dtype, config.num_envs)
+        return CapturedLearner(algorithm, replay, compiled=config.compile)
+    streams = [torch_generator(seed, Purpose.REPLAY) for seed in seeds]
+    shared = config.share_next_obs
+    return Learner(algorithm, Replay(*sizes, streams, device, dtype, config.num_envs, share_next_obs=shared))
 
 
 def environment_maker(config: TrainConfig) -> Callable[[], Env]:

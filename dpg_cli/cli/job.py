@@ -261,11 +261,7 @@ def _train(
         versions = run_dir.versions()
         with watcher.display:
             return train(
-                training.algorithm,
-                training.environments,
-                training.evaluation_envs,
-                training.noise,
-                training.replay,
+                *training,
                 recorders,
                 [
                     Checkpoints(path, versions, config.checkpoint.keep, start=own)

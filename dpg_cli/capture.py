@@ -1,0 +1,121 @@
+"""Capture work on a device once and replay it: a CUDA graph, and its stand-in on a CPU.
+
+What is captured uses the same memory at every replay. So it takes no arguments and returns nothing: it reads and writes
+tensors in place that outlive it, and no number of it may come to the host.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WARM_UP = 3  # runs before a capture: libraries make their handles, and a compiler compiles
+TO_THE_HOST = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "item"}
+
+
+class Event(Protocol):
+    """A point in a device's work."""
+
+    def record(self) -> None:
+        """The point is after all work that the device was given so far."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it."""
+
+
+class CaptureError(Exception):
+    """What was captured would not replay on a GPU."""
+
+
+def capture(
+    function: Callable[[], object], inputs: Sequence[Tensor], generators: Sequence[torch.Generator] = ()
+) -> Callable[[], None]:
+    """Capture one run of a function.
+
+    Args:
+        function: has run `WARM_UP` times by `warm_up`.
+        inputs: every tensor that it uses and does not make itself, all on one device.
+        generators: those that it draws from; a replay moves them on as a run does.
+
+    Returns:
+        What replays it.
+
+    Raises:
+        CaptureError: on a CPU at a replay, a tensor from outside is used, or a number comes to the host.
+    """
+    if not inputs[0].is_cuda:
+        return StandIn(function, inputs).replay
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.no_grad(), torch.cuda.graph(graph):
+        function()
+    return graph.replay  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def warm_up(function: Callable[[], object], device: torch.device) -> None:
+    """Run a function as it must have run before it is captured."""
+    if device.type == "cpu":
+        function()
+        return
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            function()
+    current.wait_stream(stream)
+
+
+class StandIn:
+    """What a graph does, on a CPU: it runs the function again, and fails where a graph would be wrong.
+
+    Args:
+        function: to run.
+        inputs: every tensor that it may use and does not make itself.
+    """
+
+    def __init__(self, function: Callable[[], object], inputs: Sequence[Tensor]):
+        self._function, self._inputs = function, inputs
+
+    def replay(self) -> None:
+        """One run."""
+        with torch.no_grad(), _OnlyOwnTensors(self._inputs):
+            self._function()
+
+
+class _OnlyOwnTensors(TorchDispatchMode):
+    """Lets operations meet only the memory of given tensors, and what they have made of it."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        super().__init__()
+        self._storages = {storage._cdata: storage for storage in (t.untyped_storage() for t in tensors)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in TO_THE_HOST:
+            raise CaptureError(f"{func} brings a number to the host")
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
+                raise CaptureError(f"{func} uses a tensor from outside, of shape {tuple(tensor.shape)}")
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._storages[storage._cdata] = storage
+        return out
+
+
+def new_event(device: torch.device) -> Event:
+    """An event of a device; on a CPU all work is done when it is given."""
+    return torch.cuda.Event() if device.type == "cuda" else _Passed()
+
+
+class _Passed:
+    def record(self) -> None:
+        """Nothing."""
+
+    def synchronize(self) -> None:
+        """Nothing."""

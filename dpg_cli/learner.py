@@ -1,0 +1,374 @@
+"""Learning and acting, as the training loop asks for them: an operation at a time, or captured on a device.
+
+On a GPU an update of a small network is a hundred kernels of a few microseconds each, which a host cannot start fast
+enough one by one. So each kind of update is captured once, with the choice of its batch and its noise, and replayed;
+so are storing and acting. The host waits for the device only when it needs an action.
+"""
+
+import contextlib
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpg_cli.algorithms import Algorithm
+from dpg_cli.capture import capture, new_event, warm_up
+from dpg_cli.metrics import Averages
+from dpg_cli.networks import Actor, Network
+from dpg_cli.replay import DeviceReplay, Replay, in_a_row
+
+AHEAD = 16  # updates drawn for at once: each replay of a graph that draws costs two kernels for each generator
+
+
+class Learner:
+    """Stores transitions, learns from them and acts.
+
+    Args:
+        algorithm: learns and acts.
+        replay: what it learns from.
+
+    Attributes:
+        averages: of the scalars of updates, and of whatever else is added to them.
+    """
+
+    def __init__(self, algorithm: Algorithm, replay: Replay):
+        self.algorithm, self.replay = algorithm, replay
+        self.averages = Averages(len(algorithm.generators), algorithm.actor.flat.device)
+
+    def prepare(self) -> None:
+        """Be ready to learn and to act; before anything is stored or restored."""
+
+    @torch.inference_mode()
+    def learn(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        next_obs: np.ndarray,
+        no_bootstrap: np.ndarray,
+        *,
+        observed: np.ndarray,
+        updates: int,
+        acts_next: bool,
+    ) -> None:
+        """Store one step of E environments, and learn.
+
+        Args:
+            obs: `(S, E, obs_dim)`.
+            action: `(S, E, action_dim)`, in [-1, 1].
+            reward: `(S, E)`.
+            next_obs: `(S, E, obs_dim)`.
+            no_bootstrap: `(S, E)`, whether nothing follows.
+            observed: `(S, E, obs_dim)`, what the environments show now; after a reset its first observation.
+            updates: how many to make.
+            acts_next: whether `act(observed)` comes next.
+        """
+        self.replay.add(obs, action, reward, next_obs, no_bootstrap)
+        self.algorithm.observe(observed)
+        for _ in range(updates):
+            self.averages.add(self.algorithm.update(self.replay.sample(self.algorithm.batch_size)))
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """The policy in training: `(S, E, obs_dim)` to actions `(S, E, action_dim)` in [-1, 1]."""
+        return self.algorithm.act(obs)
+
+    def act_to_evaluate(self, obs: np.ndarray) -> np.ndarray:
+        """The policy in evaluations, which may have another number of environments."""
+        return self.algorithm.act(obs)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """While states are taken for a checkpoint."""
+        yield
+
+    def restored(self) -> None:
+        """The states of algorithm, replay and averages have been loaded."""
+
+
+class CapturedLearner(Learner):
+    """The same on a device, by graphs.
+
+    Args:
+        algorithm: learns and acts.
+        replay: on the algorithm's device.
+        compiled: whether `torch.compile` makes fewer and larger kernels of each graph.
+    """
+
+    replay: DeviceReplay
+
+    def __init__(self, algorithm: Algorithm, replay: DeviceReplay, *, compiled: bool = False):
+        super().__init__(algorithm, replay)
+        self._compiled = compiled
+        self._asked = False  # whether the next action has been
+        self._evaluation: CapturedPolicy | None = None
+
+    def prepare(self) -> None:
+        """Capture everything; networks, optimizers and random streams are afterwards what they were."""
+        algorithm, replay = self.algorithm, self.replay
+        members = range(len(algorithm.generators))
+        before = copy.deepcopy([(algorithm.state(m), replay.state(m)) for m in members])
+        self._row = Staging(replay.row_shape, algorithm.actor)
+        self._policy = CapturedPolicy(algorithm.actor, replay.row_shape[:2], compiled=self._compiled)
+        self._insert = self._captured(lambda: replay.insert(self._row.on_device), self._row, replay)
+        self._observe = None
+        if (normalizer := algorithm.actor.normalizer) is not None:
+            obs = self._policy.obs
+            self._observe = self._captured(lambda: normalizer.update(obs.on_device), algorithm, obs)
+        self._draws = Draws(self._try_updates(), algorithm, replay)
+        algorithm.drawn_ahead = self._draws.take
+        used = (algorithm, replay, self.averages, self._draws)
+        self._update = {kind: self._captured(functools.partial(self._learn_once, kind), *used) for kind in self._tags}
+        self._draw = capture(self._draws.draw, self._draws.static_tensors(), self._draws.generators)
+        algorithm.load_state([state for state, _ in before])
+        replay.load_state([state for _, state in before], [()] * len(before))
+        self.averages.take()
+
+    def learn(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        next_obs: np.ndarray,
+        no_bootstrap: np.ndarray,
+        *,
+        observed: np.ndarray,
+        updates: int,
+        acts_next: bool,
+    ) -> None:
+        """As `Learner.learn`. The next action is requested as soon as the actor is what it will be then."""
+        algorithm = self.algorithm
+        numbers = range(algorithm.updates + 1, algorithm.updates + 1 + updates)
+        last_change = max((n for n in numbers if self._changes_actor(n)), default=None)
+        self._policy.obs.load(observed)
+        if self._observe is not None:
+            self._observe()
+        if acts_next and last_change is None:
+            self._policy.run()
+        self._row.load(*in_a_row(obs, action, reward, next_obs, no_bootstrap))
+        self._insert()
+        self.replay.inserted()
+        for n in numbers:
+            if (n - 1) % AHEAD == 0:
+                self._draw_ahead()
+            kind = self._changes_actor(n)
+            self._update[kind]()
+            algorithm.updates = n
+            self.averages.count(self._tags[kind])
+            if acts_next and n == last_change:
+                self._policy.run()
+        self._asked = acts_next
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """The policy in training; `learn` may have requested the action already."""
+        if not self._asked:
+            self._policy.obs.load(obs)
+            self._policy.run()
+        self._asked = False
+        return self._policy.action()
+
+    def act_to_evaluate(self, obs: np.ndarray) -> np.ndarray:
+        """The policy in evaluations, which all have one number of environments."""
+        if self._evaluation is None:
+            self._evaluation = CapturedPolicy(self.algorithm.actor, obs.shape[:2], compiled=self._compiled)
+        self._evaluation.obs.load(obs)
+        self._evaluation.run()
+        return self._evaluation.action()
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """The generators stand where what they have drawn ahead can be drawn again."""
+        generators = self._draws.generators
+        now = [g.get_state() for g in generators]
+        before = self._draws.before if self.algorithm.updates % AHEAD else now
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+        yield
+        for generator, state in zip(generators, now, strict=True):
+            generator.set_state(state)
+
+    def restored(self) -> None:
+        """Draw again what had been drawn ahead, and not used up."""
+        if used := self.algorithm.updates % AHEAD:
+            self._draw_ahead()
+            self._draws.used.fill_(used)
+        self._asked = False
+
+    def _changes_actor(self, number: int) -> bool:
+        return number % self.algorithm.actor_every == 0
+
+    def _draw_ahead(self) -> None:
+        self._draws.before = [g.get_state() for g in self._draws.generators]
+        self._draw()
+
+    def _learn_once(self, changes_actor: bool) -> None:  # noqa: FBT001 - what torch.compile takes for a constant
+        self.algorithm.updates = self.algorithm.actor_every - 1 if changes_actor else 0
+        batch = self.replay.batch(self._draws.next())
+        self.averages.sum_up(self.algorithm.update(batch))
+
+    def _try_updates(self) -> int:
+        """Make each kind of update once; how many numbers N(0, 1) it draws for each member, at most."""
+        algorithm, most, drawn = self.algorithm, 0, 0
+
+        def zeros(shape: Sequence[int]) -> Tensor:
+            nonlocal drawn
+            drawn += math.prod(shape[1:])
+            return algorithm.actor.flat.detach().new_zeros(shape)
+
+        numbers = torch.zeros(self.replay.row_shape[0], algorithm.batch_size, dtype=torch.int64)
+        batch = self.replay.batch(numbers.to(algorithm.actor.flat.device))
+        algorithm.drawn_ahead = zeros
+        self._tags: dict[bool, list[str]] = {}  # of the scalars of updates that change the actor, and of the others
+        for n in range(1, algorithm.actor_every + 1):
+            if self._changes_actor(n) not in self._tags:
+                algorithm.updates, drawn = n - 1, 0
+                scalars = algorithm.update(batch)
+                self.averages.sum_up(scalars)
+                self._tags[self._changes_actor(n)] = list(scalars)
+                most = max(most, drawn)
+        return most
+
+    def _captured(self, function: Callable[[], None], *used: "Static") -> Callable[[], None]:
+        return compiled_and_captured(function, used, self.algorithm.actor.flat.device, compiled=self._compiled)
+
+
+class Static(Protocol):
+    """What graphs use."""
+
+    def static_tensors(self) -> list[Tensor]:
+        """Its tensors that outlive a replay."""
+
+
+class Draws:
+    """The random numbers of updates, for `AHEAD` updates at once, each member's from its own generators.
+
+    Args:
+        normals: how many numbers N(0, 1) an update takes for each member.
+        algorithm: its generators draw those.
+        replay: its generators draw the numbers that choose batches.
+
+    Attributes:
+        generators: all of them.
+        used: `()`, updates that have used their part of what is drawn.
+        before: the generators' states from which it was.
+    """
+
+    def __init__(self, normals: int, algorithm: Algorithm, replay: DeviceReplay):
+        flat, members = algorithm.actor.flat.detach(), len(algorithm.generators)
+        self._of = (replay.generators, algorithm.generators)
+        self.generators = [*replay.generators, *algorithm.generators]
+        self._numbers = flat.new_zeros(members, AHEAD, algorithm.batch_size, dtype=torch.int64)
+        self._normals = flat.new_zeros(members, AHEAD, normals)
+        self.used = flat.new_zeros(1, dtype=torch.int64)
+        self.before: list[Tensor] = []
+
+    def static_tensors(self) -> list[Tensor]:
+        """Every tensor."""
+        return [self._numbers, self._normals, self.used]
+
+    def draw(self) -> None:
+        """Draw for the next `AHEAD` updates."""
+        choosing, of_noise = self._of
+        for numbers, generator in zip(self._numbers, choosing, strict=True):
+            numbers.random_(0, DeviceReplay.NUMBERS, generator=generator)
+        if self._normals.shape[-1]:
+            for normals, generator in zip(self._normals, of_noise, strict=True):
+                normals.normal_(generator=generator)
+        self.used.zero_()
+
+    def next(self) -> Tensor:
+        """Turn to the next update: the numbers that choose its batch, `(S, B)`."""
+        numbers = self._numbers.index_select(1, self.used).squeeze(1)
+        self._now, self._taken = self._normals.index_select(1, self.used).squeeze(1), 0
+        self.used.add_(1)
+        return numbers
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        """The update's next numbers N(0, 1), of a shape `(S, ...)`."""
+        first, self._taken = self._taken, self._taken + math.prod(shape[1:])
+        return self._now[:, first : self._taken].view(*shape)
+
+
+class Staging:
+    """Arrays on their way to a device, in memory that it reads by itself.
+
+    Args:
+        shape: of all of them side by side.
+        network: says where to, and in which precision.
+
+    Attributes:
+        on_device: what the last `load` took.
+    """
+
+    def __init__(self, shape: Sequence[int], network: Network):
+        flat = network.flat.detach()
+        self._host = torch.zeros(*shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
+        self._array: np.ndarray = self._host.numpy()
+        self.on_device = flat.new_zeros(*shape)
+        self._copied = new_event(flat.device)
+
+    def static_tensors(self) -> list[Tensor]:
+        """The one on the device."""
+        return [self.on_device]
+
+    def load(self, *parts: np.ndarray) -> None:
+        """Take arrays, to be side by side in their last axis."""
+        self._copied.synchronize()  # of the last ones: the device may come to it only now
+        np.concatenate(parts, axis=-1, out=self._array, casting="unsafe")
+        self.on_device.copy_(self._host, non_blocking=True)
+        self._copied.record()
+
+
+class CapturedPolicy:
+    """An actor for observations of one shape, in three moves: load them, run it, and later take the actions.
+
+    Args:
+        actor: the network.
+        shape: `(S, N)`.
+        compiled: as for `CapturedLearner`.
+
+    Attributes:
+        obs: where to load observations, `(S, N, obs_dim)`.
+    """
+
+    def __init__(self, actor: Actor, shape: Sequence[int], *, compiled: bool):
+        flat = actor.flat.detach()
+        self.obs = Staging((*shape, actor.obs_dim), actor)
+        self._action = flat.new_zeros(*shape, actor.action_dim)
+        self._on_host = torch.zeros(self._action.shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
+        self._done = new_event(flat.device)
+        self._act = compiled_and_captured(
+            lambda: self._action.copy_(actor(self.obs.on_device, exact=True)),
+            (actor, self.obs, self),
+            flat.device,
+            compiled=compiled,
+        )
+
+    def static_tensors(self) -> list[Tensor]:
+        """The actions."""
+        return [self._action]
+
+    def run(self) -> None:
+        """Let the device act on what is loaded, by the actor as it is now."""
+        self._act()
+        self._on_host.copy_(self._action, non_blocking=True)
+        self._done.record()
+
+    def action(self) -> np.ndarray:
+        """Wait for the actions, `(S, N, action_dim)`."""
+        self._done.synchronize()
+        return self._on_host.numpy().copy()
+
+
+def compiled_and_captured(
+    function: Callable[[], object], used: Sequence[Static], device: torch.device, *, compiled: bool
+) -> Callable[[], None]:
+    """What replays a function that uses the static tensors of `used`, and no others."""
+    if compiled:
+        function = torch.compile(function, fullgraph=True, dynamic=False)
+    warm_up(function, device)
+    return capture(function, [tensor for part in used for tensor in part.static_tensors()])
