@@ -198,6 +198,11 @@ class CapturedLearner(Learner):
             self._draws.used.fill_(used)
         self._asked = False
 
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """What has been drawn ahead: numbers that choose batches `(S, AHEAD, B)`, and N(0, 1) `(S, AHEAD, n)`."""
+        numbers, normals, _ = self._draws.static_tensors()
+        return numbers.cpu(), normals.cpu()
+
     def _changes_actor(self, number: int) -> bool:
         return number % self.algorithm.actor_every == 0
 
@@ -234,6 +239,23 @@ class CapturedLearner(Learner):
 
     def _captured(self, function: Callable[[], None], *used: "Static") -> Callable[[], None]:
         return compiled_and_captured(function, used, self.algorithm.actor.flat.device, compiled=self._compiled)
+
+
+@torch.no_grad()
+def follow(algorithm: Algorithm, replay: DeviceReplay, numbers: Tensor, normals: Tensor) -> None:
+    """Make the updates that a captured learner has made from the same transitions and draws.
+
+    Args:
+        algorithm: on a CPU.
+        replay: on a CPU.
+        numbers: that choose the batches, `(S, n, B)` for n updates.
+        normals: N(0, 1), `(S, n, ·)`.
+    """
+    draws = Draws(normals.shape[-1], algorithm, replay)
+    algorithm.drawn_ahead = draws.take
+    for number in range(numbers.shape[1]):
+        draws.give(normals[:, number])
+        algorithm.update(replay.batch(numbers[:, number]))
 
 
 class Static(Protocol):
@@ -283,9 +305,13 @@ class Draws:
     def next(self) -> Tensor:
         """Turn to the next update: the numbers that choose its batch, `(S, B)`."""
         numbers = self._numbers.index_select(1, self.used).squeeze(1)
-        self._now, self._taken = self._normals.index_select(1, self.used).squeeze(1), 0
+        self.give(self._normals.index_select(1, self.used).squeeze(1))
         self.used.add_(1)
         return numbers
+
+    def give(self, normals: Tensor) -> None:
+        """`take` comes from these numbers now, `(S, n)`."""
+        self._now, self._taken = normals.to(self._normals.dtype), 0
 
     def take(self, shape: Sequence[int]) -> Tensor:
         """The update's next numbers N(0, 1), of a shape `(S, ...)`."""

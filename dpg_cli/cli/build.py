@@ -120,7 +120,7 @@ def build(config: TrainConfig) -> Training:
     Raises:
         UserError: device, environment, network sizes or memory.
     """
-    device, precision = choose_device(config.device), PRECISIONS[config.precision]
+    device = choose_device(config.device)
     seeds = range(config.seed, config.seed + config.num_seeds)
     new_env = environment_maker(config)
     environments = Environments([[new_env() for _ in range(config.num_envs)] for _ in seeds], seeds)
@@ -136,13 +136,29 @@ def build(config: TrainConfig) -> Training:
     evaluation_envs = [[new_env() for _ in range(config.eval.episodes)] for _ in seeds]
     noise_name, noise_values = _named(config.noise)
     noise_streams = [[generator(s, Purpose.NOISE, e) for e in range(config.num_envs)] for s in seeds]
-    algo_name, algo_values = _named(config.algo)
+    algorithm = new_algorithm(config, obs_dim, action_dim, device)
+    return Training(
+        learner=new_learner(config, algorithm, obs_dim, action_dim, captured=device.type == "cuda"),
+        environments=environments,
+        evaluation_envs=evaluation_envs,
+        noise=NOISES[noise_name](**noise_values, action_dim=action_dim, generators=noise_streams),
+    )
+
+
+def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: torch.device) -> Algorithm:
+    """The algorithm.
+
+    Raises:
+        UserError: hyperparameters that do not go together, or no memory.
+    """
+    name, values = _named(config.algo)
+    precision = PRECISIONS[config.precision]
     try:
-        algorithm = ALGORITHMS[algo_name](
-            **algo_values,
+        return ALGORITHMS[name](
+            **values,
             obs_dim=obs_dim,
             action_dim=action_dim,
-            seeds=seeds,
+            seeds=range(config.seed, config.seed + config.num_seeds),
             device=device,
             dtype=precision.parameters,
             products=precision.products,
@@ -151,12 +167,6 @@ def build(config: TrainConfig) -> Training:
         raise UserError(f"algo.{error}") from error
     except (RuntimeError, MemoryError) as error:
         raise UserError(f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks") from error
-    return Training(
-        learner=new_learner(config, algorithm, obs_dim, action_dim, captured=device.type == "cuda"),
-        environments=environments,
-        evaluation_envs=evaluation_envs,
-        noise=NOISES[noise_name](**noise_values, action_dim=action_dim, generators=noise_streams),
-    )
 
 
 def new_learner(
