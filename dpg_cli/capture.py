@@ -53,7 +53,7 @@ def capture(
         graph.register_generator_state(generator)
     with torch.no_grad(), torch.cuda.graph(graph):
         function()
-    return graph.replay  # type: ignore[no-any-return]
+    return graph.replay
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def warm_up(function: Callable[[], object], device: torch.device) -> None:
     if device.type == "cpu":
         function()
         return
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -87,11 +87,11 @@ class StandIn:
             self._function()
 
 
-class _OnlyOwnTensors(TorchDispatchMode):
+class _OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets operations meet only the memory of given tensors, and what they have made of it."""
 
     def __init__(self, tensors: Sequence[Tensor]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._storages = {storage._cdata: storage for storage in (t.untyped_storage() for t in tensors)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,7 +110,7 @@ class _OnlyOwnTensors(TorchDispatchMode):
 
 def new_event(device: torch.device) -> Event:
     """An event of a device; on a CPU all work is done when it is given."""
-    return torch.cuda.Event() if device.type == "cuda" else _Passed()
+    return torch.cuda.Event() if device.type == "cuda" else _Passed()  # type: ignore[no-untyped-call]
 
 
 class _Passed:

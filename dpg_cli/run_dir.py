@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,6 +93,7 @@ class RunFile:
             "versions": versions(),
             "git": git_revision(),
             "machine": {"host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count()},
+            "device": None,
             "slurm": slurm_job(),
             "started": now,
             "ended": None,
@@ -113,6 +115,11 @@ class RunFile:
             self._content["last_step"] = last_step
         self._write()
 
+    def chose(self, device: Mapping[str, Any]) -> None:
+        """Record the device and how it was chosen."""
+        self._content["device"] = device
+        self._write()
+
     def reached(self, step: int) -> None:
         """Record the last step."""
         self._content["last_step"] = step
@@ -127,6 +134,13 @@ def status(folder: Path) -> str | None:
     """How a run stands by its `run.json`; nothing if that cannot be read."""
     found = run_file(folder).get("status")
     return found if isinstance(found, str) else None
+
+
+def device(folder: Path) -> str | None:
+    """The device that a run was given; nothing if `run.json` names none."""
+    found = run_file(folder).get("device")
+    name = found.get("name") if isinstance(found, dict) else None
+    return name if isinstance(name, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) else None
 
 
 def slurm_job() -> Mapping[str, str] | None:

@@ -24,7 +24,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 from dpg_cli import config
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.cli import build, job
+from dpg_cli.cli import build, job, memory
 from dpg_cli.cli.progress import ProgressDisplay
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
@@ -180,7 +180,7 @@ def test_jobs_may_be_named_by_what_is_swept(train, tmp_path):
 
 
 def test_a_job_without_memory_for_its_replay_fails_alone(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2**30)
     arguments = ["-m", TOY, *SMALL, "total_steps=60,9e8", "buffer_size=1e12", "num_seeds=2", "hydra.sweep.dir=sweep"]
     code, out, err = train(*arguments)
     assert code == 1

@@ -1,12 +1,13 @@
 """The config tree: every YAML composes and holds what the code wants; every mistake is one clear line."""
 
 import itertools
+import os
 
 import pytest
 from omegaconf import OmegaConf
 
 from dpg_cli import config
-from dpg_cli.cli import build
+from dpg_cli.cli.learners import choose_threads
 from dpg_cli.config import choices, compose, config_dir, validate
 from dpg_cli.errors import UserError
 
@@ -260,5 +261,5 @@ def test_every_file_says_what_it_is():
     ],
 )
 def test_small_networks_get_one_thread(monkeypatch, given, threads):
-    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert build.choose_threads(checked(*given), obs_dim=17) == threads
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert choose_threads(checked(*given), obs_dim=17) == threads

@@ -85,15 +85,16 @@ def test_imports_make_no_circle():
 
 
 def test_imports_point_one_way():
-    """`cli -> trainer -> {rollout, replay, checkpoint, metrics}`, and `algorithms -> networks`."""
-    below_the_trainer = {"rollout", "replay", "checkpoint", "metrics"}
+    """`cli -> trainer -> learner -> {replay, metrics, capture}`, `trainer -> rollout`, `algorithms -> networks`."""
+    below_the_trainer = {"learner", "rollout", "replay", "checkpoint", "metrics", "capture"}
     assert importers("cli") == set()
     assert importers("config") == {"cli"}
     assert importers("trainer") == {"cli"}
     for name in below_the_trainer:
         assert importers(name) <= {"cli", "trainer"} | below_the_trainer
     graph = parts()
-    assert below_the_trainer <= graph["trainer"]
+    assert below_the_trainer - {"replay", "capture"} <= graph["trainer"]
+    assert {"replay", "metrics", "capture"} <= graph["learner"]
     assert "networks" in graph["algorithms"]
     upper = below_the_trainer | {"cli", "config", "trainer", "envs", "run_dir", "noise"}
     assert not graph["algorithms"] & upper

@@ -7,9 +7,8 @@ import pytest
 import torch
 from test_trainer import Run, composed
 
-from dpg_cli import learner as learners
 from dpg_cli.capture import CaptureError, capture
-from dpg_cli.cli import build
+from dpg_cli.cli import build, learners
 from dpg_cli.learner import AHEAD, CapturedLearner, Learner
 from dpg_cli.replay import DeviceReplay, Replay
 
@@ -35,18 +34,6 @@ def build_batch(obs, action, reward, next_obs, terminated):
     return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
 
-@pytest.fixture
-def captured(monkeypatch):
-    """Runs on a CPU learn by captured work from here on."""
-    new = build.new_learner
-    monkeypatch.setattr(build, "new_learner", lambda *args, captured: new(*args, captured=True))
-
-
-@pytest.fixture
-def ordinary(monkeypatch):
-    monkeypatch.setattr(build, "Replay", ChoosingAsOnADevice)
-
-
 CASES = [
     ["algo=td3"],
     ["algo=td3", "num_seeds=2", "num_envs=3", "algo.normalize_obs=true"],
@@ -68,7 +55,7 @@ def metrics(run):
 @pytest.mark.parametrize("overrides", CASES, ids=" ".join)
 def test_it_learns_what_the_ordinary_loop_learns(tmp_path, monkeypatch, overrides):
     with monkeypatch.context() as patch:
-        patch.setattr(build, "Replay", ChoosingAsOnADevice)
+        patch.setattr(learners, "Replay", ChoosingAsOnADevice)
         expected = Run(tmp_path / "ordinary", *ALIKE, *overrides)
     assert type(expected.training.learner) is Learner
     new = build.new_learner

@@ -5,11 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from numpy.lib.recfunctions import structured_to_unstructured
 
 from dpg_cli import checkpoint, config
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.cli.build import build, check_memory
+from dpg_cli.cli.build import build
+from dpg_cli.cli.memory import check_memory
 from dpg_cli.disk import Disk
 from dpg_cli.env_state import CannotCopy
 from dpg_cli.errors import DivergedError, UserError
@@ -355,7 +357,7 @@ def test_memory_is_asked_for_what_the_replay_takes(monkeypatch):
         config.validate(config.compose([*SMALL, "buffer_size=1e6", "total_steps=1e6", f"share_next_obs={shares}"]))
         for shares in ("false", "true")
     )
-    monkeypatch.setattr("dpg_cli.cli.build.available_memory", lambda: 1_600_000_000)
-    check_memory(shared, 376, 17)
+    monkeypatch.setattr("dpg_cli.cli.memory.available_memory", lambda: 1_600_000_000)
+    check_memory(shared, 376, 17, torch.device("cpu"))
     with pytest.raises(UserError, match=r"1,000,000 transitions for 1 seeds take 2\.9 GiB"):
-        check_memory(plain, 376, 17)
+        check_memory(plain, 376, 17, torch.device("cpu"))

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 
 from dpg_cli import run_dir
-from dpg_cli.checkpoint import Checkpoints, Loaded, rewind
-from dpg_cli.cli.build import Training, build, environment_maker
+from dpg_cli.checkpoint import Checkpoints, Loaded, rewind, saved_steps
+from dpg_cli.cli.build import Training, build, environment_maker, sizes
+from dpg_cli.cli.device import choose
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.config import TrainConfig, asks_for_trust, dump, store_hydra
@@ -109,6 +111,8 @@ def run(
     except BaseException as error:  # a simulator's SystemExit must not look like success either
         expected = isinstance(error, DivergedError | DiskError | UserError)
         message = one_line(error if expected else f"{type(error).__name__}: {error}")
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            message = _out_of_memory(message, folders)
         log.exception("failed")
         for run_file in run_files:
             with contextlib.suppress(DiskError):
@@ -129,6 +133,13 @@ def run(
     else:
         print_summary(console, outcome, seeds, folders, trust=trust, brief=label is not None)
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
+
+
+def _out_of_memory(message: str, folders: Sequence[Path]) -> str:
+    """What ran out, shortly, and what is left of the run."""
+    steps = set.intersection(*(set(saved_steps(path)) for path in folders))
+    left = f"; the checkpoint of step {max(steps):,} is whole" if steps else ""
+    return f"out of memory: {message.partition('. ')[0]}{left}"
 
 
 def failures(sweep: Path) -> list[tuple[Path, str]]:
@@ -242,7 +253,10 @@ def _train(
         opened.callback(training.close)
         problem = copies_exactly(environment_maker(config))
         training.environments.copyable = problem is None
-        for note in _notes(config, training, problem):
+        choice = choose(config, *sizes(training.environments))
+        for run_file in watcher.run_files:
+            run_file.chose(choice.as_json())
+        for note in filter(None, [*_notes(config, training, problem), choice.describe()]):
             console.print(f"note: {note}", soft_wrap=True)
         starts = [None] * len(folders) if start is None else start
         for path, own in zip(folders, starts, strict=True):

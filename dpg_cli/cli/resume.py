@@ -13,6 +13,7 @@ from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.folder import load_config
+from dpg_cli.cli.memory import most_bytes
 from dpg_cli.disk import Disk, explaining, remove_leftovers
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.stored import check_kinds, records
@@ -37,23 +38,32 @@ def resume(arguments: Sequence[str]) -> int:
     for argument in filter(_names_the_past, arguments):
         key = argument.partition("=")[0]
         raise UserError(f"{key}: would change the run's past; with resume= there are {', '.join(CHANGEABLE)}")
-    return go_on(configs.changed(stored, {key: configs.parse_value(key, text) for key, text in values.items()}), folder)
+    config = configs.changed(stored, {key: configs.parse_value(key, text) for key, text in values.items()})
+    return go_on(config, folder, keep_device="device" not in values)
 
 
-def go_on(config: configs.TrainConfig, folder: Path) -> int:
+def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True) -> int:
     """Go on with the run in a folder; the exit code.
+
+    Args:
+        config: of the run, with what has been changed.
+        folder: of the run.
+        keep_device: whether `device=auto` means the one that the run was given at its start.
 
     Raises:
         UserError: there is no whole checkpoint in it, or what is there is no run.
     """
     check_kinds(folder)
+    stored_config = config
+    if keep_device and config.device == "auto" and (device := run_dir.device(folder)) is not None:
+        config = config.model_copy(update={"device": device})
     _, folders = job.members(config, folder)
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
         return _from_the_start(config, folder, folders)
     obs_dim, action_dim = build.check(config)
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that nobody writes any
-        starts = _newest(folders, build.most_bytes(config, obs_dim, action_dim))
+        starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= goes on")
             return 0
@@ -64,7 +74,7 @@ def go_on(config: configs.TrainConfig, folder: Path) -> int:
                 print(f"warning: {path}: {back}", file=sys.stderr)
         with explaining(folder):
             remove_leftovers(Disk(), folder)
-            job.write_configs(config, folder)
+            job.write_configs(stored_config, folder)
             _log_to(folder)
         print(f"going on at step {starts[0].step:,}")
         return job.run(config, folder, run_dir.command_line(), start=starts).exit_code

@@ -1,0 +1,275 @@
+"""The device of a run. `device=auto` measures: the faster of CPU and GPU for this configuration, on this machine.
+
+The decision is kept in `~/.cache/dpg-cli/devices.json`, so that the same command stays the same run and a sweep decides
+once.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpg_cli import __version__
+from dpg_cli.algorithms import Algorithm
+from dpg_cli.cli.learners import choose_threads, new_algorithm, new_learner
+from dpg_cli.cli.memory import check_memory
+from dpg_cli.config import TrainConfig
+from dpg_cli.disk import Disk, write_whole
+from dpg_cli.errors import UserError, one_line
+from dpg_cli.learner import CapturedLearner, Learner, follow
+from dpg_cli.precision import choose_products
+from dpg_cli.replay import DeviceReplay, in_a_row
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+COMPARED = 10  # updates
+SECONDS = 1.0  # of updates on each device
+STORED = 1_000  # transitions that they learn from
+TIMES_THE_ROUNDING = 10.0  # of the CPU, that a GPU's updates may be off
+EXACT = 1e-9  # what counts as no difference: the CPU itself has no rounding where it is the reference
+DECIDING_KEYS = ("algo", "num_seeds", "num_envs", "precision", "compile", "share_next_obs")
+_chosen: dict[str, "Choice"] = {}  # in this process, by what decides
+
+
+class Choice(NamedTuple):
+    """A device, and why.
+
+    Attributes:
+        device: of the run.
+        captured: whether its work is captured.
+        updates_per_second: by device, where they were measured.
+        reason: why a GPU that is there is not used, where it was not for its speed.
+    """
+
+    device: torch.device
+    captured: bool
+    updates_per_second: dict[str, float] = {}
+    reason: str | None = None
+
+    def describe(self) -> str | None:
+        """One line for who has not named a device; nothing where there was no choice."""
+        if self.reason is not None:
+            return f"device=auto uses the CPU: {self.reason}"
+        if not self.updates_per_second:
+            return None
+        speeds = " and ".join(f"{speed:,.0f} on {name}" for name, speed in self.updates_per_second.items())
+        return f"device=auto uses {self.device}: {speeds} updates a second; device={self.device} pins it"
+
+    def as_json(self) -> dict[str, Any]:
+        """What `run.json` and the cache keep."""
+        return {"name": str(self.device), "updates_per_second": self.updates_per_second, "reason": self.reason}
+
+
+def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
+    """The device of a run, measured the first time if it is to be.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if config.device != "auto":
+        device = named_device(config.device)
+        return Choice(device, captured=device.type == "cuda")
+    gpu = first_gpu()
+    if gpu is None:
+        return Choice(CPU, captured=False)
+    key = json.dumps(
+        [machine(gpu), choose_threads(config, obs_dim), obs_dim, action_dim]
+        + [getattr(config, name) for name in DECIDING_KEYS]
+    )
+    if key not in _chosen:
+        with _cache() as known:
+            speeds = known.get(key)
+            if not isinstance(speeds, dict) or set(speeds) != {str(CPU), str(gpu)}:
+                choice = measure(config, obs_dim, action_dim, gpu)
+                if choice.reason is None:  # what went wrong may be gone the next time
+                    known[key] = choice.updates_per_second
+            else:
+                choice = faster(gpu, {name: float(speed) for name, speed in speeds.items()})
+        _chosen[key] = choice
+    return _chosen[key]
+
+
+def named_device(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: no such device") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UserError(f"device={name}: torch {torch.__version__} finds no GPU; use cpu or auto")
+        if device.index is not None and device.index >= count:
+            raise UserError(f"device={name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def first_gpu() -> torch.device | None:
+    """The GPU that `auto` considers."""
+    return torch.device("cuda") if torch.cuda.is_available() else None
+
+
+def machine(gpu: torch.device) -> list[str]:
+    """What a speed depends on beside the configuration."""
+    model = torch.cuda.get_device_name(gpu) if gpu.type == "cuda" else str(gpu)
+    return [platform.node(), platform.processor(), model, torch.__version__, __version__]
+
+
+def faster(gpu: torch.device, updates_per_second: dict[str, float]) -> Choice:
+    """The choice that two speeds make."""
+    wins = updates_per_second[str(gpu)] > updates_per_second[str(CPU)]
+    return Choice(gpu if wins else CPU, wins, updates_per_second)
+
+
+def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.device) -> Choice:
+    """Try both devices by real updates at the run's own sizes.
+
+    The GPU is not used where anything fails on it, or where its first updates differ from the CPU's by more than
+    rounding does.
+    """
+    if config.share_next_obs:
+        return Choice(CPU, captured=False, reason="with share_next_obs=true a GPU's work is not captured")
+    stored = max(STORED, 2 * config.num_envs)
+    small = config.model_copy(update={"buffer_size": stored, "total_steps": stored})
+    rows = _transitions(small, obs_dim, action_dim)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(choose_threads(config, obs_dim))
+    try:
+        check_memory(config, obs_dim, action_dim, gpu)
+        choose_products(gpu)
+        learner = new_learner(small, new_algorithm(small, obs_dim, action_dim, gpu), obs_dim, action_dim, captured=True)
+        assert isinstance(learner, CapturedLearner)
+        learner.prepare()
+        _store(learner, rows)
+        learn(learner, rows[0], COMPARED)
+        choose_products(CPU)
+        compare(small, obs_dim, action_dim, learner, rows)
+        choose_products(gpu)
+        on_gpu = updates_per_second(learner, rows[0])
+    except Exception as error:  # whatever a driver raises, or a compiler
+        reason = str(error) if isinstance(error, UserError | WrongError) else f"{type(error).__name__}: {error}"
+        return Choice(CPU, captured=False, reason=one_line(reason))
+    finally:
+        choose_products(CPU)
+        torch.set_num_threads(threads)
+    torch.set_num_threads(choose_threads(config, obs_dim))
+    plain = new_learner(small, new_algorithm(small, obs_dim, action_dim, CPU), obs_dim, action_dim, captured=False)
+    _store(plain, rows)
+    return faster(gpu, {str(CPU): updates_per_second(plain, rows[0]), str(gpu): on_gpu})
+
+
+class WrongError(Exception):
+    """A device computes something else."""
+
+
+Row = list[np.ndarray]  # a transition of E environments, as `Learner.learn` takes it
+
+
+def compare(config: TrainConfig, obs_dim: int, action_dim: int, learner: CapturedLearner, rows: Sequence[Row]) -> None:
+    """Hold a learner's first updates to the same updates on the CPU, in float64 and in its own precision.
+
+    Args:
+        config: of the learner.
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        learner: has stored `rows` and the first of them again, and made `COMPARED` updates.
+        rows: transitions.
+
+    Raises:
+        WrongError: it is off from float64 by more than `TIMES_THE_ROUNDING` what the CPU is.
+    """
+    numbers, normals = (drawn[:, :COMPARED] for drawn in learner.drawn())
+    moved = []
+    for precision in ("float64", config.precision):
+        own = config.model_copy(update={"precision": precision})
+        algorithm = new_algorithm(own, obs_dim, action_dim, CPU)
+        dtype, start = algorithm.actor.flat.dtype, _parameters(algorithm)
+        streams = [torch.Generator()] * config.num_seeds
+        replay = DeviceReplay(config.buffer_size, obs_dim, action_dim, streams, CPU, dtype, config.num_envs)
+        for row in [*rows, rows[0]]:
+            replay.insert(torch.from_numpy(np.concatenate(in_a_row(*row), axis=-1)).to(dtype))
+        follow(algorithm, replay, numbers, normals)
+        moved.append(_parameters(algorithm) - start)
+    exact, rounded = moved
+    off = float((_parameters(learner.algorithm) - start - exact).norm() / exact.norm())
+    allowed = max(TIMES_THE_ROUNDING * float((rounded - exact).norm() / exact.norm()), EXACT)
+    if not off <= allowed:
+        raise WrongError(f"its first {COMPARED} updates are off by {off:.1e}, and rounding explains {allowed:.1e}")
+
+
+def learn(learner: Learner, row: Row, updates: int) -> None:
+    """Let a learner store a transition and make updates."""
+    learner.learn(*row, observed=row[0], updates=updates, acts_next=False)
+
+
+def updates_per_second(learner: Learner, row: Row, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Speed of real updates."""
+    learn(learner, row, COMPARED)
+    _finish(learner)
+    start, updates = clock(), 0
+    while clock() - start < SECONDS:
+        learn(learner, row, COMPARED)
+        updates += COMPARED
+    _finish(learner)
+    return updates / (clock() - start)
+
+
+def _finish(learner: Learner) -> None:
+    """Wait for what the device still has to do."""
+    learner.algorithm.actor.flat.detach()[:1].cpu()
+
+
+def _store(learner: Learner, rows: Sequence[Row]) -> None:
+    for row in rows:
+        learn(learner, row, 0)
+
+
+def _transitions(config: TrainConfig, obs_dim: int, action_dim: int) -> list[Row]:
+    """Random ones, which fill half of the replay."""
+    g, shape = np.random.default_rng(0), (config.num_seeds, config.num_envs)
+    rows = []
+    for _ in range(config.buffer_size // config.num_envs // 2):
+        obs, next_obs = g.normal(size=(2, *shape, obs_dim)).astype(np.float32)
+        action, reward = g.uniform(-1, 1, (*shape, action_dim)), g.normal(size=shape)
+        rows.append([obs, action, reward, next_obs, g.random(shape) < 0.1])
+    return rows
+
+
+def _parameters(algorithm: Algorithm) -> Tensor:
+    """Of all networks, in float64 on the CPU."""
+    networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
+    return torch.cat([network.flat.detach().cpu().double() for network in networks])
+
+
+@contextlib.contextmanager
+def _cache() -> Iterator[dict[str, Any]]:
+    """Speeds by what they depend on; what is added is kept, if the disk takes it. One process at a time has it."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpg-cli"
+    path, known = folder / "devices.json", {}
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(opened.enter_context((folder / "devices.lock").open("a")), fcntl.LOCK_EX)
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+        before = dict(known)
+        yield known
+        if known != before:
+            with contextlib.suppress(OSError):
+                write_whole(Disk(), path, json.dumps(known, indent=2).encode())

@@ -1,0 +1,83 @@
+"""From a checked config to its algorithm and learner, on a device."""
+
+import os
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from dpg_cli.algorithms import ALGORITHMS, Algorithm
+from dpg_cli.config import TrainConfig
+from dpg_cli.errors import UserError
+from dpg_cli.learner import CapturedLearner, Learner
+from dpg_cli.precision import PRECISIONS
+from dpg_cli.replay import DeviceReplay, Replay
+from dpg_cli.seeding import Purpose, torch_generator
+
+MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
+SMALL_PRODUCT = 2**20  # multiplications of a layer; of fewer, a second thread's waking is not won back
+
+
+def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: torch.device) -> Algorithm:
+    """Make the algorithm.
+
+    Raises:
+        UserError: hyperparameters that do not go together, or no memory.
+    """
+    name, values = named(config.algo)
+    precision = PRECISIONS[config.precision]
+    try:
+        return ALGORITHMS[name](
+            **values,
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            seeds=range(config.seed, config.seed + config.num_seeds),
+            device=device,
+            dtype=precision.parameters,
+            products=precision.products,
+        )
+    except ValueError as error:
+        raise UserError(f"algo.{error}") from error
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks") from error
+
+
+def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_dim: int, *, captured: bool) -> Learner:
+    """Make the learner and its replay, where the algorithm is.
+
+    Args:
+        config: checked.
+        algorithm: learns and acts.
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        captured: whether to capture its work. With `share_next_obs` it is not: the host keeps account of what is
+            shared.
+    """
+    device = algorithm.actor.flat.device
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    sizes = min(config.buffer_size, config.total_steps + config.num_envs - 1), obs_dim, action_dim
+    dtype = PRECISIONS[config.precision].parameters
+    if captured and not config.share_next_obs:
+        streams = [torch_generator(seed, Purpose.REPLAY, device) for seed in seeds]
+        replay = DeviceReplay(*sizes, streams, device, dtype, config.num_envs)
+        return CapturedLearner(algorithm, replay, compiled=config.compile)
+    streams = [torch_generator(seed, Purpose.REPLAY) for seed in seeds]
+    shared = config.share_next_obs
+    return Learner(algorithm, Replay(*sizes, streams, device, dtype, config.num_envs, share_next_obs=shared))
+
+
+def choose_threads(config: TrainConfig, obs_dim: int) -> int:
+    """`auto` is as many as this process may use, at most `MAX_AUTO_THREADS`, and one where all products are small."""
+    if config.threads != "auto":
+        return config.threads
+    largest = max((a * b for a, b in pairwise([obs_dim, *config.algo["hidden_sizes"]])), default=0)
+    if config.num_seeds * config.algo["batch_size"] * largest < SMALL_PRODUCT:
+        return 1
+    return min(len(os.sched_getaffinity(0)), MAX_AUTO_THREADS)
+
+
+def named(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a choice, and its values."""
+    rest = dict(values)
+    return str(rest.pop("name")), rest
