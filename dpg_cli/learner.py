@@ -210,7 +210,7 @@ class CapturedLearner(Learner):
         self._draws.before = [g.get_state() for g in self._draws.generators]
         self._draw()
 
-    def _learn_once(self, changes_actor: bool) -> None:  # noqa: FBT001 - what torch.compile takes for a constant
+    def _learn_once(self, changes_actor: bool) -> None:
         self.algorithm.updates = self.algorithm.actor_every - 1 if changes_actor else 0
         batch = self.replay.batch(self._draws.next())
         self.averages.sum_up(self.algorithm.update(batch))

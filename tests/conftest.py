@@ -12,14 +12,21 @@ import pytest
 import torch
 from moments import at
 
+from dpg_cli.cli import device, signals
 from dpg_cli.cli import eval as eval_command
-from dpg_cli.cli import signals
 from dpg_cli.cli import train as train_command
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch, tmp_path):
+    """`device=auto` is the CPU, whatever the machine has; its cache is nobody's."""
+    monkeypatch.setattr(device, "first_gpu", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 from dpg_cli import config
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.cli import build, job, memory
+from dpg_cli.cli import job, memory
 from dpg_cli.cli.progress import ProgressDisplay
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices

@@ -39,7 +39,9 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
     room = free - networks if device.type != "cpu" else free
     if needed > room:
         fits = int(capacity * 0.95 * room / needed) // 1000 * 1000
-        smaller = f"buffer_size={fits:_} would fit" if fits >= config.algo["batch_size"] else "fewer num_seeds would fit"
+        smaller = (
+            f"buffer_size={fits:_} would fit" if fits >= config.algo["batch_size"] else "fewer num_seeds would fit"
+        )
         shareable = "" if shared or device.type != "cpu" else ", share_next_obs=true needs about half"
         raise UserError(
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "

@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,9 @@ def measure(values: Mapping[str, str], start: float) -> None:
 
     def report(name: str, **figures: Any) -> None:
         result[name] = figures
-        text = ", ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items())
+        text = ", ".join(
+            f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
+        )
         print(f"| {name} | {text} |  {time.monotonic() - start:.0f} s", flush=True)
         if "out" in values:
             Path(values["out"]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -98,7 +100,10 @@ def measure(values: Mapping[str, str], start: float) -> None:
     if "right" in parts:
         for seeds in (1, 4):
             for algo in ("td3", "ddpg"):
-                report(f"{algo}, {seeds} seeds, float64: GPU against CPU", largest_difference=against_the_cpu(algo, seeds, keys))
+                report(
+                    f"{algo}, {seeds} seeds, float64: GPU against CPU",
+                    largest_difference=against_the_cpu(algo, seeds, keys),
+                )
         report("graphs against single operations", largest_difference=against_single_operations(keys))
         report("resumed against not interrupted", equal=resumed_is_equal(keys))
     if "updates" in parts:
@@ -120,7 +125,14 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
-        "cpu": next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?"),
+        "cpu": next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if "model name" in line
+            ),
+            "?",
+        ),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -204,26 +216,45 @@ def against_single_operations(keys: list[str]) -> float:
 
 def dpg_train(folder: Path, *arguments: str) -> None:
     quiet = [sys.executable, "-c", "from dpg_cli.cli.train import main; main()"]
-    done = subprocess.run([*quiet, *arguments, *([f"hydra.run.dir={folder}"] if folder else [])], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*quiet, *arguments, *([f"hydra.run.dir={folder}"] if folder else [])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"dpg-train {' '.join(arguments)}: {done.stderr[-2000:]}")
 
 
 def resumed_is_equal(keys: list[str]) -> bool:
     """A training on the GPU that stops at step 1,210 and is resumed, by its evaluations."""
-    few = [*CHEETAH, "device=cuda", "random_steps=300", "eval.every=600", "eval.episodes=2", "checkpoint.every=605", "num_seeds=2", *keys]
+    few = [
+        *CHEETAH,
+        "device=cuda",
+        "random_steps=300",
+        "eval.every=600",
+        "eval.episodes=2",
+        "checkpoint.every=605",
+        "num_seeds=2",
+        *keys,
+    ]
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = Path(folder, "whole"), Path(folder, "parts")
         dpg_train(whole, *few, "total_steps=2_000")
         dpg_train(parts, *few, "total_steps=1_210")
         dpg_train(Path(), f"resume={parts}", "total_steps=2_000") if False else resume(parts)
         names = [f"seed_{seed}/evaluations.jsonl" for seed in range(2)]
-        return all((whole / n).read_bytes().splitlines()[-1] == (parts / n).read_bytes().splitlines()[-1] for n in names)
+        return all(
+            (whole / n).read_bytes().splitlines()[-1] == (parts / n).read_bytes().splitlines()[-1] for n in names
+        )
 
 
 def resume(folder: Path) -> None:
     quiet = [sys.executable, "-c", "from dpg_cli.cli.train import main; main()"]
-    done = subprocess.run([*quiet, f"resume={folder}", "total_steps=2_000"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*quiet, f"resume={folder}", "total_steps=2_000"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
 
@@ -253,7 +284,11 @@ def update_speed(seeds: int, keys: list[str], *, captured: bool = True) -> dict[
             once()
         events = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         busy = sum(event.device_time_total for event in events) / 1e6
-        figures |= {"kernels_per_update": len(events) / batch, "us_in_kernels": busy / batch * 1e6, "share_in_kernels": busy / batch / seconds}
+        figures |= {
+            "kernels_per_update": len(events) / batch,
+            "us_in_kernels": busy / batch * 1e6,
+            "share_in_kernels": busy / batch / seconds,
+        }
         by_name: dict[str, list[float]] = {}
         for event in events:
             by_name.setdefault(event.name, []).append(event.device_time_total)
@@ -274,13 +309,22 @@ def step_speed(seeds: int, steps: int, keys: list[str], *, captured: bool = True
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name, "run")
             every = max(250, steps // 10)
-            few = ["random_steps=500", "learning_starts=500", f"total_steps={steps}", "eval.every=1e6", "eval.episodes=1", f"log.every={every}"]
+            few = [
+                "random_steps=500",
+                "learning_starts=500",
+                f"total_steps={steps}",
+                "eval.every=1e6",
+                "eval.episodes=1",
+                f"log.every={every}",
+            ]
             start = time.perf_counter()
             run([*CHEETAH, "device=cuda", f"num_seeds={seeds}", "buffer_size=100_000", *few, *keys], folder)
             wall = time.perf_counter() - start
             member = folder if seeds == 1 else folder / "seed_0"
             records = [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
-            speeds = [r["perf/steps_per_second"] for r in records if "perf/steps_per_second" in r and r["step"] > 500 + every]
+            speeds = [
+                r["perf/steps_per_second"] for r in records if "perf/steps_per_second" in r and r["step"] > 500 + every
+            ]
             median = statistics.median(speeds)
             for line in (folder / "train.log").read_text().splitlines():
                 if "stepped" in line or "threads" in line:
@@ -300,6 +344,7 @@ def run(overrides: list[str], folder: Path) -> Any:
     (folder / "config.yaml").write_text(config.dump(checked))
     with job._logging_to(folder / "train.log"), contextlib.redirect_stdout(io.StringIO()):
         import logging
+
         logging.root.setLevel(logging.INFO)
         result = job.run(checked, folder, ["gpu.py"])
     if result.error:

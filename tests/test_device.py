@@ -1,0 +1,244 @@
+"""`device=auto`: measured, compared, decided once and kept. The GPU is a fake one: a CPU that captures."""
+
+import json
+
+import pytest
+import torch
+from test_trainer import composed
+
+from dpg_cli import run_dir
+from dpg_cli.cli import device, memory
+from dpg_cli.cli.device import CPU, choose, named_device
+from dpg_cli.cli.learners import new_algorithm
+from dpg_cli.errors import UserError
+from dpg_cli.learner import CapturedLearner, Learner
+from dpg_cli.seeding import CUDA_STATE, Purpose, restore_generator, torch_generator
+
+FAKE = torch.device("cpu:0")
+TOY = ["env=toy_envs:Toy/Reach-v0", "algo.hidden_sizes=[8]", "algo.batch_size=4", "total_steps=40", "random_steps=10"]
+TOY += ["eval.every=20", "eval.episodes=1", "threads=1"]
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """A fake GPU, with speeds to set; every measurement is counted."""
+    values = {Learner: 100.0, CapturedLearner: 500.0, "measured": 0}
+
+    def updates_per_second(learner, row):
+        values["measured"] += 1
+        return values[type(learner)]
+
+    monkeypatch.setattr(device, "_chosen", {})
+    monkeypatch.setattr(device, "first_gpu", lambda: FAKE)
+    monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 2**40)
+    monkeypatch.setattr(device, "updates_per_second", updates_per_second)
+    return values
+
+
+def forget(monkeypatch):
+    """As in another process."""
+    monkeypatch.setattr(device, "_chosen", {})
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
+@pytest.mark.parametrize("algo", ["td3", "ddpg"])
+def test_the_faster_device_is_used(speeds, algo, precision):
+    config = composed(f"algo={algo}", f"precision={precision}", "num_seeds=2", "num_envs=2")
+    choice = choose(config, 2, 1)
+    assert choice == (FAKE, True, {"cpu": 100.0, "cpu:0": 500.0}, None)
+    assert choice.describe() == (
+        "device=auto uses cpu:0: 100 on cpu and 500 on cpu:0 updates a second; device=cpu:0 pins it"
+    )
+
+
+def test_a_slow_gpu_is_left_alone(speeds):
+    speeds[CapturedLearner] = 99.0
+    choice = choose(composed(), 2, 1)
+    assert choice == (CPU, False, {"cpu": 100.0, "cpu:0": 99.0}, None)
+    assert choice.describe().endswith("device=cpu pins it")
+
+
+def test_a_failing_gpu_is_left_alone_and_tried_again(speeds, monkeypatch):
+    def fail(self):
+        raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CapturedLearner, "prepare", fail)
+        choice = choose(composed(), 2, 1)
+    reason = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert choice == (CPU, False, {}, reason)
+    assert choice.describe() == f"device=auto uses the CPU: {reason}"
+    assert choose(composed(), 2, 1) == choice  # in this process
+    forget(monkeypatch)
+    assert choose(composed(), 2, 1).device == FAKE
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
+def test_a_wrong_gpu_is_left_alone(speeds, monkeypatch, precision):
+    learn = CapturedLearner.learn
+
+    def learn_otherwise(self, *args, **kwargs):
+        learn(self, *args, **kwargs)
+        with torch.no_grad():
+            if kwargs["updates"]:
+                self.algorithm.critic.flat.add_(3e-3 * torch.sin(torch.arange(len(self.algorithm.critic.flat))))
+
+    monkeypatch.setattr(CapturedLearner, "learn", learn_otherwise)
+    choice = choose(composed(f"precision={precision}"), 2, 1)
+    assert choice.device == CPU
+    assert "its first 10 updates are off by" in choice.reason
+
+
+def test_a_gpu_without_room_is_left_alone(speeds, monkeypatch):
+    monkeypatch.setattr(device, "first_gpu", lambda: torch.device("meta"))
+    monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 2**20)
+    choice = choose(composed(), 2, 1)
+    assert choice.device == CPU
+    assert "of meta are free" in choice.reason
+
+
+def test_a_configuration_is_measured_once_on_a_machine(speeds, monkeypatch):
+    for _ in range(3):
+        choose(composed(), 2, 1)
+        forget(monkeypatch)
+    choose(composed("seed=7", "total_steps=61", "noise=ou"), 2, 1)  # which change no update
+    assert speeds["measured"] == 2
+    choose(composed("num_seeds=3"), 2, 1)
+    assert speeds["measured"] == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "machine", lambda gpu: ["another"])
+        choose(composed(), 2, 1)
+    assert speeds["measured"] == 6
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": 3}', "{"])
+def test_a_damaged_cache_is_measured_again(speeds, monkeypatch, tmp_path, content):
+    choose(composed(), 2, 1)
+    (tmp_path / "cache/dpg-cli/devices.json").write_text(content)
+    forget(monkeypatch)
+    assert choose(composed(), 2, 1).device == FAKE
+    assert speeds["measured"] == 4
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(speeds, monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("")
+    assert choose(composed(), 2, 1).device == FAKE
+
+
+def test_without_a_gpu_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(device, "measure", None)
+    choice = choose(composed(), 2, 1)
+    assert choice == (CPU, False, {}, None)
+    assert choice.describe() is None
+
+
+def test_a_named_device_is_not_measured(speeds):
+    assert choose(composed("device=cpu"), 2, 1) == (CPU, False, {}, None)
+    assert speeds["measured"] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"device=cuda: torch .* finds no GPU; use cpu or auto"):
+        named_device("cuda")
+
+
+def test_a_speed_is_that_of_updates(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(device, "SECONDS", 3.5)
+    made = []
+    monkeypatch.setattr(device, "learn", lambda learner, row, updates: made.append(updates))
+    monkeypatch.setattr(device, "_finish", lambda learner: None)
+    assert device.updates_per_second(None, None, clock=lambda: next(now)) == pytest.approx(30 / 5)
+    assert made == [10, 10, 10, 10]  # the first are a warm-up
+
+
+def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_it(train, speeds, tmp_path):
+    folder = tmp_path / "run"
+    code, out, _ = train(*TOY, f"hydra.run.dir={folder}")
+    assert code == 0
+    assert "note: device=auto uses cpu:0: 100 on cpu and 500 on cpu:0 updates a second; device=cpu:0 pins it" in out
+    expected = {"name": "cpu:0", "updates_per_second": {"cpu": 100.0, "cpu:0": 500.0}, "reason": None}
+    assert json.loads((folder / "run.json").read_text())["device"] == expected
+    assert "device=auto uses cpu:0" in (folder / "train.log").read_text()
+    assert "device: auto" in (folder / "config.yaml").read_text()
+
+
+def test_a_resumed_run_keeps_its_device(train, speeds, tmp_path, monkeypatch):
+    speeds[CapturedLearner] = 1.0
+    folder = tmp_path / "run"
+    assert train(*TOY, f"hydra.run.dir={folder}")[0] == 0
+    speeds[CapturedLearner] = 500.0
+    forget(monkeypatch)
+    (tmp_path / "cache/dpg-cli/devices.json").unlink()
+    code, out, _ = train(f"resume={folder}", "total_steps=60", "trust=true")
+    assert (code, "device=auto" in out) == (0, False)
+    assert json.loads((folder / "run.json").read_text())["device"]["name"] == "cpu"
+    assert "device: auto" in (folder / "config.yaml").read_text()
+    code, out, _ = train(f"resume={folder}", "total_steps=80", "device=auto", "trust=true")
+    assert (code, "device=auto uses cpu:0" in out) == (0, True)
+
+
+@pytest.mark.parametrize("name", ["cuda; rm -rf", "meta", 3, None, ["cuda"]])
+def test_only_a_devices_name_is_taken_from_a_run_folder(tmp_path, name):
+    (tmp_path / "run.json").write_text(json.dumps({"device": {"name": name}}))
+    assert run_dir.device(tmp_path) is None
+
+
+def test_a_sweep_decides_once(train, speeds):
+    assert train(*TOY, "-m", "seed=0,1,2")[0] == 0
+    assert speeds["measured"] == 2
+
+
+def test_a_gpu_that_runs_full_ends_the_run_with_its_last_checkpoint_whole(train, monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    update = Learner.learn
+    count = iter(range(1000))
+
+    def run_full(self, *args, **kwargs):
+        if next(count) == 35:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 MiB free.")
+        update(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "learn", run_full)
+    code, _, err = train(*TOY, "checkpoint.every=15", f"hydra.run.dir={folder}")
+    assert code == 1
+    message = "out of memory: OutOfMemoryError: CUDA out of memory; the checkpoint of step 30 is whole"
+    assert err.splitlines() == [f"dpg-train: failed: {message} (log: {folder / 'train.log'})"]
+    assert json.loads((folder / "run.json").read_text())["error"] == message
+
+
+def test_too_large_a_replay_is_refused_with_what_would_fit(monkeypatch):
+    config = composed("buffer_size=1e6", "total_steps=1e6", "num_seeds=64")
+    monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 8 * 2**30)
+    with pytest.raises(UserError) as refused:
+        memory.check_memory(config, 17, 6, torch.device("cuda"))
+    assert str(refused.value) == (
+        "buffer_size=1000000: 1,000,000 transitions for 64 seeds take 10.0 GiB, and 7.0 GiB of cuda are free: "
+        "buffer_size=664_000 would fit, or device=cpu"
+    )
+    monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 2**29)
+    with pytest.raises(UserError, match=r"algo.hidden_sizes=.* of cuda are free, or device=cpu"):
+        memory.check_memory(config, 17, 6, torch.device("cuda"))
+
+
+def test_a_state_of_another_kind_of_device_begins_a_new_stream():
+    generator, same, later = (torch_generator(0, Purpose.REPLAY) for _ in range(3))
+    on_a_gpu = torch.zeros(CUDA_STATE, dtype=torch.uint8)
+    restore_generator(generator, on_a_gpu, 100)
+    restore_generator(same, on_a_gpu, 100)
+    restore_generator(later, on_a_gpu, 101)
+    fresh = torch_generator(0, Purpose.REPLAY)
+    draws = [torch.rand(3, generator=g).tolist() for g in (generator, same, later, fresh)]
+    assert draws[0] == draws[1]
+    assert draws[0] not in (draws[2], draws[3])
+    with pytest.raises(RuntimeError):
+        restore_generator(generator, torch.zeros(5, dtype=torch.uint8), 0)
+
+
+def test_an_algorithm_takes_a_state_from_another_kind_of_device():
+    config = composed("algo=td3")
+    source, target = (new_algorithm(config, 2, 1, CPU) for _ in range(2))
+    state = source.state(0) | {"random": torch.zeros(CUDA_STATE, dtype=torch.uint8), "updates": 7}
+    target.load_state([state])
+    assert target.updates == 7
