@@ -162,7 +162,7 @@ def train(
     def run_evaluation(step: int) -> None:
         with watch.paused():
             try:
-                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop)
+                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, environments.threads)
             except StopRequested:
                 outcome.interrupted = True
                 return
