@@ -13,6 +13,7 @@ import torch
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
 from dpg_cli.config import TrainConfig
+from dpg_cli.env_threads import EnvThreads
 from dpg_cli.envs import make_env
 from dpg_cli.errors import UserError
 from dpg_cli.noise import NOISES, Noise
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 ENVIRONMENT_BYTES = 2**28  # what the environments of one seed and all else could take in a checkpoint
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
+MIN_ENV_CORES = 4  # with fewer, threads that share Python's lock gain little
+MAX_AUTO_ENV_THREADS = 8  # Python's part of the steps, which they make one at a time, leaves no gain for more
 SMALL_PRODUCT = 2**20  # multiplications of a layer; of fewer, a second thread's waking is not won back
 
 
@@ -38,7 +41,9 @@ class Training(NamedTuple):
     replay: Replay
 
     def close(self) -> None:
-        """Close every environment."""
+        """End the threads and close every environment."""
+        if not self.environments.threads.close():
+            return  # an environment that hangs is still being stepped
         self.environments.close()
         for member in self.evaluation_envs:
             for env in member:
@@ -202,6 +207,29 @@ def choose_threads(config: TrainConfig, obs_dim: int) -> int:
     if config.num_seeds * config.algo["batch_size"] * largest < SMALL_PRODUCT:
         return 1
     return min(len(os.sched_getaffinity(0)), MAX_AUTO_THREADS)
+
+
+def choose_env_threads(config: TrainConfig) -> int:
+    """Threads for the environments, at most one each; `auto` is one with fewer than `MIN_ENV_CORES` cores."""
+    environments = config.num_seeds * max(config.num_envs, config.eval.episodes)
+    if config.env_threads != "auto":
+        return min(config.env_threads, environments)
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, MAX_AUTO_ENV_THREADS, environments) if cores >= MIN_ENV_CORES else 1
+
+
+def make_env_threads(config: TrainConfig, problem: str | None) -> EnvThreads:
+    """The threads of a run; `auto` measures whether they are faster than a plain loop.
+
+    Args:
+        config: of the run.
+        problem: why the environment is not thread-safe; None if it is.
+    """
+    count = choose_env_threads(config)
+    if count > 1 and problem is not None:
+        log.info("environments are stepped one after another: %s", problem)
+        count = 1
+    return EnvThreads(count, measured=config.env_threads == "auto")
 
 
 def available_memory() -> int:
