@@ -13,6 +13,7 @@ import inspect
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -41,11 +42,11 @@ def get_state(env: Env) -> list[dict[str, Any]]:
     """
     return [
         {
-            name: _encode(value, f"{type(layer).__name__}.{name}")
+            name: encode(value, f"{type(layer).__name__}.{name}")
             for name, value in vars(layer).items()
             if name not in CONSTANT_NAMES and not isinstance(value, CONSTANT_TYPES)
         }
-        for layer in _layers(env)
+        for layer in layers(env)
     ]
 
 
@@ -59,10 +60,10 @@ def set_state(env: Env, state: list[dict[str, Any]]) -> None:
         CannotCopy: the state is another environment's, or of another version of it.
         ValueError: no environment has such a state.
     """
-    layers = list(_layers(env))
-    if len(layers) != len(state):
-        raise CannotCopy(f"{len(state)} layers were stored, there are {len(layers)}")
-    for layer, values in zip(layers, state, strict=True):
+    found = list(layers(env))
+    if len(found) != len(state):
+        raise CannotCopy(f"{len(state)} layers were stored, there are {len(found)}")
+    for layer, values in zip(found, state, strict=True):
         own = vars(layer)
         for name, value in values.items():
             where = f"{type(layer).__name__}.{name}"
@@ -74,12 +75,17 @@ def set_state(env: Env, state: list[dict[str, Any]]) -> None:
             setattr(layer, name, _decode(value, current, where))
 
 
-def copies_exactly(make: Callable[[], Env], steps: int = 30) -> str | None:
+def copies_exactly(
+    make: Callable[[], Env],
+    steps: int = 30,
+    watch: Callable[[Env], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> str | None:
     """Try whether an environment goes on from a copied state as the one it was copied from does.
 
     Args:
         make: makes one environment; two are made, and closed.
         steps: to make before and after.
+        watch: called with the first environment; returns a context for its steps before.
 
     Returns:
         Nothing if it does, else what is the matter.
@@ -97,8 +103,9 @@ def copies_exactly(make: Callable[[], Env], steps: int = 30) -> str | None:
         size = original.action_space.shape
         original.reset(seed=0)
         copy.reset(seed=1)
-        for _ in range(steps):
-            step(original, actions.uniform(-1, 1, size))
+        with watch(original):
+            for _ in range(steps):
+                step(original, actions.uniform(-1, 1, size))
         set_state(copy, get_state(original))
         for index in range(2 * steps):
             if index == steps:
@@ -129,7 +136,7 @@ def _settable(layer: Any, name: str) -> bool:
 
 def _may_follow(current: Any, stored: Any, where: str) -> bool:
     """Whether a stored value may stand in an attribute: plain data for plain data, else of the kind that it is."""
-    kinds = {_kind(_encode(current, where)), _kind(stored)}
+    kinds = {_kind(encode(current, where)), _kind(stored)}
     return len(kinds) == 1 or kinds <= PLAIN_KINDS or kinds == {"generator", "none"}
 
 
@@ -147,7 +154,8 @@ def _same(a: Any, b: Any) -> bool:
     return bool(np.array_equal(a, b, equal_nan=True))
 
 
-def _layers(env: Any) -> Iterator[Any]:
+def layers(env: Any) -> Iterator[Any]:
+    """An environment and its wrappers, outermost first."""
     while True:
         yield env
         if env is env.unwrapped:
@@ -155,27 +163,31 @@ def _layers(env: Any) -> Iterator[Any]:
         env = env.env
 
 
-def _encode(value: Any, where: str) -> Any:
-    """A tree of plain data; what JSON has no name for becomes a dictionary with one key that says what it is."""
+def encode(value: Any, where: str) -> Any:
+    """A tree of plain data; what JSON has no name for becomes a dictionary with one key that says what it is.
+
+    Raises:
+        CannotCopy: it is no plain data.
+    """
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject or value.dtype.kind not in "biuf":
             raise CannotCopy(f"{where} is an array of {value.dtype}")
         return value.copy()
     if isinstance(value, np.generic):
-        return {"scalar": _encode(np.asarray(value), where)}
+        return {"scalar": encode(np.asarray(value), where)}
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, deque):
-        return {"deque": [_encode(v, where) for v in value], "maxlen": value.maxlen}
+        return {"deque": [encode(v, where) for v in value], "maxlen": value.maxlen}
     if isinstance(value, tuple | list):
-        items = [_encode(v, where) for v in value]
+        items = [encode(v, where) for v in value]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if isinstance(value, dict):
-        return {"dict": [[_encode(k, where), _encode(v, where)] for k, v in value.items()]}
+        return {"dict": [[encode(k, where), encode(v, where)] for k, v in value.items()]}
     if isinstance(value, np.random.Generator):
         return {"generator": value.bit_generator.state}
     if isinstance(value, spaces.Space):
-        return {"space": [_encode(space._np_random, where) for space in _spaces(value)]}
+        return {"space": [encode(space._np_random, where) for space in _spaces(value)]}
     if _is_mujoco(value, "MjModel"):
         return {"model": _model_hash(value)}
     if _is_mujoco(value, "MjData"):

@@ -74,20 +74,27 @@ class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """One step by an action in [-1, 1]^n."""
-        obs, reward, terminated, truncated, info = self.env.step(self._own(action))
+        obs, reward, terminated, truncated, info = self.env.step(self.own_actions(action))
         return self._flat(obs), reward, terminated, truncated, info
+
+    def step_own(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """One step by an action in the environment's own box."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._flat(obs), reward, terminated, truncated, info
+
+    def own_actions(self, action: np.ndarray) -> np.ndarray:
+        """From [-1, 1]^n to the box, `(..., n)` to `(..., *box)`; clipped, so that rounding never leaves it."""
+        scaled = np.asarray(action, np.float64) + 1.0
+        scaled *= self._half_range
+        scaled += self._low
+        shaped = scaled.reshape(scaled.shape[:-1] + self._box.shape).astype(self._box.dtype)
+        clipped: np.ndarray = np.minimum(np.maximum(shaped, self._box.low), self._box.high)  # np.clip takes longer
+        return clipped
 
     def _flat(self, obs: Any) -> np.ndarray:
         if not isinstance(self._observed, spaces.Box):
             obs = spaces.flatten(self._observed, obs)
         return np.asarray(obs, self._dtype).ravel()
-
-    def _own(self, action: np.ndarray) -> np.ndarray:
-        """From [-1, 1]^n to the box; clipped, so that rounding never leaves it."""
-        scaled = self._low + (np.asarray(action, np.float64) + 1.0) * self._half_range
-        shaped = scaled.reshape(self._box.shape).astype(self._box.dtype)
-        clipped: np.ndarray = np.minimum(np.maximum(shaped, self._box.low), self._box.high)  # np.clip takes longer
-        return clipped
 
 
 def make_env(

@@ -159,7 +159,8 @@ def train(
     def run_evaluation(step: int) -> None:
         with watch.paused():
             try:
-                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, act=learner.act_to_evaluate)
+                act, threads = learner.act_to_evaluate, environments.threads
+                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, act, threads)
             except StopRequested:
                 outcome.interrupted = True
                 return

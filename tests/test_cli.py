@@ -228,6 +228,7 @@ def test_what_is_probably_not_meant_is_said(train):
         (["algo=td4"], "did you mean td3"),
         (["algo.tau=2"], "algo.tau=2: should be less than or equal to 1"),
         (["seed=-5"], "seed=-5"),
+        (["env_threads=-2"], "env_threads=-2: should be 'auto' or greater than or equal to 1"),
         (["total_stepz=5"], "total_stepz: unknown key; did you mean total_steps?"),
         (["env=HalfChetah-v4"], "did you mean HalfCheetah-v4"),
         (["env=HalfCheetah"], "did you mean HalfCheetah-v"),
@@ -532,7 +533,8 @@ def test_jobs_side_by_side_have_one_thread_each(train, tmp_path, monkeypatch, si
     monkeypatch.setattr(config, "has_basic_launcher", lambda composed: not side_by_side)
     settings = [setting for setting in SMALL if setting != "threads=1"]
     assert train("-m", TOY, *settings, "total_steps=20", "hydra.sweep.dir=sweep")[0] == 0
-    assert ("threads: 1" in (tmp_path / "sweep/0/config.yaml").read_text()) is side_by_side
+    stored = yaml.safe_load((tmp_path / "sweep/0/config.yaml").read_text())
+    assert (stored["threads"], stored["env_threads"]) == ((1, 1) if side_by_side else ("auto", "auto"))
 
 
 def test_several_seeds_with_an_interpolation_on_the_command_line(train, tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import os
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from dpg_cli import config
@@ -170,6 +171,13 @@ def test_resolved_config_survives_the_file():
     assert config.load(config.dump(c)) == c
 
 
+def test_a_config_from_before_a_key_was_there_has_its_old_meaning():
+    stored = yaml.safe_load(config.dump(checked("share_next_obs=true", "env_threads=2")))
+    older = {key: value for key, value in stored.items() if key not in ("share_next_obs", "env_threads")}
+    loaded = config.load(yaml.safe_dump(older))
+    assert (loaded.share_next_obs, loaded.env_threads) == (False, "auto")
+
+
 def test_a_stored_config_is_data():
     text = config.dump(checked()).replace("HalfCheetah-v4", "${oc.env:HOME}")
     assert config.load(text).env.id == "${oc.env:HOME}"
@@ -205,6 +213,8 @@ def test_a_stored_config_is_data():
         ("seed=true", "seed=True: should be a valid integer"),
         ("device=gpu", "device=gpu: should be auto, cpu, cuda or cuda:N"),
         ("threads=many", "threads=many: should be 'auto' or a valid integer"),
+        ("env_threads=many", "env_threads=many: should be 'auto' or a valid integer"),
+        ("env_threads=0", "env_threads=0: should be 'auto' or greater than or equal to 1"),
         ("precision=float16", "precision=float16: should be 'float32', 'bf16' or 'float64'"),
         ("updates_per_step=0", "updates_per_step=0: should be greater than 0"),
         ("algo.hidden_sizes=[64,0]", "algo.hidden_sizes.1=0: should be greater than or equal to 1"),

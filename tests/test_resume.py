@@ -287,7 +287,8 @@ def test_what_cannot_be_resumed_is_refused(train, begun, tmp_path, arguments, me
 def test_what_may_change_does(train, begun, tmp_path):
     begun(30, *RUN)
     changes = ["total_steps=80", "eval.every=11", "eval.episodes=3", "checkpoint.every=7", "checkpoint.keep=4"]
-    assert train("resume=run", "trust=true", *changes, "log.every=9", "threads=1", "device=cpu")[0] == 0
+    changes += ["log.every=9", "threads=1", "env_threads=2", "device=cpu"]
+    assert train("resume=run", "trust=true", *changes)[0] == 0
     assert len(lines(tmp_path / "run" / "evaluations.jsonl")[-1]["returns"]) == 3
     assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 80
 

@@ -92,8 +92,46 @@ class Drawing(Reach):
         return obs, reward + sum(drawn) + float(self.action_space.sample()[0]), *rest
 
 
+total_steps = 0
+
+
+class Sharing(Reach):
+    """Reach whose steps change something that its environments share."""
+
+    action_space = gym.spaces.Box(np.float32([-1.0]), np.float32([3.0]))
+    steps_of_all = 0
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.what = what
+
+    def step(self, action):
+        global total_steps
+        if self.what == "class":
+            Sharing.steps_of_all += 1
+        elif self.what == "module":
+            total_steps += 1
+        elif self.what == "numpy":
+            np.random.rand()  # noqa: NPY002
+        elif self.what == "python":
+            random.random()
+        elif self.what == "torch":
+            torch.rand(())
+        elif self.what == "space":
+            self.action_space.sample()
+        return super().step(action)
+
+
+class Alone(Reach):
+    """Reach that says that it is not thread-safe."""
+
+    metadata = {"thread_safe": False}  # noqa: RUF012
+
+
+gym.register("Toy/Alone-v0", entry_point=Alone, max_episode_steps=20)
 gym.register("Toy/Drawing-v0", entry_point=Drawing, max_episode_steps=20)
 gym.register("Toy/Odd-v0", entry_point=Odd, max_episode_steps=20)
 gym.register("Toy/Reach-v0", entry_point=Reach, max_episode_steps=20)
 gym.register("Toy/Endless-v0", entry_point=Reach, kwargs={"endless": True})
+gym.register("Toy/Sharing-v0", entry_point=Sharing, max_episode_steps=20)
 gym.register("Toy/Spaces-v0", entry_point=Spaces, max_episode_steps=20)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from dpg_cli.cli.device import choose, named_device
 from dpg_cli.cli.learners import choose_threads, named, new_algorithm, new_learner
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
+from dpg_cli.env_threads import EnvThreads
 from dpg_cli.envs import make_env
 from dpg_cli.errors import UserError
 from dpg_cli.learner import Learner
@@ -22,6 +24,9 @@ from dpg_cli.rollout import Env, Environments
 from dpg_cli.seeding import Purpose, generator
 
 log = logging.getLogger(__name__)
+
+MIN_ENV_CORES = 4  # with fewer, threads that share Python's lock gain little
+MAX_AUTO_ENV_THREADS = 8  # Python's part of the steps, which they make one at a time, leaves no gain for more
 
 
 class Training(NamedTuple):
@@ -43,7 +48,9 @@ class Training(NamedTuple):
         return self.learner.replay
 
     def close(self) -> None:
-        """Close every environment."""
+        """End the threads and close every environment."""
+        if not self.environments.threads.close():
+            return  # an environment that hangs is still being stepped
         self.environments.close()
         for member in self.evaluation_envs:
             for env in member:
@@ -114,3 +121,26 @@ def environment_maker(config: TrainConfig) -> Callable[[], Env]:
 def sizes(environments: Environments) -> tuple[int, int]:
     """Sizes of an observation and of an action."""
     return environments.obs.shape[-1], environments.action_dim
+
+
+def choose_env_threads(config: TrainConfig) -> int:
+    """Threads for the environments, at most one each; `auto` is one with fewer than `MIN_ENV_CORES` cores."""
+    environments = config.num_seeds * max(config.num_envs, config.eval.episodes)
+    if config.env_threads != "auto":
+        return min(config.env_threads, environments)
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, MAX_AUTO_ENV_THREADS, environments) if cores >= MIN_ENV_CORES else 1
+
+
+def make_env_threads(config: TrainConfig, problem: str | None) -> EnvThreads:
+    """The threads of a run; `auto` measures whether they are faster than a plain loop.
+
+    Args:
+        config: of the run.
+        problem: why the environment is not thread-safe; None if it is.
+    """
+    count = choose_env_threads(config)
+    if count > 1 and problem is not None:
+        log.info("environments are stepped one after another: %s", problem)
+        count = 1
+    return EnvThreads(count, measured=config.env_threads == "auto")

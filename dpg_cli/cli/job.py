@@ -13,13 +13,14 @@ from rich.console import Console
 
 from dpg_cli import run_dir
 from dpg_cli.checkpoint import Checkpoints, Loaded, rewind, saved_steps
-from dpg_cli.cli.build import Training, build, environment_maker, sizes
+from dpg_cli.cli.build import Training, build, choose_env_threads, environment_maker, make_env_threads, sizes
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.config import TrainConfig, asks_for_trust, dump, store_hydra
 from dpg_cli.disk import Disk, explaining, write_whole
 from dpg_cli.env_state import copies_exactly
+from dpg_cli.env_threads import ThreadSafety
 from dpg_cli.envs import has_time_limit, newer_version
 from dpg_cli.errors import DiskError, DivergedError, UserError, one_line
 from dpg_cli.metrics import Recorder
@@ -221,13 +222,24 @@ def _curve_name(config: TrainConfig, member: int, path: Path, label: Label | Non
     return " ".join(filter(None, (what, seed, f"({'/'.join(folder.parts[-2:])})")))
 
 
-def _notes(config: TrainConfig, training: Training, problem: str | None) -> list[str]:
-    """What is allowed and probably not meant, or good to know."""
+def _notes(config: TrainConfig, training: Training, problem: str | None, thread_problem: str | None) -> list[str]:
+    """What is allowed and probably not meant, or good to know.
+
+    Args:
+        config: of the run.
+        training: its objects.
+        problem: why the environment cannot be copied; None if it can.
+        thread_problem: why it is not thread-safe; None if it is.
+    """
     notes = []
     if problem is not None:
         notes.append(
             f"{config.env.id} cannot be copied in the middle of an episode ({problem}): if this run is resumed, it "
             "begins a new episode there, and is not the same bit for bit"
+        )
+    if config.env_threads != "auto" and choose_env_threads(config) > 1 and thread_problem is not None:
+        notes.append(
+            f"env_threads={config.env_threads}: {config.env.id} is stepped in a plain loop instead: {thread_problem}"
         )
     if not has_time_limit(training.evaluation_envs[0][0]):
         notes.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
@@ -251,12 +263,14 @@ def _train(
     with contextlib.ExitStack() as opened:
         training = build(config)
         opened.callback(training.close)
-        problem = copies_exactly(environment_maker(config))
+        safety = ThreadSafety()
+        problem = copies_exactly(environment_maker(config), watch=safety.watch)
         training.environments.copyable = problem is None
+        training.environments.threads = make_env_threads(config, safety.problem)
         choice = choose(config, *sizes(training.environments))
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())
-        for note in filter(None, [*_notes(config, training, problem), choice.describe()]):
+        for note in filter(None, [*_notes(config, training, problem, safety.problem), choice.describe()]):
             console.print(f"note: {note}", soft_wrap=True)
         starts = [None] * len(folders) if start is None else start
         for path, own in zip(folders, starts, strict=True):
