@@ -51,12 +51,11 @@ def capture(
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
-    with torch.no_grad(), torch.cuda.graph(graph):
+    with torch.cuda.graph(graph):
         function()
     return graph.replay
 
 
-@torch.no_grad()
 def warm_up(function: Callable[[], object], device: torch.device) -> None:
     """Run a function as it must have run before it is captured."""
     if device.type == "cpu":
@@ -83,7 +82,7 @@ class StandIn:
 
     def replay(self) -> None:
         """One run."""
-        with torch.no_grad(), _OnlyOwnTensors(self._inputs):
+        with _OnlyOwnTensors(self._inputs):
             self._function()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.capture import capture, new_event, warm_up
+from dpg_cli.errors import UserError
 from dpg_cli.metrics import Averages
 from dpg_cli.networks import Actor, Network
 from dpg_cli.replay import DeviceReplay, Replay, in_a_row
@@ -43,7 +44,6 @@ class Learner:
     def prepare(self) -> None:
         """Be ready to learn and to act; before anything is stored or restored."""
 
-    @torch.inference_mode()
     def learn(
         self,
         obs: np.ndarray,
@@ -105,20 +105,22 @@ class CapturedLearner(Learner):
         super().__init__(algorithm, replay)
         self._compiled = compiled
         self._asked = False  # whether the next action has been
-        self._evaluation: CapturedPolicy | None = None
+        self._evaluation: tuple[Staging, CapturedPolicy] | None = None
 
     def prepare(self) -> None:
         """Capture everything; networks, optimizers and random streams are afterwards what they were."""
         algorithm, replay = self.algorithm, self.replay
         members = range(len(algorithm.generators))
         before = copy.deepcopy([(algorithm.state(m), replay.state(m)) for m in members])
-        self._row = Staging(replay.row_shape, algorithm.actor)
-        self._policy = CapturedPolicy(algorithm.actor, replay.row_shape[:2], compiled=self._compiled)
-        self._insert = self._captured(lambda: replay.insert(self._row.on_device), self._row, replay)
+        *shape, width = replay.row_shape
+        self._step = Staging((*shape, width + algorithm.actor.obs_dim), algorithm.actor)
+        rows, obs = torch.split(self._step.on_device, [width, algorithm.actor.obs_dim], dim=-1)
+        self._no_rows = np.zeros(replay.row_shape)
+        self._policy = CapturedPolicy(algorithm.actor, obs, compiled=self._compiled)
+        self._insert = self._captured(lambda: replay.insert(rows), self._step, replay)
         self._observe = None
         if (normalizer := algorithm.actor.normalizer) is not None:
-            obs = self._policy.obs
-            self._observe = self._captured(lambda: normalizer.update(obs.on_device), algorithm, obs)
+            self._observe = self._captured(lambda: normalizer.update(obs), algorithm, self._step)
         self._draws = Draws(self._try_updates(), algorithm, replay)
         algorithm.drawn_ahead = self._draws.take
         used = (algorithm, replay, self.averages, self._draws)
@@ -144,12 +146,11 @@ class CapturedLearner(Learner):
         algorithm = self.algorithm
         numbers = range(algorithm.updates + 1, algorithm.updates + 1 + updates)
         last_change = max((n for n in numbers if self._changes_actor(n)), default=None)
-        self._policy.obs.load(observed)
+        self._step.load(*in_a_row(obs, action, reward, next_obs, no_bootstrap), observed)
         if self._observe is not None:
             self._observe()
         if acts_next and last_change is None:
             self._policy.run()
-        self._row.load(*in_a_row(obs, action, reward, next_obs, no_bootstrap))
         self._insert()
         self.replay.inserted()
         for n in numbers:
@@ -166,7 +167,7 @@ class CapturedLearner(Learner):
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The policy in training; `learn` may have requested the action already."""
         if not self._asked:
-            self._policy.obs.load(obs)
+            self._step.load(self._no_rows, obs)
             self._policy.run()
         self._asked = False
         return self._policy.action()
@@ -174,10 +175,13 @@ class CapturedLearner(Learner):
     def act_to_evaluate(self, obs: np.ndarray) -> np.ndarray:
         """The policy in evaluations, which all have one number of environments."""
         if self._evaluation is None:
-            self._evaluation = CapturedPolicy(self.algorithm.actor, obs.shape[:2], compiled=self._compiled)
-        self._evaluation.obs.load(obs)
-        self._evaluation.run()
-        return self._evaluation.action()
+            staging = Staging(obs.shape, self.algorithm.actor)
+            policy = CapturedPolicy(self.algorithm.actor, staging.on_device, compiled=self._compiled)
+            self._evaluation = staging, policy
+        staging, policy = self._evaluation
+        staging.load(obs)
+        policy.run()
+        return policy.action()
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
@@ -350,36 +354,38 @@ class Staging:
 
 
 class CapturedPolicy:
-    """An actor for observations of one shape, in three moves: load them, run it, and later take the actions.
+    """An actor for the observations in one place: run it, and later take the actions.
 
     Args:
         actor: the network.
-        shape: `(S, N)`.
+        obs: where observations are, `(S, N, obs_dim)`.
         compiled: as for `CapturedLearner`.
-
-    Attributes:
-        obs: where to load observations, `(S, N, obs_dim)`.
     """
 
-    def __init__(self, actor: Actor, shape: Sequence[int], *, compiled: bool):
+    def __init__(self, actor: Actor, obs: Tensor, *, compiled: bool):
         flat = actor.flat.detach()
-        self.obs = Staging((*shape, actor.obs_dim), actor)
-        self._action = flat.new_zeros(*shape, actor.action_dim)
+        self._obs = obs
+        self._action = flat.new_zeros(*obs.shape[:-1], actor.action_dim)
         self._on_host = torch.zeros(self._action.shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
         self._done = new_event(flat.device)
+
+        @torch.no_grad()
+        def act() -> None:
+            self._action.copy_(actor(obs, exact=True))
+
         self._act = compiled_and_captured(
-            lambda: self._action.copy_(actor(self.obs.on_device, exact=True)),
-            (actor, self.obs, self),
+            act,
+            (actor, self),
             flat.device,
             compiled=compiled,
         )
 
     def static_tensors(self) -> list[Tensor]:
-        """The actions."""
-        return [self._action]
+        """Observations and actions."""
+        return [self._obs, self._action]
 
     def run(self) -> None:
-        """Let the device act on what is loaded, by the actor as it is now."""
+        """Let the device act, by the actor as it is now."""
         self._act()
         self._on_host.copy_(self._action, non_blocking=True)
         self._done.record()
@@ -393,8 +399,17 @@ class CapturedPolicy:
 def compiled_and_captured(
     function: Callable[[], object], used: Sequence[Static], device: torch.device, *, compiled: bool
 ) -> Callable[[], None]:
-    """What replays a function that uses the static tensors of `used`, and no others."""
+    """What replays a function that uses the static tensors of `used`, and no others.
+
+    Raises:
+        UserError: it cannot be compiled, as where a C compiler is missing.
+    """
     if compiled:
         function = torch.compile(function, fullgraph=True, dynamic=False)
-    warm_up(function, device)
+    try:
+        warm_up(function, device)
+    except Exception as error:
+        if not compiled:
+            raise
+        raise UserError(f"compile=true: the compiler failed ({error}); compile=false does without it") from error
     return capture(function, [tensor for part in used for tensor in part.static_tensors()])

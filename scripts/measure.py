@@ -30,6 +30,7 @@ def prepare(overrides: Sequence[str]) -> Training:
     return training
 
 
+@torch.inference_mode()
 def update_once(training: Training) -> None:
     """Sample a batch and learn from it."""
     training.algorithm.update(training.replay.sample(training.algorithm.batch_size))

@@ -179,6 +179,29 @@ def test_a_resumed_run_keeps_its_device(train, speeds, tmp_path, monkeypatch):
     assert (code, "device=auto uses cpu:0" in out) == (0, True)
 
 
+def test_who_moves_a_run_to_another_device_is_told_what_is_lost(train, tmp_path):
+    folder = tmp_path / "run"
+    assert train(*TOY, f"hydra.run.dir={folder}")[0] == 0
+    content = json.loads((folder / "run.json").read_text())
+    content["device"] = {"name": "cuda"}
+    (folder / "run.json").write_text(json.dumps(content))
+    code, _, err = train(f"resume={folder}", "total_steps=60", "device=cpu", "trust=true")
+    assert (code, err) == (0, "warning: the run goes on, but not bit for bit: device cuda -> cpu\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_from_a_gpu_is_not_resumed_elsewhere_without_a_word(train, tmp_path):
+    folder = tmp_path / "run"
+    assert train(*TOY, f"hydra.run.dir={folder}")[0] == 0
+    content = json.loads((folder / "run.json").read_text())
+    content["device"] = {"name": "cuda"}
+    (folder / "run.json").write_text(json.dumps(content))
+    code, _, err = train(f"resume={folder}", "total_steps=60", "trust=true")
+    assert code == 2
+    assert "device=cuda" in err
+    assert "use cpu or auto" in err
+
+
 @pytest.mark.parametrize("name", ["cuda; rm -rf", "meta", 3, None, ["cuda"]])
 def test_only_a_devices_name_is_taken_from_a_run_folder(tmp_path, name):
     (tmp_path / "run.json").write_text(json.dumps({"device": {"name": name}}))

@@ -5,9 +5,11 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from test_algorithms import plain_update
 from test_trainer import Run, composed, records
 
 from dpg_cli.algorithms import Batch
+from dpg_cli.algorithms.td3 import TD3
 from dpg_cli.capture import CaptureError, capture, warm_up
 from dpg_cli.cli import build, learners
 from dpg_cli.cli.learners import new_algorithm
@@ -69,6 +71,17 @@ def test_it_learns_what_the_ordinary_loop_learns(tmp_path, monkeypatch, request,
     assert evaluations(run) == evaluations(expected)
     assert records(run) == records(expected)
     np.testing.assert_array_equal(run.stored(), expected.stored())
+    assert torch.equal(parameters(run), parameters(expected))
+
+
+def test_an_update_by_automatic_differentiation_is_captured_too(tmp_path, monkeypatch, request):
+    monkeypatch.setattr(TD3, "update", plain_update)
+    with monkeypatch.context() as patch:
+        patch.setattr(learners, "Replay", ChoosingAsOnADevice)
+        expected = Run(tmp_path / "ordinary", *ALIKE, "algo=td3")
+    request.getfixturevalue("captured")
+    run = Run(tmp_path / "captured", *ALIKE, "algo=td3")
+    assert type(run.training.learner) is CapturedLearner
     assert torch.equal(parameters(run), parameters(expected))
 
 

@@ -4,6 +4,7 @@ Mechanics only. The mathematics of an update stands whole in each algorithm's ow
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 NETWORKS = ("actor", "critic", "target_actor", "target_critic")
 REGISTRY: dict[str, type["Algorithm"]] = {}
 A = TypeVar("A", bound="type[Algorithm]")
+Own = TypeVar("Own", bound="Algorithm")
 N = TypeVar("N", Actor, Critic)
 
 
@@ -238,6 +240,20 @@ def _restore(tensor: Tensor, member: int, stored: Tensor) -> None:
     if stored.shape != own.shape:
         raise ValueError(f"{tuple(stored.shape)} numbers are stored where there are {tuple(own.shape)}")
     own.copy_(stored)
+
+
+def by_hand(update: Callable[[Own, Batch], dict[str, Tensor]]) -> Callable[[Own, Batch], dict[str, Tensor]]:
+    """Make an update that chains its own gradients, without torch's differentiation.
+
+    Inference mode is the fastest way, but torch's compiler does not take it.
+    """
+    compiled, otherwise = torch.no_grad()(update), torch.inference_mode()(update)
+
+    @functools.wraps(update)
+    def chosen(algorithm: Own, batch: Batch) -> dict[str, Tensor]:
+        return compiled(algorithm, batch) if torch.compiler.is_compiling() else otherwise(algorithm, batch)
+
+    return chosen
 
 
 def register(algorithm: A) -> A:

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from dpg_cli.algorithms.base import Algorithm, Batch, register, saturation, squared_error
+from dpg_cli.algorithms.base import Algorithm, Batch, by_hand, register, saturation, squared_error
 
 
 @register
@@ -13,7 +12,7 @@ from dpg_cli.algorithms.base import Algorithm, Batch, register, saturation, squa
 class DDPG(Algorithm):
     """One critic regressed on a one-step target; an actor that ascends it (Lillicrap et al. 2016, Algorithm 1)."""
 
-    @torch.no_grad()
+    @by_hand
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One update of critic, actor and targets; see `Algorithm.update`."""
         obs, action, reward, next_obs, terminated = batch

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from dpg_cli.algorithms.base import Algorithm, Batch, register, saturation, squared_error
+from dpg_cli.algorithms.base import Algorithm, Batch, by_hand, register, saturation, squared_error
 from dpg_cli.ranges import Count, NonNegative
 
 
@@ -19,7 +18,7 @@ class TD3(Algorithm):
     noise_clip: NonNegative
     policy_delay: Count  # critic updates for each update of actor and targets
 
-    @torch.no_grad()
+    @by_hand
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One update of the critics and, every `policy_delay`-th time, of actor and targets."""
         obs, action, reward, next_obs, terminated = batch

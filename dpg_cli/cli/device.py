@@ -11,8 +11,9 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +55,7 @@ class Choice(NamedTuple):
 
     device: torch.device
     captured: bool
-    updates_per_second: dict[str, float] = {}
+    updates_per_second: Mapping[str, float] = MappingProxyType({})
     reason: str | None = None
 
     def describe(self) -> str | None:
@@ -68,7 +69,7 @@ class Choice(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """What `run.json` and the cache keep."""
-        return {"name": str(self.device), "updates_per_second": self.updates_per_second, "reason": self.reason}
+        return {"name": str(self.device), "updates_per_second": dict(self.updates_per_second), "reason": self.reason}
 
 
 def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
@@ -93,7 +94,7 @@ def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
             if not isinstance(speeds, dict) or set(speeds) != {str(CPU), str(gpu)}:
                 choice = measure(config, obs_dim, action_dim, gpu)
                 if choice.reason is None:  # what went wrong may be gone the next time
-                    known[key] = choice.updates_per_second
+                    known[key] = dict(choice.updates_per_second)
             else:
                 choice = faster(gpu, {name: float(speed) for name, speed in speeds.items()})
         _chosen[key] = choice

@@ -23,6 +23,7 @@ from dpg_cli.env_state import copies_exactly
 from dpg_cli.env_threads import ThreadSafety
 from dpg_cli.envs import has_time_limit, newer_version
 from dpg_cli.errors import DiskError, DivergedError, UserError, one_line
+from dpg_cli.learner import CapturedLearner
 from dpg_cli.metrics import Recorder
 from dpg_cli.rollout import Episode, Evaluation
 from dpg_cli.trainer import Outcome, train
@@ -241,6 +242,8 @@ def _notes(config: TrainConfig, training: Training, problem: str | None, thread_
         notes.append(
             f"env_threads={config.env_threads}: {config.env.id} is stepped in a plain loop instead: {thread_problem}"
         )
+    if config.compile and not isinstance(training.learner, CapturedLearner):
+        notes.append("compile=true has no effect: only what is captured on a GPU is compiled")
     if not has_time_limit(training.evaluation_envs[0][0]):
         notes.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     first = max(config.learning_starts, config.algo["batch_size"] - 1)

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from dpg_cli import checkpoint, run_dir
 from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
+from dpg_cli.cli.device import choose
 from dpg_cli.cli.folder import load_config
 from dpg_cli.cli.memory import most_bytes
 from dpg_cli.disk import Disk, explaining, remove_leftovers
@@ -21,7 +24,7 @@ from dpg_cli.stored import check_kinds, records
 # What can change without changing what has happened already.
 CHANGEABLE = (
     *("total_steps", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "log.every"),
-    *("device", "threads", "env_threads"),
+    *("device", "threads", "env_threads", "compile"),
 )
 CURVES = ("metrics.jsonl", "evaluations.jsonl")
 
@@ -68,6 +71,9 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= goes on")
             return 0
         _warn_of_versions(starts[0])
+        before, now = run_dir.device(folder), choose(config, obs_dim, action_dim).device
+        if before is not None and torch.device(before).type != now.type:
+            print(f"warning: the run goes on, but not bit for bit: device {before} -> {now}", file=sys.stderr)
         for path, steps in zip(folders, saved, strict=True):
             if len(folders) > 1 and steps[-1] > (step := starts[0].step):
                 back = f"goes back from step {steps[-1]:,} to {step:,}, the highest that all seeds have"

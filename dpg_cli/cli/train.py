@@ -41,7 +41,7 @@ KEYS = """
 Keys
   seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
   updates_per_step, buffer_size, share_next_obs, truncation_bootstraps,
-  device, threads, env_threads, precision,
+  device, threads, env_threads, compile, precision,
   eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
 
 Flags

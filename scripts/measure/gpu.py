@@ -1,360 +1,398 @@
 #!/usr/bin/env python
-"""Whether training on a GPU is right, and how fast it is.
+r"""Show whether training on a GPU is right, and how fast it is.
 
     python scripts/measure/gpu.py
-    python scripts/measure/gpu.py parts=right,updates compile=true out=gpu.json
+    python scripts/measure/gpu.py parts=right,updates out=gpu.json
     python scripts/measure/gpu.py wheels=.whl seconds=480 out=gpu.json
 
-It checks, prints a table, and trains ten seeds for the time that is left, of `seconds` in all:
+The parts, all of them unless `parts=` names some:
 
-    right     the GPU against the CPU in float64, 200 updates, 1 and 4 seeds; graphs against single operations;
-              a training that was interrupted against one that was not
-    updates   updates alone, for 1, 4, 16 and 64 seeds: captured and by single operations; the share spent in kernels
-    steps     training steps on HalfCheetah-v4, for 1, 16 and 64 seeds; single operations for 1
-    training  experiment=td3_paper, HalfCheetah-v4, ten seeds at once
+    right     the GPU against the CPU in float64: 200 updates, 1 and 4 seeds; graphs against single operations;
+              a run that was resumed against one that was not interrupted
+    steps     training steps on HalfCheetah-v4 for 1, 16 and 64 seeds, and by single operations for 1
+    updates   updates alone for 1, 4, 16 and 64 seeds
+    kernels   the share of an update's time that is spent in kernels, by torch's profiler
+    training  experiment=td3_paper on HalfCheetah-v4, ten seeds at once, for the time that is left of `seconds`
 
-It runs from a bare checkout on a machine with torch and no network. What else is needed can be carried along as a
-folder of wheels, which `wheels=` names. Make it elsewhere, for the other machine's Python (here 3.12):
+Speeds are shown without and with compile=true. The script prints a table, and writes everything to `out=` as JSON.
 
-    pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
-        --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 -d .whl \\
-        gymnasium mujoco mujoco-core hydra-core omegaconf pydantic pydantic_core annotated-types typing-inspection \\
+It runs from a bare checkout on a machine with torch and no network. Packages that are missing there can be carried
+along as a folder of wheels, which `wheels=` names. Make it elsewhere, for the other machine's Python, such as 3.12:
+
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 -d .whl \
+        gymnasium mujoco mujoco-core hydra-core omegaconf pydantic pydantic_core annotated-types typing-inspection \
         typing_extensions glfw pyopengl farama-notifications
     pip wheel --no-deps -w .whl antlr4-python3-runtime==4.9.3
 
-(numpy, rich, safetensors, tensorboard and cloudpickle are expected there; name them too where they are missing.)
+(Add numpy, rich, safetensors, tensorboard and cloudpickle where they are missing too.)
 """
 
 import contextlib
-import io
 import json
+import logging
 import os
 import platform
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("right", "updates", "steps", "training")
-KEYS = ("parts", "seconds", "compile", "wheels", "out", "env_threads")
-CHEETAH = ["env=HalfCheetah-v4"]
-OBS_DIM, ACTION_DIM = 17, 6
+PARTS = ("right", "steps", "updates", "kernels", "training")
+KEYS = ("parts", "seconds", "wheels", "out", "compile")
+ENV, OBS_DIM, ACTION_DIM = "env=HalfCheetah-v4", 17, 6
 SEEDS = (1, 4, 16, 64)
+STEPS = {1: 10_000, 16: 5_000, 64: 2_500}  # of each training that is timed
+RANDOM_STEPS = 500  # of those
+PUBLISHED = {
+    20_000: (476, 597),
+    50_000: (3352, 851),
+    100_000: (5514, 554),
+    300_000: (7697, 727),
+}  # by the author's code
+RESERVE = 20  # seconds, for the end of the training
+MAIN = "from dpg_cli.cli.train import main; main()"
 
 
 def main() -> None:
-    start = time.monotonic()
     arguments = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    if "wheels" in arguments:
-        install(Path(arguments["wheels"]))
+    if "wheels" in arguments:  # begin again, before anything has imported an older version
+        os.execve(
+            sys.executable, [sys.executable, __file__, *without_wheels()], os.environ | installed(arguments["wheels"])
+        )
     sys.path.insert(0, str(ROOT))
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     from dpg_cli.cli.arguments import parse, run_script
 
-    run_script("gpu.py", lambda: measure(parse(sys.argv[1:], KEYS, ()), start))
+    run_script("gpu.py", lambda: measure(parse(sys.argv[1:], KEYS, ())))
 
 
-def install(wheels: Path) -> None:
-    """Make the packages in a folder of wheels importable, here and in the processes that this one starts."""
+def without_wheels() -> list[str]:
+    return [argument for argument in sys.argv[1:] if not argument.startswith("wheels=")]
+
+
+def installed(wheels: str) -> dict[str, str]:
+    """The environment variables with which the packages in a folder of wheels can be imported."""
     site = tempfile.mkdtemp(prefix="site_")
     flags = ["-q", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--target", site]
-    subprocess.run([sys.executable, "-m", "pip", "install", *flags, *map(str, wheels.glob("*.whl"))], check=True)
-    sys.path.insert(0, site)
+    subprocess.run([sys.executable, "-m", "pip", "install", *flags, *map(str, Path(wheels).glob("*.whl"))], check=True)
+    return {"PYTHONPATH": os.pathsep.join([site, str(ROOT)])}
 
 
-def measure(values: Mapping[str, str], start: float) -> None:
+def measure(values: Mapping[str, str]) -> None:
+    import torch
+
     from dpg_cli import config
     from dpg_cli.errors import UserError
 
+    start = time.monotonic()
     parts = values.get("parts", ",".join(PARTS)).split(",")
     if unknown := set(parts) - set(PARTS):
-        raise UserError(f"parts={values['parts']}: there is no {unknown.pop()}; there are {', '.join(PARTS)}")
+        raise UserError(f"parts={values['parts']}: no part {unknown.pop()}; choose from {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         raise UserError(f"torch {torch.__version__} finds no GPU")
     config.register()
-    seconds, compiled = float(values.get("seconds", "480")), values.get("compile", "false")
-    keys = [f"compile={compiled}"]
-    if "env_threads" in values:
-        keys.append(f"env_threads={values['env_threads']}")
-    result: dict[str, Any] = {"machine": machine(), "compile": compiled}
-    print(json.dumps(result["machine"]))
-    print("| what | figure |\n|---|---|")
+    compiled = values.get("compile", "false,true").split(",")
+    result: dict[str, Any] = {"machine": machine()}
+    print(", ".join(f"{key} {value}" for key, value in result["machine"].items()))
+    print("\n| | figures | at |\n|---|---|---|")
 
-    def report(name: str, **figures: Any) -> None:
+    def report(name: str, figures: Mapping[str, Any]) -> None:
         result[name] = figures
-        text = ", ".join(
-            f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
-        )
-        print(f"| {name} | {text} |  {time.monotonic() - start:.0f} s", flush=True)
+        shown = {key: value for key, value in figures.items() if not isinstance(value, dict)}
+        text = ", ".join(f"{key} {v:,.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in shown.items())
+        print(f"| {name} | {text} | {time.monotonic() - start:.0f} s |", flush=True)
         if "out" in values:
             Path(values["out"]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     if "right" in parts:
-        for seeds in (1, 4):
-            for algo in ("td3", "ddpg"):
-                report(
-                    f"{algo}, {seeds} seeds, float64: GPU against CPU",
-                    largest_difference=against_the_cpu(algo, seeds, keys),
-                )
-        report("graphs against single operations", largest_difference=against_single_operations(keys))
-        report("resumed against not interrupted", equal=resumed_is_equal(keys))
-    if "updates" in parts:
-        for seeds in SEEDS:
-            report(f"updates, {seeds} seeds", **update_speed(seeds, keys))
-        report("updates by single operations, 1 seed", **update_speed(1, keys, captured=False))
+        for algo in ("td3", "ddpg"):
+            for seeds in (1, 4):
+                difference = against_the_cpu(algo, seeds)
+                report(f"GPU against CPU, {algo}, seeds={seeds}", {"largest difference": difference})
+        report("graphs against single operations", {"largest difference": against_single_operations()})
+        report("a state moved to the CPU and back", {"largest difference": moved()})
+        report("resumed against uninterrupted", {"equal": resumed_is_equal()})
     if "steps" in parts:
-        report("steps by single operations, 1 seed", **step_speed(1, 1_500, keys, captured=False))
-        for seeds, steps in ((1, 12_000), (16, 4_000), (64, 2_500)):
-            report(f"steps, {seeds} seeds", **step_speed(seeds, steps, keys))
+        report("steps, seeds=1, single operations", step_speed(1, 1_500, captured=False))
+        for seeds, steps in STEPS.items():
+            for value in compiled:
+                report(f"steps, seeds={seeds}, compile={value}", step_speed(seeds, steps, f"compile={value}"))
+    if "updates" in parts:
+        report("updates, seeds=1, single operations", update_speed(1, captured=False))
+        for seeds in SEEDS:
+            for value in compiled:
+                report(f"updates, seeds={seeds}, compile={value}", update_speed(seeds, f"compile={value}"))
+    if "kernels" in parts:
+        if parts == ["kernels"]:
+            for seeds in SEEDS:
+                for value in compiled:
+                    report(f"kernels, seeds={seeds}, compile={value}", in_kernels(seeds, f"compile={value}"))
+        else:  # in a process of its own, since a profiler slows what comes after it
+            command = [sys.executable, __file__, "parts=kernels", f"compile={','.join(compiled)}"]
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder, "kernels.json")
+                subprocess.run([*command, f"out={out}"], check=True, stdout=subprocess.DEVNULL)
+                for name, figures in json.loads(out.read_text()).items():
+                    if name.startswith("kernels"):
+                        report(name, figures)
     if "training" in parts:
-        left = seconds - (time.monotonic() - start) - 15
-        report("td3_paper, ten seeds", **train_ten(left, keys))
+        left = float(values.get("seconds", "480")) - (time.monotonic() - start) - RESERVE
+        report("training, td3_paper, ten seeds", train_ten(left, f"compile={compiled[-1]}"))
 
 
 def machine() -> dict[str, Any]:
+    import torch
+
+    about = Path("/proc/cpuinfo").read_text().splitlines()
     return {
         "gpu": torch.cuda.get_device_name(),
+        "cpu": next((line.partition(":")[2].strip() for line in about if line.startswith("model name")), "?"),
+        "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)),
-        "cpu": next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            "?",
-        ),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def new_learner(overrides: list[str], device: str, *, captured: bool) -> Any:
-    """A learner for HalfCheetah-v4, with some thousand random transitions stored."""
+# --- updates alone ---
+
+
+def new_learner(device: str, *overrides: str, captured: bool) -> Any:
+    """A learner for HalfCheetah-v4 with 500 random transitions."""
+    import torch
+
     from dpg_cli import config
-    from dpg_cli.cli import build
+    from dpg_cli.cli import learners
     from dpg_cli.precision import choose_products
 
-    checked = config.validate(config.compose([*CHEETAH, "total_steps=20_000", "buffer_size=2_000", *overrides]))
+    checked = config.validate(config.compose([ENV, "total_steps=20_000", "buffer_size=2_000", *overrides]))
     choose_products(torch.device(device))
-    algorithm = build.new_algorithm(checked, OBS_DIM, ACTION_DIM, torch.device(device))
-    learner = build.new_learner(checked, algorithm, OBS_DIM, ACTION_DIM, captured=captured)
-    if captured:
-        learner.prepare()
-    for row in transitions(checked.num_seeds, 500):
+    algorithm = learners.new_algorithm(checked, OBS_DIM, ACTION_DIM, torch.device(device))
+    learner = learners.new_learner(checked, algorithm, OBS_DIM, ACTION_DIM, captured=captured)
+    learner.prepare()
+    for row in transitions(checked.num_seeds):
         more(learner, 0, row)
     return learner
 
 
-def transitions(seeds: int, count: int) -> Iterator[tuple[np.ndarray, ...]]:
+def transitions(seeds: int, count: int = 500) -> Iterator[list[Any]]:
     """Random transitions of one environment for each seed."""
+    import numpy as np
+
     g = np.random.default_rng(0)
     for _ in range(count):
         obs, next_obs = g.normal(size=(2, seeds, 1, OBS_DIM)).astype(np.float32)
         action, reward = g.uniform(-1, 1, (seeds, 1, ACTION_DIM)), g.normal(size=(seeds, 1))
-        yield obs, action, reward, next_obs, g.random((seeds, 1)) < 0.1
+        yield [obs, action, reward, next_obs, g.random((seeds, 1)) < 0.1]
 
 
-def more(learner: Any, updates: int, row: tuple[np.ndarray, ...]) -> None:
-    """Store one more transition and make updates."""
+def more(learner: Any, updates: int, row: list[Any]) -> None:
+    """Store a transition and make updates."""
     learner.learn(*row, observed=row[0], updates=updates, acts_next=False)
 
 
-def largest_parameter_difference(a: Any, b: Any) -> float:
+def largest_difference(a: Any, b: Any) -> float:
     names = ("actor", "critic", "target_actor", "target_critic")
-    return max(float((getattr(a, n).flat.cpu() - getattr(b, n).flat.cpu()).abs().max()) for n in names)
+    flats = [(getattr(a, name).flat.detach().cpu(), getattr(b, name).flat.detach().cpu()) for name in names]
+    return max(float((one - other).abs().max()) for one, other in flats)
 
 
-def against_the_cpu(algo: str, seeds: int, keys: list[str]) -> float:
-    """200 updates from the same transitions, choices of batches and noise."""
+def against_the_cpu(algo: str, seeds: int) -> float:
+    """200 updates from the same transitions, batches and noise."""
+    import numpy as np
+    import torch
+
     from dpg_cli.learner import AHEAD, follow
     from dpg_cli.replay import DeviceReplay, in_a_row
 
-    overrides = [f"algo={algo}", f"num_seeds={seeds}", "precision=float64", "algo.batch_size=64", *keys]
-    gpu = new_learner(overrides, "cuda", captured=True)
-    cpu = new_learner(overrides, "cpu", captured=False).algorithm
-    streams = [torch.Generator() for _ in range(seeds)]
-    replay = DeviceReplay(2_000, OBS_DIM, ACTION_DIM, streams, "cpu", torch.float64)
-    rows = list(transitions(seeds, 500))
+    overrides = [f"algo={algo}", f"num_seeds={seeds}", "precision=float64", "algo.batch_size=64"]
+    gpu = new_learner("cuda", *overrides, captured=True)
+    cpu = new_learner("cpu", *overrides, captured=False).algorithm
+    replay = DeviceReplay(2_000, OBS_DIM, ACTION_DIM, [torch.Generator()] * seeds, "cpu", torch.float64)
+
+    def store_on_cpu(row: list[Any]) -> None:
+        replay.insert(torch.from_numpy(np.concatenate(in_a_row(*row), axis=-1)).double())
+
+    rows = list(transitions(seeds))
     for row in rows:
-        replay.insert(torch.from_numpy(np.concatenate(in_a_row(*row), axis=-1)))
+        store_on_cpu(row)
     for done in range(0, 200, AHEAD):
         count = min(AHEAD, 200 - done)
         more(gpu, count, rows[0])
-        replay.insert(torch.from_numpy(np.concatenate(in_a_row(*rows[0]), axis=-1)))
+        store_on_cpu(rows[0])
         numbers, normals = gpu.drawn()
         follow(cpu, replay, numbers[:, :count], normals[:, :count])
-    return largest_parameter_difference(gpu.algorithm, cpu)
+    return largest_difference(gpu.algorithm, cpu)
 
 
-def against_single_operations(keys: list[str]) -> float:
-    """100 updates in float32 by graphs, and by the same functions without any."""
-    from dpg_cli import learner as learners
+def against_single_operations() -> float:
+    """100 updates by graphs, and by the functions that were captured."""
+    import torch
 
-    overrides = ["num_seeds=2", *keys]
-    graphs = new_learner(overrides, "cuda", captured=True)
-    capture = learners.capture
-    learners.capture = lambda function, *_: function
+    from dpg_cli import learner as learner_module
+
+    row = next(transitions(2))
+    graphs = new_learner("cuda", "num_seeds=2", captured=True)
+    more(graphs, 100, row)
+    capture = learner_module.capture
+    learner_module.capture = lambda function, *_: function
     try:
         with torch.no_grad():
-            single = new_learner(["num_seeds=2"], "cuda", captured=True)
-            row = next(transitions(2, 1))
+            single = new_learner("cuda", "num_seeds=2", captured=True)
             more(single, 100, row)
     finally:
-        learners.capture = capture
-    more(graphs, 100, row)
-    return largest_parameter_difference(graphs.algorithm, single.algorithm)
+        learner_module.capture = capture
+    return largest_difference(graphs.algorithm, single.algorithm)
 
 
-def dpg_train(folder: Path, *arguments: str) -> None:
-    quiet = [sys.executable, "-c", "from dpg_cli.cli.train import main; main()"]
-    done = subprocess.run(
-        [*quiet, *arguments, *([f"hydra.run.dir={folder}"] if folder else [])],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"dpg-train {' '.join(arguments)}: {done.stderr[-2000:]}")
+def moved() -> float:
+    """Parameters after 50 updates on the GPU, in a learner on the CPU that took the state, and in another on the GPU."""
+    there = new_learner("cuda", "num_seeds=2", captured=True)
+    more(there, 50, next(transitions(2)))
+    largest, last = 0.0, there.algorithm
+    for device in ("cpu", "cuda"):
+        other = new_learner(device, "num_seeds=2", captured=device == "cuda").algorithm
+        other.load_state([last.state(member) for member in range(2)])
+        largest, last = max(largest, largest_difference(last, other)), other
+    return largest
 
 
-def resumed_is_equal(keys: list[str]) -> bool:
-    """A training on the GPU that stops at step 1,210 and is resumed, by its evaluations."""
-    few = [
-        *CHEETAH,
-        "device=cuda",
-        "random_steps=300",
-        "eval.every=600",
-        "eval.episodes=2",
-        "checkpoint.every=605",
-        "num_seeds=2",
-        *keys,
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        whole, parts = Path(folder, "whole"), Path(folder, "parts")
-        dpg_train(whole, *few, "total_steps=2_000")
-        dpg_train(parts, *few, "total_steps=1_210")
-        dpg_train(Path(), f"resume={parts}", "total_steps=2_000") if False else resume(parts)
-        names = [f"seed_{seed}/evaluations.jsonl" for seed in range(2)]
-        return all(
-            (whole / n).read_bytes().splitlines()[-1] == (parts / n).read_bytes().splitlines()[-1] for n in names
-        )
-
-
-def resume(folder: Path) -> None:
-    quiet = [sys.executable, "-c", "from dpg_cli.cli.train import main; main()"]
-    done = subprocess.run(
-        [*quiet, f"resume={folder}", "total_steps=2_000"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-
-
-def update_speed(seeds: int, keys: list[str], *, captured: bool = True) -> dict[str, float]:
-    """Median time of an update, storing and staging left out; and the share of it in kernels."""
+def update_speed(seeds: int, *overrides: str, captured: bool = True) -> dict[str, float]:
+    """Median over seven rounds."""
     start = time.perf_counter()
-    learner = new_learner([f"num_seeds={seeds}", *keys], "cuda", captured=captured)
+    learner = new_learner("cuda", f"num_seeds={seeds}", *overrides, captured=captured)
     prepared = time.perf_counter() - start
-    row = next(transitions(seeds, 1))
-    batch = 200 if captured else 20
-
-    def once() -> float:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        more(learner, batch, row)
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) / batch
-
-    once()
-    seconds = statistics.median(once() for _ in range(7))
-    figures = {"updates_per_second": 1 / seconds, "seed_updates_per_second": seeds / seconds, "prepared_in_s": prepared}
-    if captured:
-        from torch.profiler import ProfilerActivity, profile
-
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            once()
-        events = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-        busy = sum(event.device_time_total for event in events) / 1e6
-        figures |= {
-            "kernels_per_update": len(events) / batch,
-            "us_in_kernels": busy / batch * 1e6,
-            "share_in_kernels": busy / batch / seconds,
-        }
-        by_name: dict[str, list[float]] = {}
-        for event in events:
-            by_name.setdefault(event.name, []).append(event.device_time_total)
-        top = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:12]
-        for name, times in top:
-            print(f"    {sum(times) / batch:8.1f} us {len(times) / batch:6.2f} x {name[:110]}", file=sys.stderr)
-    return figures
+    row, updates = next(transitions(seeds)), 200 if captured else 30
+    seconds = statistics.median([timed(learner, updates, row) for _ in range(8)][1:])
+    return {"updates/s": updates / seconds, "ms": 1e3 * seconds / updates, "prepared in s": prepared}
 
 
-def step_speed(seeds: int, steps: int, keys: list[str], *, captured: bool = True) -> dict[str, float]:
-    """Training steps a second, evaluations and checkpoints excluded, from the run's own records after the first."""
+def timed(learner: Any, updates: int, row: list[Any]) -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    more(learner, updates, row)
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_kernels(seeds: int, *overrides: str) -> dict[str, float]:
+    """The share of the time of updates in which the GPU computes: against their time without the profiler."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    learner = new_learner("cuda", f"num_seeds={seeds}", *overrides, captured=True)
+    row, updates = next(transitions(seeds)), 200
+    seconds = statistics.median([timed(learner, updates, row) for _ in range(8)][1:])
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        timed(learner, updates, row)
+    kernels = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
+    busy = sum(event.device_time_total for event in kernels) / 1e6
+    return {"share": busy / seconds, "kernels an update": len(kernels) / updates, "us in them": 1e6 * busy / updates}
+
+
+# --- whole trainings ---
+
+
+def step_speed(seeds: int, steps: int, *overrides: str, captured: bool = True) -> dict[str, float]:
+    """Median of the run's own records after the first updates; evaluations and checkpoints are not counted."""
     from dpg_cli.cli import build
 
-    new = build.new_learner
+    every = steps // 10
+    sizes = [f"num_seeds={seeds}", f"total_steps={steps}", "buffer_size=100_000", f"random_steps={RANDOM_STEPS}"]
+    strides = ["eval.every=1e6", "eval.episodes=1", "checkpoint.every=1e6", f"log.every={every}"]
+    original = build.new_learner
     if not captured:
-        build.new_learner = lambda *args, captured: new(*args, captured=False)
+        build.new_learner = lambda *args, captured: original(*args, captured=False)
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name, "run")
-            every = max(250, steps // 10)
-            few = [
-                "random_steps=500",
-                "learning_starts=500",
-                f"total_steps={steps}",
-                "eval.every=1e6",
-                "eval.episodes=1",
-                f"log.every={every}",
-            ]
-            start = time.perf_counter()
-            run([*CHEETAH, "device=cuda", f"num_seeds={seeds}", "buffer_size=100_000", *few, *keys], folder)
-            wall = time.perf_counter() - start
-            member = folder if seeds == 1 else folder / "seed_0"
-            records = [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
-            speeds = [
-                r["perf/steps_per_second"] for r in records if "perf/steps_per_second" in r and r["step"] > 500 + every
-            ]
-            median = statistics.median(speeds)
-            for line in (folder / "train.log").read_text().splitlines():
-                if "stepped" in line or "threads" in line:
-                    print("   ", line[-160:], file=sys.stderr)
-            return {"steps_per_second": median, "seed_steps_per_second": seeds * median, "wall_s": wall}
+            train(folder, *sizes, *strides, *overrides)
+            records = lines((folder if seeds == 1 else folder / "seed_0") / "metrics.jsonl")
+            log = [line.partition(" - ")[2] for line in (folder / "train.log").read_text().splitlines()]
     finally:
-        build.new_learner = new
+        build.new_learner = original
+    speeds = [r["perf/steps_per_second"] for r in records if r["step"] > RANDOM_STEPS + every and "value/q_mean" in r]
+    how = next((line for line in log if "environments" in line and "step" in line), "environments: one by one")
+    print(f"  {how}", file=sys.stderr)
+    return {"steps/s": statistics.median(speeds), "seed-steps/s": seeds * statistics.median(speeds)}
 
 
-def run(overrides: list[str], folder: Path) -> Any:
+def train(folder: Path, *overrides: str) -> Any:
     """A training in this process."""
     from dpg_cli import config
     from dpg_cli.cli import job
 
-    checked = config.validate(config.compose(overrides))
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(config.dump(checked))
-    with job._logging_to(folder / "train.log"), contextlib.redirect_stdout(io.StringIO()):
-        import logging
-
-        logging.root.setLevel(logging.INFO)
-        result = job.run(checked, folder, ["gpu.py"])
-    if result.error:
-        raise RuntimeError(result.error + (folder / "train.log").read_text()[-3000:])
+    checked = config.validate(config.compose([ENV, "device=cuda", *overrides]))
+    folder.mkdir()
+    logging.root.setLevel(logging.INFO)
+    with job._logging_to(folder / "train.log"), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+        result = job.run(checked, folder, sys.argv)
+    if result.error is not None:
+        raise RuntimeError(result.error)
     return result
 
 
-def train_ten(seconds: float, keys: list[str]) -> dict[str, Any]:
-    """As many steps as fit; the mean and spread over seeds at the last evaluation."""
-    raise NotImplementedError
+def train_ten(seconds: float, *overrides: str) -> dict[str, Any]:
+    """Ten seeds, stopped as a user would; the mean and deviation over seeds where the author published theirs."""
+    import numpy as np
+
+    timer = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGTERM])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "run")
+        timer.start()
+        with contextlib.suppress(FileNotFoundError):
+            train(folder, "experiment=td3_paper", "num_seeds=10", "checkpoint.every=1e8", *overrides)
+        timer.cancel()
+        curves = [lines(path) for path in sorted(folder.glob("seed_*/evaluations.jsonl"))]
+        metrics = lines(folder / "seed_0" / "metrics.jsonl")
+    means = {row[0]["step"]: [float(np.mean(seed["returns"])) for seed in row] for row in zip(*curves, strict=False)}
+    last = max(means)
+    found: dict[str, Any] = {"seeds": len(curves), "steps": metrics[-1]["step"], "seconds": round(seconds)}
+    for step in sorted({last, *PUBLISHED} & means.keys()):
+        beside = f" (author {PUBLISHED[step][0]} ± {PUBLISHED[step][1]})" if step in PUBLISHED else ""
+        found[f"at {step:,}"] = f"{np.mean(means[step]):.0f} ± {np.std(means[step]):.0f}{beside}"
+    speeds = [r["perf/steps_per_second"] for r in metrics if "value/q_mean" in r]
+    return found | {
+        "seed-steps/s": 10 * statistics.median(speeds),
+        "evaluations": {str(k): v for k, v in means.items()},
+    }
+
+
+def resumed_is_equal() -> bool:
+    """Whether a run that ended at step 1,210 and was resumed to 2,000 has the evaluations of one that went through."""
+    few = [ENV, "device=cuda", "random_steps=300", "eval.every=600", "eval.episodes=2", "num_seeds=2", "env_threads=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        whole, parts = Path(folder, "whole"), Path(folder, "parts")
+        command(*few, "total_steps=2_000", f"hydra.run.dir={whole}")
+        command(*few, "total_steps=1_210", f"hydra.run.dir={parts}")
+        shutil.copytree(parts, Path(folder, "moved"), symlinks=True)
+        command(f"resume={parts}", "total_steps=2_000")
+        command(f"resume={Path(folder, 'moved')}", "total_steps=1_300", "device=cpu")
+        command(f"resume={Path(folder, 'moved')}", "total_steps=1_400", "device=cuda")
+        ends = [[lines(run / f"seed_{seed}" / "evaluations.jsonl")[-2:] for seed in range(2)] for run in (whole, parts)]
+        return ends[0] == ends[1]
+
+
+def command(*arguments: str) -> None:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = [sys.executable, "-c", MAIN, *arguments]
+    done = subprocess.run(run, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"dpg-train {' '.join(arguments)}: {done.stderr}")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":
