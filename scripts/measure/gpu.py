@@ -254,7 +254,7 @@ def against_single_operations() -> float:
 
 
 def moved() -> float:
-    """Parameters after 50 updates on the GPU, in a learner on the CPU that took the state, and in another on the GPU."""
+    """Parameters after 50 updates on the GPU, and after their state was loaded on the CPU and on the GPU again."""
     there = new_learner("cuda", "num_seeds=2", captured=True)
     more(there, 50, next(transitions(2)))
     largest, last = 0.0, there.algorithm
