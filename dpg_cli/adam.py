@@ -1,5 +1,7 @@
 """Adam, by torch's own fused kernel."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ class Adam:
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
     CLEARED_EVERY = 100  # steps
+    PIECES, SMALLEST = 64, 2**11  # of a tensor on a GPU, and parameters in one
 
     def __init__(self, network: Network, lr: float, weight_decay: float = 0.0):
         self.network = network
@@ -37,13 +40,16 @@ class Adam:
         if torch.compiler.is_compiling():
             self._step_by_operations(gradient)
             return
+        flat, gradients, mean, square = map(
+            self._in_pieces, (self.network.flat.detach(), gradient, self.mean, self.square)
+        )
         torch._fused_adam_(
-            [self.network.flat.detach()],
-            [gradient],
-            [self.mean],
-            [self.square],
+            flat,
+            gradients,
+            mean,
+            square,
             [],
-            [self.count],
+            [self.count] * len(flat),
             lr=self.lr,
             beta1=self.BETAS[0],
             beta2=self.BETAS[1],
@@ -61,6 +67,13 @@ class Adam:
     def static_tensors(self) -> list[Tensor]:
         """Every tensor that a step reads or writes and that outlives it, except the network's."""
         return [self.mean, self.square, self.count]
+
+    def _in_pieces(self, tensor: Tensor) -> Sequence[Tensor]:
+        """A tensor for torch's kernel, which gives a GPU too little to do at once where it is a single small one."""
+        if tensor.is_cpu:
+            return [tensor]
+        size = -(-len(tensor) // self.PIECES // 4) * 4  # whole vectors of four
+        return torch.split(tensor, max(self.SMALLEST, size))
 
     def set_count(self, count: Tensor) -> None:
         """Go on after so many steps, `()`."""

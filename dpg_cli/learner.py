@@ -110,6 +110,8 @@ class CapturedLearner(Learner):
     def prepare(self) -> None:
         """Capture everything; networks, optimizers and random streams are afterwards what they were."""
         algorithm, replay = self.algorithm, self.replay
+        if self._compiled:
+            torch.compiler.reset()  # of the runs before in this process: the compiler takes few of one function
         members = range(len(algorithm.generators))
         before = copy.deepcopy([(algorithm.state(m), replay.state(m)) for m in members])
         *shape, width = replay.row_shape

@@ -10,7 +10,10 @@ from dpg_cli.adam import Adam
 
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_is_torchs_adam_bit_for_bit(weight_decay, dtype):
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_it_is_torchs_adam_bit_for_bit(weight_decay, dtype, in_pieces, monkeypatch):
+    if in_pieces:  # as on a GPU
+        monkeypatch.setattr(Adam, "_in_pieces", lambda self, tensor: torch.split(tensor, 300))
     g = torch.Generator().manual_seed(0)
     ours = SimpleNamespace(flat=torch.randn(1000, generator=g, dtype=dtype))
     theirs = ours.flat.clone().requires_grad_()
