@@ -1,7 +1,5 @@
 """Adam, by torch's own fused kernel."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -68,12 +66,12 @@ class Adam:
         """Every tensor that a step reads or writes and that outlives it, except the network's."""
         return [self.mean, self.square, self.count]
 
-    def _in_pieces(self, tensor: Tensor) -> Sequence[Tensor]:
+    def _in_pieces(self, tensor: Tensor) -> list[Tensor]:
         """A tensor for torch's kernel, which gives a GPU too little to do at once where it is a single small one."""
         if tensor.is_cpu:
             return [tensor]
         size = -(-len(tensor) // self.PIECES // 4) * 4  # whole vectors of four
-        return torch.split(tensor, max(self.SMALLEST, size))
+        return list(torch.split(tensor, max(self.SMALLEST, size)))
 
     def set_count(self, count: Tensor) -> None:
         """Go on after so many steps, `()`."""
