@@ -7,9 +7,9 @@ once.
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +30,6 @@ from dpg_cli.errors import UserError, one_line
 from dpg_cli.learner import CapturedLearner, Learner, follow
 from dpg_cli.precision import choose_products
 from dpg_cli.replay import DeviceReplay, in_a_row
-
-log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 COMPARED = 10  # updates
@@ -145,6 +143,7 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
     """
     if config.share_next_obs:
         return Choice(CPU, captured=False, reason="with share_next_obs=true a GPU's work is not captured")
+    print(f"device=auto: measuring updates on {CPU} and {gpu}, once for this configuration", file=sys.stderr)
     stored = max(STORED, 2 * config.num_envs)
     small = config.model_copy(update={"buffer_size": stored, "total_steps": stored})
     rows = _transitions(small, obs_dim, action_dim)
