@@ -49,7 +49,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("right", "steps", "updates", "kernels", "training")
 KEYS = ("parts", "seconds", "wheels", "out", "compile")
 ENV, OBS_DIM, ACTION_DIM = "env=HalfCheetah-v4", 17, 6
+GPU = "cuda"
 SEEDS = (1, 4, 16, 64)
+COMPARED = 200  # updates
 STEPS = {1: 10_000, 16: 5_000, 64: 2_500}  # of each training that is timed
 RANDOM_STEPS = 500  # of those
 PUBLISHED = {
@@ -63,6 +65,9 @@ MAIN = "from dpg_cli.cli.train import main; main()"
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        return
     arguments = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     if "wheels" in arguments:  # begin again, before anything has imported an older version
         os.execve(
@@ -96,6 +101,10 @@ def measure(values: Mapping[str, str]) -> None:
     parts = values.get("parts", ",".join(PARTS)).split(",")
     if unknown := set(parts) - set(PARTS):
         raise UserError(f"parts={values['parts']}: no part {unknown.pop()}; choose from {', '.join(PARTS)}")
+    try:
+        Path(values.get("out", os.devnull)).open("ab").close()
+    except OSError as error:
+        raise UserError(f"out={values['out']}: {error.strerror}") from error
     if not torch.cuda.is_available():
         raise UserError(f"torch {torch.__version__} finds no GPU")
     config.register()
@@ -206,7 +215,7 @@ def largest_difference(a: Any, b: Any) -> float:
 
 
 def against_the_cpu(algo: str, seeds: int) -> float:
-    """200 updates from the same transitions, batches and noise."""
+    """`COMPARED` updates from the same transitions, batches and noise."""
     import numpy as np
     import torch
 
@@ -214,7 +223,7 @@ def against_the_cpu(algo: str, seeds: int) -> float:
     from dpg_cli.replay import DeviceReplay, in_a_row
 
     overrides = [f"algo={algo}", f"num_seeds={seeds}", "precision=float64", "algo.batch_size=64"]
-    gpu = new_learner("cuda", *overrides, captured=True)
+    gpu = new_learner(GPU, *overrides, captured=True)
     cpu = new_learner("cpu", *overrides, captured=False).algorithm
     replay = DeviceReplay(2_000, OBS_DIM, ACTION_DIM, [torch.Generator()] * seeds, "cpu", torch.float64)
 
@@ -224,8 +233,8 @@ def against_the_cpu(algo: str, seeds: int) -> float:
     rows = list(transitions(seeds))
     for row in rows:
         store_on_cpu(row)
-    for done in range(0, 200, AHEAD):
-        count = min(AHEAD, 200 - done)
+    for done in range(0, COMPARED, AHEAD):
+        count = min(AHEAD, COMPARED - done)
         more(gpu, count, rows[0])
         store_on_cpu(rows[0])
         numbers, normals = gpu.drawn()
@@ -234,20 +243,20 @@ def against_the_cpu(algo: str, seeds: int) -> float:
 
 
 def against_single_operations() -> float:
-    """100 updates by graphs, and by the functions that were captured."""
+    """Half as many updates by graphs, and by the functions that were captured."""
     import torch
 
     from dpg_cli import learner as learner_module
 
     row = next(transitions(2))
-    graphs = new_learner("cuda", "num_seeds=2", captured=True)
-    more(graphs, 100, row)
+    graphs = new_learner(GPU, "num_seeds=2", captured=True)
+    more(graphs, COMPARED // 2, row)
     capture = learner_module.capture
     learner_module.capture = lambda function, *_: function
     try:
         with torch.no_grad():
-            single = new_learner("cuda", "num_seeds=2", captured=True)
-            more(single, 100, row)
+            single = new_learner(GPU, "num_seeds=2", captured=True)
+            more(single, COMPARED // 2, row)
     finally:
         learner_module.capture = capture
     return largest_difference(graphs.algorithm, single.algorithm)
@@ -255,11 +264,11 @@ def against_single_operations() -> float:
 
 def moved() -> float:
     """Parameters after 50 updates on the GPU, and after their state was loaded on the CPU and on the GPU again."""
-    there = new_learner("cuda", "num_seeds=2", captured=True)
+    there = new_learner(GPU, "num_seeds=2", captured=True)
     more(there, 50, next(transitions(2)))
     largest, last = 0.0, there.algorithm
-    for device in ("cpu", "cuda"):
-        other = new_learner(device, "num_seeds=2", captured=device == "cuda").algorithm
+    for device in ("cpu", GPU):
+        other = new_learner(device, "num_seeds=2", captured=device == GPU).algorithm
         other.load_state([last.state(member) for member in range(2)])
         largest, last = max(largest, largest_difference(last, other)), other
     return largest
@@ -268,7 +277,7 @@ def moved() -> float:
 def update_speed(seeds: int, *overrides: str, captured: bool = True) -> dict[str, float]:
     """Median over seven rounds."""
     start = time.perf_counter()
-    learner = new_learner("cuda", f"num_seeds={seeds}", *overrides, captured=captured)
+    learner = new_learner(GPU, f"num_seeds={seeds}", *overrides, captured=captured)
     prepared = time.perf_counter() - start
     row, updates = next(transitions(seeds)), 200 if captured else 30
     seconds = statistics.median([timed(learner, updates, row) for _ in range(8)][1:])
@@ -290,7 +299,7 @@ def in_kernels(seeds: int, *overrides: str) -> dict[str, float]:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    learner = new_learner("cuda", f"num_seeds={seeds}", *overrides, captured=True)
+    learner = new_learner(GPU, f"num_seeds={seeds}", *overrides, captured=True)
     row, updates = next(transitions(seeds)), 200
     seconds = statistics.median([timed(learner, updates, row) for _ in range(8)][1:])
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
@@ -332,7 +341,7 @@ def train(folder: Path, *overrides: str) -> Any:
     from dpg_cli import config
     from dpg_cli.cli import job
 
-    checked = config.validate(config.compose([ENV, "device=cuda", *overrides]))
+    checked = config.validate(config.compose([ENV, f"device={GPU}", *overrides]))
     folder.mkdir()
     logging.root.setLevel(logging.INFO)
     with job._logging_to(folder / "train.log"), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
@@ -370,7 +379,15 @@ def train_ten(seconds: float, *overrides: str) -> dict[str, Any]:
 
 def resumed_is_equal() -> bool:
     """Whether a run that ended at step 1,210 and was resumed to 2,000 has the evaluations of one that went through."""
-    few = [ENV, "device=cuda", "random_steps=300", "eval.every=600", "eval.episodes=2", "num_seeds=2", "env_threads=1"]
+    few = [
+        ENV,
+        f"device={GPU}",
+        "random_steps=300",
+        "eval.every=600",
+        "eval.episodes=2",
+        "num_seeds=2",
+        "env_threads=1",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = Path(folder, "whole"), Path(folder, "parts")
         command(*few, "total_steps=2_000", f"hydra.run.dir={whole}")
@@ -378,7 +395,7 @@ def resumed_is_equal() -> bool:
         shutil.copytree(parts, Path(folder, "moved"), symlinks=True)
         command(f"resume={parts}", "total_steps=2_000")
         command(f"resume={Path(folder, 'moved')}", "total_steps=1_300", "device=cpu")
-        command(f"resume={Path(folder, 'moved')}", "total_steps=1_400", "device=cuda")
+        command(f"resume={Path(folder, 'moved')}", "total_steps=1_400", f"device={GPU}")
         ends = [[lines(run / f"seed_{seed}" / "evaluations.jsonl")[-2:] for seed in range(2)] for run in (whole, parts)]
         return ends[0] == ends[1]
 

@@ -1,0 +1,77 @@
+"""scripts/measure/gpu.py, on a CPU by the stand-in for graphs: what it compares, and what it refuses."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpg_cli import config
+
+PATH = Path(__file__).parents[1] / "scripts" / "measure" / "gpu.py"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    spec = importlib.util.spec_from_file_location("measure_gpu", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config.register()
+    monkeypatch.setattr(module, "GPU", "cpu")
+    monkeypatch.setattr(module, "COMPARED", 20)
+    return module
+
+
+@pytest.fixture
+def script(gpu, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["gpu.py", *arguments])
+        monkeypatch.setattr("sys.path", [*sys.path])
+        try:
+            gpu.main()
+        except SystemExit as ended:
+            return ended.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("algo", ["td3", "ddpg"])
+def test_the_same_device_differs_in_nothing(gpu, algo):
+    assert gpu.against_the_cpu(algo, seeds=2) == 0
+
+
+def test_graphs_and_moved_states_differ_in_nothing(gpu):
+    assert gpu.against_single_operations() == 0
+    assert gpu.moved() == 0
+
+
+def test_a_difference_is_seen(gpu, monkeypatch):
+    new = gpu.new_learner
+
+    def new_learner(device, *overrides, captured):
+        learner = new(device, *overrides, captured=captured)
+        if captured:
+            learner.algorithm.critic.flat.data[0] += 1e-6
+        return learner
+
+    monkeypatch.setattr(gpu, "new_learner", new_learner)
+    assert gpu.against_the_cpu("td3", seeds=1) > 1e-8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["parts=fast"], "gpu.py: parts=fast: no part fast; choose from right, steps, updates, kernels, training"),
+        (["part=right"], "gpu.py: part: unknown key; did you mean parts?"),
+        (["out=nowhere/it.json"], "gpu.py: out=nowhere/it.json: No such file or directory"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(script, arguments, message):
+    assert script(*arguments) == (2, "", message + "\n")
+
+
+def test_help_says_how_to_carry_packages_along(script):
+    code, out, _ = script("--help")
+    assert code == 0
+    assert "pip download" in out
