@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 WARM_UP = 3  # runs before a capture: libraries make their handles, and a compiler compiles
-TO_THE_HOST = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "item"}
+TO_THE_HOST = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2"}
 
 
 class Event(Protocol):
@@ -36,9 +36,9 @@ def capture(
     """Capture one run of a function.
 
     Args:
-        function: has run `WARM_UP` times by `warm_up`.
+        function: has run before, by `warm_up`.
         inputs: every tensor that it uses and does not make itself, all on one device.
-        generators: those that it draws from; a replay moves them on as a run does.
+        generators: all those that it draws from; a replay moves them on as a run does.
 
     Returns:
         What replays it.
@@ -46,14 +46,8 @@ def capture(
     Raises:
         CaptureError: on a CPU at a replay, a tensor from outside is used, or a number comes to the host.
     """
-    if not inputs[0].is_cuda:
-        return StandIn(function, inputs).replay
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+    kind = Graph if inputs[0].is_cuda else StandIn
+    return kind(function, inputs, generators).replay
 
 
 def warm_up(function: Callable[[], object], device: torch.device) -> None:
@@ -69,34 +63,63 @@ def warm_up(function: Callable[[], object], device: torch.device) -> None:
     current.wait_stream(stream)
 
 
+class Graph:
+    """A CUDA graph.
+
+    Args:
+        function: to capture; it is kept, since the graph runs the kernels that a compiler made for it.
+        inputs: as for `capture`.
+        generators: as for `capture`.
+    """
+
+    def __init__(self, function: Callable[[], object], inputs: Sequence[Tensor], generators: Sequence[torch.Generator]):
+        self._function, self._graph, device = function, torch.cuda.CUDAGraph(), inputs[0].device
+        for generator in generators:
+            self._graph.register_generator_state(generator)
+        # A stream of its own: torch's default one belongs to the device that was captured on first.
+        with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+            function()
+
+    def replay(self) -> None:
+        """One run."""
+        self._graph.replay()
+
+
 class StandIn:
     """What a graph does, on a CPU: it runs the function again, and fails where a graph would be wrong.
 
     Args:
         function: to run.
         inputs: every tensor that it may use and does not make itself.
+        generators: those that it may draw from.
     """
 
-    def __init__(self, function: Callable[[], object], inputs: Sequence[Tensor]):
-        self._function, self._inputs = function, inputs
+    def __init__(self, function: Callable[[], object], inputs: Sequence[Tensor], generators: Sequence[torch.Generator]):
+        self._function, self._inputs, self._generators = function, inputs, generators
 
     def replay(self) -> None:
         """One run."""
-        with _OnlyOwnTensors(self._inputs):
+        with _OnlyOwn(self._inputs, self._generators):
             self._function()
 
 
-class _OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets operations meet only the memory of given tensors, and what they have made of it."""
+class _OnlyOwn(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets operations use only the memory of given tensors, what they have made of it, and given generators."""
 
-    def __init__(self, tensors: Sequence[Tensor]):
+    def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator]):
         super().__init__()  # type: ignore[no-untyped-call]
+        self._generators = {generator._cdata for generator in generators}  # type: ignore[attr-defined]
         self._storages = {storage._cdata: storage for storage in (t.untyped_storage() for t in tensors)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ in TO_THE_HOST:
             raise CaptureError(f"{func} brings a number to the host")
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        if draws and getattr((kwargs or {}).get("generator"), "_cdata", None) not in self._generators:
+            raise CaptureError(f"{func} draws from a generator that is not registered")
         for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor) and func.overloadpacket.__name__ == "index" and tensor.dtype is torch.bool:
+                raise CaptureError(f"{func} brings a number to the host")
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
                 raise CaptureError(f"{func} uses a tensor from outside, of shape {tuple(tensor.shape)}")
         out = func(*args, **(kwargs or {}))
@@ -108,13 +131,24 @@ class _OnlyOwnTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def new_event(device: torch.device) -> Event:
-    """An event of a device; on a CPU all work is done when it is given."""
-    return torch.cuda.Event() if device.type == "cuda" else _Passed()  # type: ignore[no-untyped-call]
+    """An event of a device's current stream; on a CPU all work is done when it is given."""
+    return _OnGpu(device) if device.type == "cuda" else _Passed()
+
+
+class _OnGpu:
+    def __init__(self, device: torch.device):
+        self._event, self._stream = torch.cuda.Event(), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
+
+    def record(self) -> None:
+        self._event.record(self._stream)
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
 
 
 class _Passed:
     def record(self) -> None:
-        """Nothing."""
+        pass
 
     def synchronize(self) -> None:
-        """Nothing."""
+        pass

@@ -6,7 +6,6 @@ so are storing and acting. The host waits for the device only when it needs an a
 """
 
 import contextlib
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.capture import capture, new_event, warm_up
@@ -113,7 +113,7 @@ class CapturedLearner(Learner):
         if self._compiled:
             torch.compiler.reset()  # of the runs before in this process: the compiler takes few of one function
         members = range(len(algorithm.generators))
-        before = copy.deepcopy([(algorithm.state(m), replay.state(m)) for m in members])
+        before = tree_map(_copied_to_the_host, [(algorithm.state(m), replay.state(m)) for m in members])
         *shape, width = replay.row_shape
         self._step = Staging((*shape, width + algorithm.actor.obs_dim), algorithm.actor)
         rows, obs = torch.split(self._step.on_device, [width, algorithm.actor.obs_dim], dim=-1)
@@ -127,6 +127,7 @@ class CapturedLearner(Learner):
         algorithm.drawn_ahead = self._draws.take
         used = (algorithm, replay, self.averages, self._draws)
         self._update = {kind: self._captured(functools.partial(self._learn_once, kind), *used) for kind in self._tags}
+        warm_up(self._draws.draw, algorithm.actor.flat.device)
         self._draw = capture(self._draws.draw, self._draws.static_tensors(), self._draws.generators)
         algorithm.load_state([state for state, _ in before])
         replay.load_state([state for _, state in before], [()] * len(before))
@@ -193,9 +194,11 @@ class CapturedLearner(Learner):
         before = self._draws.before if self.algorithm.updates % AHEAD else now
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
-        yield
-        for generator, state in zip(generators, now, strict=True):
-            generator.set_state(state)
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, now, strict=True):
+                generator.set_state(state)
 
     def restored(self) -> None:
         """Draw again what had been drawn ahead, and not used up."""
@@ -398,20 +401,36 @@ class CapturedPolicy:
         return self._on_host.numpy().copy()
 
 
+def _copied_to_the_host(value: object) -> object:
+    return value.cpu().clone() if isinstance(value, Tensor) else value
+
+
 def compiled_and_captured(
     function: Callable[[], object], used: Sequence[Static], device: torch.device, *, compiled: bool
 ) -> Callable[[], None]:
     """What replays a function that uses the static tensors of `used`, and no others.
 
     Raises:
-        UserError: it cannot be compiled, as where a C compiler is missing.
+        UserError: it cannot be compiled.
     """
     if compiled:
-        function = torch.compile(function, fullgraph=True, dynamic=False)
-    try:
+        function = compile_for(device, function)
+    else:
         warm_up(function, device)
-    except Exception as error:
-        if not compiled:
-            raise
-        raise UserError(f"compile=true: the compiler failed ({error}); compile=false does without it") from error
     return capture(function, [tensor for part in used for tensor in part.static_tensors()])
+
+
+def compile_for(device: torch.device, function: Callable[[], object]) -> Callable[[], object]:
+    """Compile a function by running it.
+
+    Raises:
+        UserError: it cannot be compiled, as where a C compiler is missing.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
+
+    compiled: Callable[[], object] = torch.compile(function, fullgraph=True, dynamic=False)
+    try:
+        warm_up(compiled, device)
+    except TorchDynamoException as error:
+        raise UserError(f"compile=true: compilation failed ({error}); use compile=false") from error
+    return compiled

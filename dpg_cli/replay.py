@@ -104,7 +104,10 @@ class Replay:
         """
         first = max(first, self.added - self.size)
         places = torch.from_numpy(np.arange(first, self.added) % self.capacity)
-        rows: np.ndarray = torch.cat(list(self._gather(torch.tensor(member), places)), dim=-1).cpu().numpy()
+        rows = np.empty((len(places), sum(self._widths)), self._number)
+        for part in range(0, len(places), LOADED_AT_ONCE):  # since a GPU may have no room for all of them twice
+            found = torch.cat(list(self._gather(torch.tensor(member), places[part : part + LOADED_AT_ONCE])), dim=-1)
+            rows[part : part + LOADED_AT_ONCE] = found.cpu().numpy()
         return rows.view(self._dtype)[:, 0]
 
     def state(self, member: int) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class RunFile:
             resumed = before.get("resumed")
             now_too = {"step": goes_on_from, "time": now, "command": list(command)}
             self._content["resumed"] = [*(resumed if isinstance(resumed, list) else []), now_too]
-            self._content |= {key: before[key] for key in ("command", "started") if key in before}
+            self._content |= {key: before[key] for key in ("command", "started", "device") if key in before}
         self._write()
 
     def end(self, status: str, *, last_step: int | None = None, error: str | None = None) -> None:
@@ -116,9 +116,11 @@ class RunFile:
         self._write()
 
     def chose(self, device: Mapping[str, Any]) -> None:
-        """Record the device and how it was chosen."""
-        self._content["device"] = device
-        self._write()
+        """Record the device and how it was chosen, unless a resumed run keeps the one that it was given."""
+        before = self._content["device"]
+        if not (isinstance(before, dict) and before.get("name") == device["name"]) or device["updates_per_second"]:
+            self._content["device"] = device
+            self._write()
 
     def reached(self, step: int) -> None:
         """Record the last step."""
@@ -140,7 +142,7 @@ def device(folder: Path) -> str | None:
     """The device that a run was given; nothing if `run.json` names none."""
     found = run_file(folder).get("device")
     name = found.get("name") if isinstance(found, dict) else None
-    return name if isinstance(name, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) else None
+    return name if isinstance(name, str) and re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", name) else None
 
 
 def slurm_job() -> Mapping[str, str] | None:

@@ -7,9 +7,9 @@ import torch
 from test_trainer import composed
 
 from dpg_cli import run_dir
-from dpg_cli.cli import device, memory
+from dpg_cli.cli import device, job, memory
 from dpg_cli.cli.device import CPU, choose, named_device
-from dpg_cli.cli.learners import new_algorithm
+from dpg_cli.cli.learners import new_algorithm, new_learner
 from dpg_cli.errors import UserError
 from dpg_cli.learner import CapturedLearner, Learner
 from dpg_cli.seeding import CUDA_STATE, Purpose, restore_generator, torch_generator
@@ -24,7 +24,7 @@ def speeds(monkeypatch):
     """A fake GPU, with speeds to set; every measurement is counted."""
     values = {Learner: 100.0, CapturedLearner: 500.0, "measured": 0}
 
-    def updates_per_second(learner, row):
+    def updates_per_second(learner, row, at_once=None):
         values["measured"] += 1
         return values[type(learner)]
 
@@ -41,9 +41,9 @@ def forget(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
-@pytest.mark.parametrize("algo", ["td3", "ddpg"])
-def test_the_faster_device_is_used(speeds, algo, precision):
-    config = composed(f"algo={algo}", f"precision={precision}", "num_seeds=2", "num_envs=2")
+@pytest.mark.parametrize("overrides", [["algo=td3", "num_seeds=3"], ["algo=ddpg", "algo.normalize_obs=true"]])
+def test_the_faster_device_is_used(speeds, overrides, precision):
+    config = composed(*overrides, f"precision={precision}", "num_envs=2")
     choice = choose(config, 2, 1)
     assert choice == (FAKE, True, {"cpu": 100.0, "cpu:0": 500.0}, None)
     assert choice.describe() == (
@@ -86,15 +86,31 @@ def test_a_wrong_gpu_is_left_alone(speeds, monkeypatch, precision):
     monkeypatch.setattr(CapturedLearner, "learn", learn_otherwise)
     choice = choose(composed(f"precision={precision}"), 2, 1)
     assert choice.device == CPU
-    assert "its first 10 updates are off by" in choice.reason
+    assert "its first 10 updates differ by" in choice.reason
 
 
-def test_a_gpu_without_room_is_left_alone(speeds, monkeypatch):
-    monkeypatch.setattr(device, "first_gpu", lambda: torch.device("meta"))
-    monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 2**20)
-    choice = choose(composed(), 2, 1)
+def test_a_gpu_without_room_for_a_run_is_left_alone_by_that_run(speeds, monkeypatch):
+    gpu = torch.device("meta")
+    monkeypatch.setattr(device, "first_gpu", lambda: gpu)
+    monkeypatch.setattr(device, "measure", lambda *_: device.faster(gpu, {"cpu": 100.0, "meta": 500.0}))
+    monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 3 * 2**30)
+    assert choose(composed(), 2, 1).device == gpu
+    choice = choose(composed("buffer_size=1e8", "total_steps=1e8"), 2, 1)
     assert choice.device == CPU
-    assert "of meta are free" in choice.reason
+    assert "GiB of meta are free" in choice.reason
+    forget(monkeypatch)
+    assert choose(composed("buffer_size=1e8", "total_steps=1e8"), 2, 1) == choice
+    assert choose(composed(), 2, 1).device == gpu
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: devices are busy"), AssertionError("not compiled")])
+def test_a_gpu_that_does_not_start_is_left_alone(speeds, monkeypatch, error):
+    def fail(gpu):
+        raise error
+
+    monkeypatch.setattr(device, "machine", fail)
+    choice = choose(composed(), 2, 1)
+    assert choice == (CPU, False, {}, f"{type(error).__name__}: {error}")
 
 
 def test_a_configuration_is_measured_once_on_a_machine(speeds, monkeypatch):
@@ -120,8 +136,25 @@ def test_a_damaged_cache_is_measured_again(speeds, monkeypatch, tmp_path, conten
     assert speeds["measured"] == 4
 
 
+@pytest.mark.parametrize("speed", ["null", '"x"', "[1]", "NaN", "-1.0", "0", "true"])
+def test_a_cached_speed_that_is_none_is_measured_again(speeds, monkeypatch, tmp_path, speed):
+    choose(composed(), 2, 1)
+    path = tmp_path / "cache/dpg-cli/devices.json"
+    path.write_text(path.read_text().replace("100.0", speed))
+    forget(monkeypatch)
+    assert choose(composed(), 2, 1).device == FAKE
+    assert speeds["measured"] == 4
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(speeds, monkeypatch, tmp_path):
     (tmp_path / "cache").write_text("")
+    assert choose(composed(), 2, 1).device == FAKE
+
+
+def test_without_a_home_there_is_no_cache(speeds, monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
     assert choose(composed(), 2, 1).device == FAKE
 
 
@@ -139,7 +172,7 @@ def test_a_named_device_is_not_measured(speeds):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_the_users_mistake():
-    with pytest.raises(UserError, match=r"device=cuda: torch .* finds no GPU; use cpu or auto"):
+    with pytest.raises(UserError, match=r"device=cuda: torch .* finds no GPU; use device=cpu or device=auto"):
         named_device("cuda")
 
 
@@ -149,11 +182,11 @@ def test_a_speed_is_that_of_updates(monkeypatch):
     made = []
     monkeypatch.setattr(device, "learn", lambda learner, row, updates: made.append(updates))
     monkeypatch.setattr(device, "_finish", lambda learner: None)
-    assert device.updates_per_second(None, None, clock=lambda: next(now)) == pytest.approx(30 / 5)
+    assert device.updates_per_second(None, None, 10, clock=lambda: next(now)) == pytest.approx(30 / 5)
     assert made == [10, 10, 10, 10]  # the first are a warm-up
 
 
-def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_it(train, speeds, tmp_path):
+def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_it(train, speeds, monkeypatch, tmp_path):
     folder = tmp_path / "run"
     code, out, _ = train(*TOY, f"hydra.run.dir={folder}")
     assert code == 0
@@ -162,6 +195,14 @@ def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_it(train, speeds, tm
     assert json.loads((folder / "run.json").read_text())["device"] == expected
     assert "device=auto uses cpu:0" in (folder / "train.log").read_text()
     assert "device: auto" in (folder / "config.yaml").read_text()
+    forget(monkeypatch)
+    (tmp_path / "cache/dpg-cli/devices.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "build", None)
+        assert train(f"resume={folder}", "total_steps=60", "trust=true")[0] == 1  # which loses nothing
+    code, out, _ = train(f"resume={folder}", "total_steps=60", "trust=true")
+    assert (code, "device=auto" in out, speeds["measured"]) == (0, False, 2)
+    assert json.loads((folder / "run.json").read_text())["device"] == expected
 
 
 def test_a_resumed_run_keeps_its_device(train, speeds, tmp_path, monkeypatch):
@@ -198,8 +239,8 @@ def test_a_run_from_a_gpu_is_not_resumed_elsewhere_without_a_word(train, tmp_pat
     (folder / "run.json").write_text(json.dumps(content))
     code, _, err = train(f"resume={folder}", "total_steps=60", "trust=true")
     assert code == 2
-    assert "device=cuda" in err
-    assert "use cpu or auto" in err
+    reason = f"device=cuda: torch {torch.__version__} finds no GPU; use device=cpu or device=auto"
+    assert err == f"dpg-train: the run was on {reason}; resume={folder} device=cpu moves it\n"
 
 
 @pytest.mark.parametrize("name", ["cuda; rm -rf", "meta", 3, None, ["cuda"]])
@@ -241,8 +282,22 @@ def test_too_large_a_replay_is_refused_with_what_would_fit(monkeypatch):
         "buffer_size=664_000 would fit, or device=cpu"
     )
     monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 2**29)
-    with pytest.raises(UserError, match=r"algo.hidden_sizes=.* of cuda are free, or device=cpu"):
+    with pytest.raises(
+        UserError, match=r"algo.hidden_sizes=.* are free: use smaller ones, or reduce num_seeds, or device"
+    ):
         memory.check_memory(config, 17, 6, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_networks_are_counted_with_all_that_belongs_to_them(precision):
+    config = composed("algo=td3", f"precision={precision}", "algo.hidden_sizes=[128,128]", "num_seeds=2")
+    learner = new_learner(config, new_algorithm(config, 17, 6, CPU), 17, 6, captured=True)
+    learner.prepare()
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in learner.algorithm.static_tensors()
+    }
+    assert sum(storages.values()) <= memory.learner_bytes(config, 17, 6) * 1.01
+    assert sum(storages.values()) > memory.learner_bytes(config, 17, 6) * 0.75
 
 
 def test_a_state_of_another_kind_of_device_begins_a_new_stream():

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpg_cli import config
 
@@ -69,6 +70,20 @@ def test_a_difference_is_seen(gpu, monkeypatch):
 )
 def test_mistakes_are_refused_in_one_line(script, arguments, message):
     assert script(*arguments) == (2, "", message + "\n")
+
+
+def test_a_wrong_gpu_is_the_scripts_failure(script, gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "machine", dict)
+    monkeypatch.setattr(gpu, "against_the_cpu", lambda algo, seeds: 1e-14 if algo == "td3" else 1e-5)
+    for name in ("against_single_operations", "moved"):
+        monkeypatch.setattr(gpu, name, lambda: 0.0)
+    monkeypatch.setattr(gpu, "resumed_is_equal", lambda: False)
+    code, out, err = script("parts=right")
+    assert code == 1
+    names = [f"GPU against CPU, ddpg, seeds={seeds}" for seeds in (1, 4)]
+    assert err == f"gpu.py: wrong: {', '.join(names)}, resumed against uninterrupted\n"
+    assert "| GPU against CPU, td3, seeds=1 | largest difference 1e-14 |" in out
 
 
 def test_help_says_how_to_carry_packages_along(script):

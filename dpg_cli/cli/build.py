@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 
 from dpg_cli.algorithms import Algorithm
-from dpg_cli.cli.device import choose, named_device
+from dpg_cli.cli.device import activate, choose, named_device
 from dpg_cli.cli.learners import choose_threads, named, new_algorithm, new_learner
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.env_threads import EnvThreads
 from dpg_cli.envs import make_env
 from dpg_cli.errors import UserError
-from dpg_cli.learner import Learner
+from dpg_cli.learner import Learner, compile_for
 from dpg_cli.noise import NOISES, Noise
-from dpg_cli.precision import PRECISIONS, choose_products
+from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import Replay
 from dpg_cli.rollout import Env, Environments
 from dpg_cli.seeding import Purpose, generator
@@ -73,7 +73,11 @@ def check(config: TrainConfig) -> tuple[int, int]:
     training = build(config.model_copy(update=small))
     training.close()
     obs_dim, action_dim = sizes(training.environments)
-    check_memory(config, obs_dim, action_dim, choose(config, obs_dim, action_dim).device)
+    choice = choose(config, obs_dim, action_dim)
+    check_memory(config, obs_dim, action_dim, choice.device)
+    if config.compile and choice.captured:
+        number = torch.ones(1, device=choice.device)
+        compile_for(choice.device, lambda: number.mul_(1))
     return obs_dim, action_dim
 
 
@@ -91,7 +95,7 @@ def build(config: TrainConfig) -> Training:
     log.info("device: %s", choice.describe() or choice.device)
     torch.set_num_threads(threads := choose_threads(config, obs_dim))
     log.info("threads: %d", threads)
-    choose_products(choice.device)
+    activate(choice.device)
     try:
         check_memory(config, obs_dim, action_dim, choice.device)
     except UserError:

@@ -1,12 +1,13 @@
-"""The device of a run. `device=auto` measures: the faster of CPU and GPU for this configuration, on this machine.
+"""The device of a run. `device=auto` measures CPU and GPU and uses the faster one.
 
-The decision is kept in `~/.cache/dpg-cli/devices.json`, so that the same command stays the same run and a sweep decides
-once.
+The decision holds for a machine and a configuration. It is kept in `~/.cache/dpg-cli/devices.json`, so that the same
+command stays the same run and a sweep decides once.
 """
 
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import sys
@@ -33,6 +34,7 @@ from dpg_cli.replay import DeviceReplay, in_a_row
 
 CPU = torch.device("cpu")
 COMPARED = 10  # updates
+COMPARED_SEEDS = 2  # at most: in float64 a CPU takes long for many
 SECONDS = 1.0  # of updates on each device
 STORED = 1_000  # transitions that they learn from
 TIMES_THE_ROUNDING = 10.0  # of the CPU, that a GPU's updates may be off
@@ -48,7 +50,7 @@ class Choice(NamedTuple):
         device: of the run.
         captured: whether its work is captured.
         updates_per_second: by device, where they were measured.
-        reason: why a GPU that is there is not used, where it was not for its speed.
+        reason: why an available GPU is not used, if speed was not the reason.
     """
 
     device: torch.device
@@ -82,21 +84,35 @@ def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
     gpu = first_gpu()
     if gpu is None:
         return Choice(CPU, captured=False)
-    key = json.dumps(
-        [machine(gpu), choose_threads(config, obs_dim), obs_dim, action_dim]
-        + [getattr(config, name) for name in DECIDING_KEYS]
-    )
+    try:
+        here = machine(gpu)
+    except (RuntimeError, AssertionError) as error:  # of a driver, or of torch when it starts it
+        return Choice(CPU, captured=False, reason=one_line(f"{type(error).__name__}: {error}"))
+    sizes = [choose_threads(config, obs_dim), obs_dim, action_dim]
+    key = json.dumps([here, sizes, [getattr(config, name) for name in DECIDING_KEYS]])
     if key not in _chosen:
         with _cache() as known:
-            speeds = known.get(key)
-            if not isinstance(speeds, dict) or set(speeds) != {str(CPU), str(gpu)}:
+            if (speeds := _valid_speeds(known.get(key), gpu)) is not None:
+                choice = faster(gpu, speeds)
+            else:
                 choice = measure(config, obs_dim, action_dim, gpu)
                 if choice.reason is None:  # what went wrong may be gone the next time
                     known[key] = dict(choice.updates_per_second)
-            else:
-                choice = faster(gpu, {name: float(speed) for name, speed in speeds.items()})
         _chosen[key] = choice
-    return _chosen[key]
+    choice = _chosen[key]
+    if choice.captured:
+        try:  # each time, since the replay's size decides nothing else
+            check_memory(config, obs_dim, action_dim, gpu)
+        except UserError as error:
+            return Choice(CPU, captured=False, reason=str(error))
+    return choice
+
+
+def activate(device: torch.device) -> None:
+    """Make a device the one that torch computes on."""
+    choose_products(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def named_device(name: str) -> torch.device:
@@ -112,9 +128,10 @@ def named_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
-            raise UserError(f"device={name}: torch {torch.__version__} finds no GPU; use cpu or auto")
+            raise UserError(f"device={name}: torch {torch.__version__} finds no GPU; use device=cpu or device=auto")
         if device.index is not None and device.index >= count:
-            raise UserError(f"device={name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+            names = ", ".join(f"cuda:{index}" for index in range(count))
+            raise UserError(f"device={name}: no such GPU; choose from {names}")
     return device
 
 
@@ -123,10 +140,14 @@ def first_gpu() -> torch.device | None:
     return torch.device("cuda") if torch.cuda.is_available() else None
 
 
-def machine(gpu: torch.device) -> list[str]:
-    """What a speed depends on beside the configuration."""
+def machine(gpu: torch.device) -> list[Any]:
+    """What a speed depends on beside the configuration.
+
+    Raises:
+        RuntimeError, AssertionError: the GPU cannot be used.
+    """
     model = torch.cuda.get_device_name(gpu) if gpu.type == "cuda" else str(gpu)
-    return [platform.node(), platform.processor(), model, torch.__version__, __version__]
+    return [_cpu_model(), len(os.sched_getaffinity(0)), model, torch.__version__, __version__]
 
 
 def faster(gpu: torch.device, updates_per_second: dict[str, float]) -> Choice:
@@ -150,27 +171,26 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
     threads = torch.get_num_threads()
     torch.set_num_threads(choose_threads(config, obs_dim))
     try:
-        check_memory(config, obs_dim, action_dim, gpu)
-        choose_products(gpu)
+        activate(gpu)
         learner = new_learner(small, new_algorithm(small, obs_dim, action_dim, gpu), obs_dim, action_dim, captured=True)
         assert isinstance(learner, CapturedLearner)
         learner.prepare()
         _store(learner, rows)
         learn(learner, rows[0], COMPARED)
-        choose_products(CPU)
+        activate(CPU)
         compare(small, obs_dim, action_dim, learner, rows)
-        choose_products(gpu)
+        activate(gpu)
         on_gpu = updates_per_second(learner, rows[0])
+        activate(CPU)
+        plain = new_learner(small, new_algorithm(small, obs_dim, action_dim, CPU), obs_dim, action_dim, captured=False)
+        _store(plain, rows)
+        on_cpu = updates_per_second(plain, rows[0], at_once=1)
     except Exception as error:  # whatever a driver raises, or a compiler
         reason = str(error) if isinstance(error, UserError | WrongError) else f"{type(error).__name__}: {error}"
         return Choice(CPU, captured=False, reason=one_line(reason))
     finally:
-        choose_products(CPU)
         torch.set_num_threads(threads)
-    torch.set_num_threads(choose_threads(config, obs_dim))
-    plain = new_learner(small, new_algorithm(small, obs_dim, action_dim, CPU), obs_dim, action_dim, captured=False)
-    _store(plain, rows)
-    return faster(gpu, {str(CPU): updates_per_second(plain, rows[0]), str(gpu): on_gpu})
+    return faster(gpu, {str(CPU): on_cpu, str(gpu): on_gpu})
 
 
 class WrongError(Exception):
@@ -193,23 +213,25 @@ def compare(config: TrainConfig, obs_dim: int, action_dim: int, learner: Capture
     Raises:
         WrongError: it is off from float64 by more than `TIMES_THE_ROUNDING` what the CPU is.
     """
-    numbers, normals = (drawn[:, :COMPARED] for drawn in learner.drawn())
+    members = min(config.num_seeds, COMPARED_SEEDS)
+    numbers, normals = (drawn[:members, :COMPARED] for drawn in learner.drawn())
     moved = []
     for precision in ("float64", config.precision):
-        own = config.model_copy(update={"precision": precision})
+        own = config.model_copy(update={"precision": precision, "num_seeds": members})
         algorithm = new_algorithm(own, obs_dim, action_dim, CPU)
-        dtype, start = algorithm.actor.flat.dtype, _parameters(algorithm)
-        streams = [torch.Generator()] * config.num_seeds
+        dtype, start = algorithm.actor.flat.dtype, _parameters(algorithm, members)
+        streams = [torch.Generator()] * members
         replay = DeviceReplay(config.buffer_size, obs_dim, action_dim, streams, CPU, dtype, config.num_envs)
         for row in [*rows, rows[0]]:
-            replay.insert(torch.from_numpy(np.concatenate(in_a_row(*row), axis=-1)).to(dtype))
+            replay.insert(torch.from_numpy(np.concatenate(in_a_row(*row), axis=-1)[:members]).to(dtype))
+            algorithm.observe(row[0][:members])
         follow(algorithm, replay, numbers, normals)
-        moved.append(_parameters(algorithm) - start)
+        moved.append(_parameters(algorithm, members) - start)
     exact, rounded = moved
-    off = float((_parameters(learner.algorithm) - start - exact).norm() / exact.norm())
+    off = float((_parameters(learner.algorithm, members) - start - exact).norm() / exact.norm())
     allowed = max(TIMES_THE_ROUNDING * float((rounded - exact).norm() / exact.norm()), EXACT)
     if not off <= allowed:
-        raise WrongError(f"its first {COMPARED} updates are off by {off:.1e}, and rounding explains {allowed:.1e}")
+        raise WrongError(f"its first {COMPARED} updates differ by {off:.1e}; rounding allows {allowed:.1e}")
 
 
 def learn(learner: Learner, row: Row, updates: int) -> None:
@@ -217,14 +239,16 @@ def learn(learner: Learner, row: Row, updates: int) -> None:
     learner.learn(*row, observed=row[0], updates=updates, acts_next=False)
 
 
-def updates_per_second(learner: Learner, row: Row, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Speed of real updates."""
-    learn(learner, row, COMPARED)
+def updates_per_second(
+    learner: Learner, row: Row, at_once: int = COMPARED, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Speed of real updates, over a second; `at_once` of them go with one transition."""
+    learn(learner, row, at_once)
     _finish(learner)
     start, updates = clock(), 0
     while clock() - start < SECONDS:
-        learn(learner, row, COMPARED)
-        updates += COMPARED
+        learn(learner, row, at_once)
+        updates += at_once
     _finish(learner)
     return updates / (clock() - start)
 
@@ -250,16 +274,36 @@ def _transitions(config: TrainConfig, obs_dim: int, action_dim: int) -> list[Row
     return rows
 
 
-def _parameters(algorithm: Algorithm) -> Tensor:
-    """Of all networks, in float64 on the CPU."""
+def _parameters(algorithm: Algorithm, members: int) -> Tensor:
+    """All networks of the first members, in float64 on the CPU."""
     networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
-    return torch.cat([network.flat.detach().cpu().double() for network in networks])
+    views = [view for network in networks for view in network.views(network.flat.detach().cpu().double())]
+    return torch.cat([view.narrow(view.dim() - 3, 0, members).flatten() for view in views])
+
+
+def _valid_speeds(speeds: Any, gpu: torch.device) -> dict[str, float] | None:
+    """What the cache says, if it says what it should."""
+    if not isinstance(speeds, dict) or set(speeds) != {str(CPU), str(gpu)}:
+        return None
+    return speeds if all(type(speed) is float and 0 < speed < math.inf for speed in speeds.values()) else None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 @contextlib.contextmanager
 def _cache() -> Iterator[dict[str, Any]]:
     """Speeds by what they depend on; what is added is kept, if the disk takes it. One process at a time has it."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpg-cli"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if caches.startswith("~"):  # a user without a home
+        yield {}
+        return
+    folder = Path(caches, "dpg-cli")
     path, known = folder / "devices.json", {}
     with contextlib.ExitStack() as opened:
         with contextlib.suppress(OSError):

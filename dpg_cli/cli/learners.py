@@ -40,6 +40,8 @@ def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: to
     except ValueError as error:
         raise UserError(f"algo.{error}") from error
     except (RuntimeError, MemoryError) as error:
+        if device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
+            raise
         raise UserError(f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks") from error
 
 

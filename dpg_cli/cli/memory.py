@@ -31,7 +31,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
         raise UserError(
             f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks: with "
             f"num_seeds={config.num_seeds} they take {networks / 2**30:,.1f} GiB, "
-            f"and {free / 2**30:.1f} GiB of {where} are free{elsewhere}"
+            f"and {free / 2**30:.1f} GiB of {where} are free: use smaller ones, or reduce num_seeds{elsewhere}"
         )
     capacity = min(config.buffer_size, config.total_steps)
     dtype, shared = PRECISIONS[config.precision].parameters, config.share_next_obs
@@ -39,9 +39,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
     room = free - networks if device.type != "cpu" else free
     if needed > room:
         fits = int(capacity * 0.95 * room / needed) // 1000 * 1000
-        smaller = (
-            f"buffer_size={fits:_} would fit" if fits >= config.algo["batch_size"] else "fewer num_seeds would fit"
-        )
+        smaller = f"buffer_size={fits:_} would fit" if fits >= config.algo["batch_size"] else "reduce num_seeds"
         shareable = "" if shared or device.type != "cpu" else ", share_next_obs=true needs about half"
         raise UserError(
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
@@ -50,15 +48,19 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
 
 
 def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
-    """What all networks, their targets and the moments of their optimizers take."""
+    """What all networks, their targets, gradients and the moments of their optimizers take."""
     hidden = config.algo["hidden_sizes"]
 
     def parameters(inputs: int, outputs: int) -> int:
         return sum((rows + 1) * columns for rows, columns in pairwise([inputs, *hidden, outputs]))
 
     critics: int = config.algo.get("num_critics", 1) * parameters(obs_dim + action_dim, 1)
-    copies = 4 * config.num_seeds  # the network, its target, two moments
-    return copies * (parameters(obs_dim, action_dim) + critics) * PRECISIONS[config.precision].parameters.itemsize
+    precision = PRECISIONS[config.precision]
+    copies = 5 + (
+        precision.products is not precision.parameters
+    )  # network, target, two moments, gradient; a rounded one
+    each = copies * precision.parameters.itemsize
+    return config.num_seeds * (parameters(obs_dim, action_dim) + critics) * each
 
 
 def update_bytes(config: TrainConfig) -> int:

@@ -14,7 +14,7 @@ from dpg_cli import checkpoint, run_dir
 from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
-from dpg_cli.cli.device import choose
+from dpg_cli.cli.device import choose, named_device
 from dpg_cli.cli.folder import load_config
 from dpg_cli.cli.memory import most_bytes
 from dpg_cli.disk import Disk, explaining, remove_leftovers
@@ -60,6 +60,10 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
     stored_config = config
     if keep_device and config.device == "auto" and (device := run_dir.device(folder)) is not None:
         config = config.model_copy(update={"device": device})
+        try:
+            named_device(device)
+        except UserError as error:
+            raise UserError(f"the run was on {error}; resume={folder} device=cpu moves it") from error
     _, folders = job.members(config, folder)
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):

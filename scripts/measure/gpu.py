@@ -60,7 +60,8 @@ PUBLISHED = {
     100_000: (5514, 554),
     300_000: (7697, 727),
 }  # by the author's code
-RESERVE = 20  # seconds, for the end of the training
+RESERVE, SHORTEST = 20, 60  # seconds: for the end of the training, and that it must have
+ROUNDING = 1e-9  # that float64 explains after `COMPARED` updates
 MAIN = "from dpg_cli.cli.train import main; main()"
 
 
@@ -110,6 +111,7 @@ def measure(values: Mapping[str, str]) -> None:
     config.register()
     compiled = values.get("compile", "false,true").split(",")
     result: dict[str, Any] = {"machine": machine()}
+    wrong: list[str] = []
     print(", ".join(f"{key} {value}" for key, value in result["machine"].items()))
     print("\n| | figures | at |\n|---|---|---|")
 
@@ -117,6 +119,10 @@ def measure(values: Mapping[str, str]) -> None:
         result[name] = figures
         shown = {key: value for key, value in figures.items() if not isinstance(value, dict)}
         text = ", ".join(f"{key} {v:,.4g}" if isinstance(v, float) else f"{key} {v}" for key, v in shown.items())
+        if figures.get("largest difference", 0.0) > (ROUNDING if "GPU against CPU" in name else 0.0):
+            wrong.append(name)
+        if figures.get("equal") is False:
+            wrong.append(name)
         print(f"| {name} | {text} | {time.monotonic() - start:.0f} s |", flush=True)
         if "out" in values:
             Path(values["out"]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -154,7 +160,13 @@ def measure(values: Mapping[str, str]) -> None:
                         report(name, figures)
     if "training" in parts:
         left = float(values.get("seconds", "480")) - (time.monotonic() - start) - RESERVE
-        report("training, td3_paper, ten seeds", train_ten(left, f"compile={compiled[-1]}"))
+        if left < SHORTEST:
+            print(f"no time is left for the training: {left:.0f} s")
+        else:
+            report("training, td3_paper, ten seeds", train_ten(left, f"compile={compiled[-1]}"))
+    if wrong:
+        print(f"gpu.py: wrong: {', '.join(wrong)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def machine() -> dict[str, Any]:
