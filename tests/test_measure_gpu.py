@@ -37,14 +37,15 @@ def script(gpu, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("algo", ["td3", "ddpg"])
-def test_the_same_device_differs_in_nothing(gpu, algo):
-    assert gpu.against_the_cpu(algo, seeds=2) == 0
+@pytest.mark.parametrize("overrides", [["td3", 2], ["ddpg", 2], ["ddpg", 1, "algo.normalize_obs=true"]])
+def test_the_same_device_differs_in_nothing(gpu, overrides):
+    assert gpu.against_the_cpu(*overrides) == 0
 
 
 def test_graphs_and_moved_states_differ_in_nothing(gpu):
     assert gpu.against_single_operations() == 0
     assert gpu.moved() == 0
+    assert gpu.large_replay(2, 3_000) == 0
 
 
 def test_a_difference_is_seen(gpu, monkeypatch):
@@ -75,14 +76,15 @@ def test_mistakes_are_refused_in_one_line(script, arguments, message):
 def test_a_wrong_gpu_is_the_scripts_failure(script, gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "machine", dict)
-    monkeypatch.setattr(gpu, "against_the_cpu", lambda algo, seeds: 1e-14 if algo == "td3" else 1e-5)
-    for name in ("against_single_operations", "moved"):
-        monkeypatch.setattr(gpu, name, lambda: 0.0)
+    monkeypatch.setattr(gpu, "against_the_cpu", lambda algo, *_: 1e-14 if algo == "td3" else 1e-5)
+    for name in ("against_single_operations", "moved", "large_replay"):
+        monkeypatch.setattr(gpu, name, lambda *_: 0.0)
     monkeypatch.setattr(gpu, "resumed_is_equal", lambda: False)
     code, out, err = script("parts=right")
     assert code == 1
     names = [f"GPU against CPU, ddpg, seeds={seeds}" for seeds in (1, 4)]
-    assert err == f"gpu.py: wrong: {', '.join(names)}, resumed against uninterrupted\n"
+    names += ["normalised observations: GPU against CPU", "resumed against uninterrupted"]
+    assert err == f"gpu.py: wrong: {', '.join(names)}\n"
     assert "| GPU against CPU, td3, seeds=1 | largest difference 1e-14 |" in out
 
 

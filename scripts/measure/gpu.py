@@ -52,6 +52,7 @@ ENV, OBS_DIM, ACTION_DIM = "env=HalfCheetah-v4", 17, 6
 GPU = "cuda"
 SEEDS = (1, 4, 16, 64)
 COMPARED = 200  # updates
+NORMALIZED = "algo.normalize_obs=true"
 STEPS = {1: 10_000, 16: 5_000, 64: 2_500}  # of each training that is timed
 RANDOM_STEPS = 500  # of those
 PUBLISHED = {
@@ -133,6 +134,10 @@ def measure(values: Mapping[str, str]) -> None:
                 difference = against_the_cpu(algo, seeds)
                 report(f"GPU against CPU, {algo}, seeds={seeds}", {"largest difference": difference})
         report("graphs against single operations", {"largest difference": against_single_operations()})
+        report(
+            "normalised observations: GPU against CPU", {"largest difference": against_the_cpu("ddpg", 2, NORMALIZED)}
+        )
+        report("a replay of 2.7e9 numbers against a small one", {"largest difference": large_replay(64, 1_000_000)})
         report("a state moved to the CPU and back", {"largest difference": moved()})
         report("resumed against uninterrupted", {"equal": resumed_is_equal()})
     if "steps" in parts:
@@ -226,7 +231,7 @@ def largest_difference(a: Any, b: Any) -> float:
     return max(float((one - other).abs().max()) for one, other in flats)
 
 
-def against_the_cpu(algo: str, seeds: int) -> float:
+def against_the_cpu(algo: str, seeds: int, *more_overrides: str) -> float:
     """`COMPARED` updates from the same transitions, batches and noise."""
     import numpy as np
     import torch
@@ -234,7 +239,7 @@ def against_the_cpu(algo: str, seeds: int) -> float:
     from dpg_cli.learner import AHEAD, follow
     from dpg_cli.replay import DeviceReplay, in_a_row
 
-    overrides = [f"algo={algo}", f"num_seeds={seeds}", "precision=float64", "algo.batch_size=64"]
+    overrides = [f"algo={algo}", f"num_seeds={seeds}", "precision=float64", "algo.batch_size=64", *more_overrides]
     gpu = new_learner(GPU, *overrides, captured=True)
     cpu = new_learner("cpu", *overrides, captured=False).algorithm
     replay = DeviceReplay(2_000, OBS_DIM, ACTION_DIM, [torch.Generator()] * seeds, "cpu", torch.float64)
@@ -249,6 +254,7 @@ def against_the_cpu(algo: str, seeds: int) -> float:
         count = min(AHEAD, COMPARED - done)
         more(gpu, count, rows[0])
         store_on_cpu(rows[0])
+        cpu.observe(rows[0][0])
         numbers, normals = gpu.drawn()
         follow(cpu, replay, numbers[:, :count], normals[:, :count])
     return largest_difference(gpu.algorithm, cpu)
@@ -272,6 +278,15 @@ def against_single_operations() -> float:
     finally:
         learner_module.capture = capture
     return largest_difference(graphs.algorithm, single.algorithm)
+
+
+def large_replay(seeds: int, capacity: int) -> float:
+    """20 updates from a replay of more numbers than 32 bits can count, and from a small one with the same rows."""
+    largest = f"buffer_size={capacity}", f"total_steps={capacity}"
+    small, large = (new_learner(GPU, f"num_seeds={seeds}", *keys, captured=True) for keys in ((), largest))
+    for learner in (small, large):
+        more(learner, 20, next(transitions(seeds)))
+    return largest_difference(small.algorithm, large.algorithm)
 
 
 def moved() -> float:
