@@ -1,6 +1,6 @@
 """Learning and acting, as the training loop asks for them: an operation at a time, or captured on a device.
 
-On a GPU an update of a small network is a hundred kernels of a few microseconds each, which a host cannot start fast
+On a GPU an update of a small network is about a hundred kernels of a few microseconds. The host cannot launch them fast
 enough one by one. So each kind of update is captured once, with the choice of its batch and its noise, and replayed;
 so are storing and acting. The host waits for the device only when it needs an action.
 """
@@ -42,7 +42,7 @@ class Learner:
         self.averages = Averages(len(algorithm.generators), algorithm.actor.flat.device)
 
     def prepare(self) -> None:
-        """Be ready to learn and to act; before anything is stored or restored."""
+        """Prepare to learn and act. Call it before anything is stored or restored."""
 
     def learn(
         self,
@@ -208,7 +208,7 @@ class CapturedLearner(Learner):
         self._asked = False
 
     def drawn(self) -> tuple[Tensor, Tensor]:
-        """What has been drawn ahead: numbers that choose batches `(S, AHEAD, B)`, and N(0, 1) `(S, AHEAD, n)`."""
+        """The current block: numbers that choose batches `(S, AHEAD, B)`, and N(0, 1) `(S, AHEAD, n)`."""
         numbers, normals, _ = self._draws.static_tensors()
         return numbers.cpu(), normals.cpu()
 
@@ -284,8 +284,8 @@ class Draws:
 
     Attributes:
         generators: all of them.
-        used: `()`, updates that have used their part of what is drawn.
-        before: the generators' states from which it was.
+        used: `(1,)`, the number of updates made from the current block.
+        before: the generators' states from which that was drawn.
     """
 
     def __init__(self, normals: int, algorithm: Algorithm, replay: DeviceReplay):

@@ -267,9 +267,26 @@ def test_a_gpu_that_runs_full_ends_the_run_with_its_last_checkpoint_whole(train,
     monkeypatch.setattr(Learner, "learn", run_full)
     code, _, err = train(*TOY, "checkpoint.every=15", f"hydra.run.dir={folder}")
     assert code == 1
-    message = "out of memory: OutOfMemoryError: CUDA out of memory; the checkpoint of step 30 is whole"
+    message = "out of memory: OutOfMemoryError: CUDA out of memory; the checkpoint of step 30 is valid"
     assert err.splitlines() == [f"dpg-train: failed: {message} (log: {folder / 'train.log'})"]
     assert json.loads((folder / "run.json").read_text())["error"] == message
+
+
+def test_compiling_has_no_effect_on_a_cpu_and_the_run_says_so(train, tmp_path):
+    code, out, _ = train(*TOY, "compile=true")
+    assert code == 0
+    assert "note: compile=true has no effect here: only work that is captured on a GPU is compiled" in out
+
+
+@pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling it"])
+def test_other_words_for_a_full_gpu(train, monkeypatch, message):
+    def run_full(self, *args, **kwargs):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(Learner, "learn", run_full)
+    code, _, err = train(*TOY)
+    assert code == 1
+    assert f"failed: out of memory: RuntimeError: {message}; the checkpoint of step 0 is valid" in err
 
 
 def test_too_large_a_replay_is_refused_with_what_would_fit(monkeypatch):

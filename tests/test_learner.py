@@ -157,6 +157,18 @@ def test_nothing_waits_for_the_device_between_two_log_points(monkeypatch, overri
     assert learner.algorithm.updates == 3 * AHEAD
 
 
+@pytest.mark.usefixtures("captured")
+def test_nothing_waits_for_the_device_in_a_training(tmp_path, monkeypatch):
+    for name in ("learn", "act"):
+
+        def without_waiting(self, *args, own=getattr(CapturedLearner, name), **kwargs):
+            with nothing_comes_to_the_host(monkeypatch):
+                return own(self, *args, **kwargs)
+
+        monkeypatch.setattr(CapturedLearner, name, without_waiting)
+    assert Run(tmp_path, *ALIKE, "algo=td3", "num_seeds=2").updates == 105
+
+
 def test_the_next_action_is_requested_before_updates_that_leave_the_actor_as_it_is(monkeypatch):
     order = []
     learner = new_learner("algo=td3", "algo.policy_delay=2")

@@ -3,12 +3,12 @@
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
 
 from dpg_cli import run_dir
@@ -113,7 +113,7 @@ def run(
     except BaseException as error:  # a simulator's SystemExit must not look like success either
         expected = isinstance(error, DivergedError | DiskError | UserError)
         message = one_line(error if expected else f"{type(error).__name__}: {error}")
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        if isinstance(error, MemoryError) or re.search("out of memory|ALLOC_FAILED", message):
             message = _out_of_memory(message, folders)
         log.exception("failed")
         for run_file in run_files:
@@ -140,7 +140,7 @@ def run(
 def _out_of_memory(message: str, folders: Sequence[Path]) -> str:
     """What ran out, shortly, and what is left of the run."""
     steps = set.intersection(*(set(saved_steps(path)) for path in folders))
-    left = f"; the checkpoint of step {max(steps):,} is whole" if steps else ""
+    left = f"; the checkpoint of step {max(steps):,} is valid" if steps else ""
     return f"out of memory: {message.partition('. ')[0]}{left}"
 
 
@@ -243,7 +243,7 @@ def _notes(config: TrainConfig, training: Training, problem: str | None, thread_
             f"env_threads={config.env_threads}: {config.env.id} is stepped in a plain loop instead: {thread_problem}"
         )
     if config.compile and not isinstance(training.learner, CapturedLearner):
-        notes.append("compile=true has no effect: only what is captured on a GPU is compiled")
+        notes.append("compile=true has no effect here: only work that is captured on a GPU is compiled")
     if not has_time_limit(training.evaluation_envs[0][0]):
         notes.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
