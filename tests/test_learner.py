@@ -159,13 +159,15 @@ def test_nothing_waits_for_the_device_between_two_log_points(monkeypatch, overri
 
 @pytest.mark.usefixtures("captured")
 def test_nothing_waits_for_the_device_in_a_training(tmp_path, monkeypatch):
-    for name in ("learn", "act"):
-
-        def without_waiting(self, *args, own=getattr(CapturedLearner, name), **kwargs):
+    def without_waiting(own):
+        def run(*args, **kwargs):
             with nothing_comes_to_the_host(monkeypatch):
-                return own(self, *args, **kwargs)
+                return own(*args, **kwargs)
 
-        monkeypatch.setattr(CapturedLearner, name, without_waiting)
+        return run
+
+    monkeypatch.setattr(CapturedLearner, "learn", without_waiting(CapturedLearner.learn))
+    monkeypatch.setattr(CapturedLearner, "act", without_waiting(CapturedLearner.act))
     assert Run(tmp_path, *ALIKE, "algo=td3", "num_seeds=2").updates == 105
 
 
