@@ -5,7 +5,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
+
+from dpg_cli.env_group import LocalEnvs
+from dpg_cli.env_threads import PLAIN_LOOP
+
+
+def local(envs, kind="training", threads=PLAIN_LOOP):
+    """A group of environments that are given by member and index."""
+    return LocalEnvs([env for member in envs for env in member], kind, threads)
 
 
 class Reach(gym.Env[np.ndarray, np.ndarray]):
@@ -81,6 +88,8 @@ class Drawing(Reach):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         if seed is not None:
             self.action_space.seed(seed)
+            import torch  # not where processes step other environments
+
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
@@ -88,6 +97,8 @@ class Drawing(Reach):
 
     def step(self, action):
         obs, reward, *rest = super().step(action)
+        import torch
+
         drawn = [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: NPY002
         return obs, reward + sum(drawn) + float(self.action_space.sample()[0]), *rest
 
@@ -116,6 +127,8 @@ class Sharing(Reach):
         elif self.what == "python":
             random.random()
         elif self.what == "torch":
+            import torch
+
             torch.rand(())
         elif self.what == "space":
             self.action_space.sample()
