@@ -166,6 +166,8 @@ def choose_stepping(config: TrainConfig, problem: str | None, durations: Sequenc
     if max(processes, threads) > 1 and problem is not None:
         log.info("environments are stepped one after another: %s", problem)
         processes = threads = 1
+    if processes > 1:
+        log.info("environments are stepped in %d processes", processes)
     return Stepping(processes, EnvThreads(threads, measured=config.env_threads == "auto"))
 
 
