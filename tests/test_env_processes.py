@@ -134,7 +134,7 @@ def test_workers_ignore_signals_that_stop_the_main_process(scripted):
 
 
 def test_a_simulation_that_mujoco_resets_is_named():
-    processes = start(functools.partial(make_env, "toy_envs:Toy/Unstable-v0"))
+    processes = start(functools.partial(make_env, "toy_envs:Toy/UnstableSeed-v0"))
     for kind in ("training", "evaluation"):
         envs, obs = processes.groups[kind], np.zeros((2, 2, 17), np.float32)
         envs.reset([0, 0, 1, 1], obs.reshape(SIZE, 17))

@@ -44,7 +44,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("right", "updates", "steps", "training")
-KEYS = ("parts", "seconds", "compile", "wheels", "out", "env_threads")
+KEYS = ("parts", "seconds", "compile", "wheels", "out", "env_threads", "env_processes")
 CHEETAH = ["env=HalfCheetah-v4"]
 OBS_DIM, ACTION_DIM = 17, 6
 SEEDS = (1, 4, 16, 64)
@@ -82,8 +82,7 @@ def measure(values: Mapping[str, str], start: float) -> None:
     config.register()
     seconds, compiled = float(values.get("seconds", "480")), values.get("compile", "false")
     keys = [f"compile={compiled}"]
-    if "env_threads" in values:
-        keys.append(f"env_threads={values['env_threads']}")
+    keys += [f"{key}={values[key]}" for key in ("env_threads", "env_processes") if key in values]
     result: dict[str, Any] = {"machine": machine(), "compile": compiled}
     print(json.dumps(result["machine"]))
     print("| what | figure |\n|---|---|")
