@@ -47,9 +47,9 @@ def scripted():
 
 @pytest.fixture(autouse=True)
 def _no_process_is_left(scripted):
-    before = multiprocessing.active_children()
+    before = set(multiprocessing.active_children())
     yield
-    assert multiprocessing.active_children() == before
+    assert set(multiprocessing.active_children()) == before
 
 
 def played(envs, scripts, kind="training"):
