@@ -17,7 +17,7 @@ from commands import SMALL, TOY
 from oracle import differences
 from toy_envs import SCRIPTS, local
 
-from dpg_cli import config, env_processes
+from dpg_cli import config, env_processes, env_worker
 from dpg_cli.cli import build
 from dpg_cli.env_processes import EnvProcessError, EnvProcesses
 from dpg_cli.envs import make_env
@@ -220,7 +220,7 @@ def test_a_worker_whose_environment_hangs_is_killed(monkeypatch):
     envs, obs = processes.groups["training"], np.zeros((SIZE, 2), np.float32)
     envs.reset([SCRIPTS.index("hangs")] * SIZE, obs)
     for _ in range(2):
-        processes.send(0, env_processes.STEP["training"])
+        processes.send(0, env_worker.STEP["training"])
     pid = processes._workers[0].process.pid
     processes.close()
     with pytest.raises(ProcessLookupError):

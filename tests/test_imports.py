@@ -67,7 +67,7 @@ def test_the_core_pulls_in_no_config_no_environment_and_no_logger():
 
 
 def test_processes_that_step_environments_do_not_import_torch():
-    program = "import sys, dpg_cli.env_processes; print('torch' in sys.modules)"
+    program = "import sys, dpg_cli.env_processes, dpg_cli.env_worker; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
 
