@@ -139,11 +139,12 @@ class Environments:
         reward, terminated, truncated = self._stepper.step(when, action, next_obs)
         self._returns += reward
         self._lengths += 1
-        ended = np.flatnonzero(terminated | truncated).tolist()
-        if not ended:
+        over = terminated | truncated
+        if b"\1" not in over.tobytes():  # takes less time than over.any()
             self.obs = next_obs
             return Transition(obs, action, reward, next_obs, terminated, truncated), []
         self.obs, episodes = next_obs.copy(), []
+        ended = np.flatnonzero(over).tolist()
         for position in ended:
             i = divmod(position, self.num_envs)
             episodes.append(Episode(i[0], float(self._returns[i]), int(self._lengths[i])))
