@@ -91,7 +91,8 @@ class TrainConfig(Strict):
     truncation_bootstraps: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     threads: Literal["auto"] | Annotated[Count, Field(le=1024)]
-    env_threads: Literal["auto"] | Annotated[Count, Field(le=1024)] = "auto"  # older runs have no such key
+    env_processes: Literal["auto"] | Annotated[Count, Field(le=1024)] = "auto"  # older runs have no such key
+    env_threads: Literal["auto"] | Annotated[Count, Field(le=1024)] = "auto"
     precision: Literal["float32", "bf16", "float64"]
     eval: EvalConfig
     checkpoint: CheckpointConfig

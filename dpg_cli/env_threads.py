@@ -17,7 +17,6 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-import torch
 
 from dpg_cli.env_state import CannotCopy, Env, encode, layers
 
@@ -130,7 +129,7 @@ def _serve(tasks: SimpleQueue[Task | None]) -> None:
 
 
 class ThreadSafety:
-    """Finds out whether environments of one kind can be stepped in threads.
+    """Finds out whether environments of one kind can be stepped in threads, or in several processes.
 
     Attributes:
         problem: why they cannot; None if nothing speaks against it.
@@ -146,7 +145,7 @@ class ThreadSafety:
         yield
         after = _shared_state(env)
         changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-        self.problem = f"its steps change {min(changed)}" if changed else None
+        self.problem = f"its steps or resets change {min(changed)}" if changed else None
         if not all(layer.metadata.get("thread_safe", True) for layer in layers(env)):
             self.problem = "its metadata says that it is not thread-safe"
 
@@ -156,8 +155,9 @@ def _shared_state(env: Env) -> dict[str, str]:
     shared: dict[str, Any] = {
         "NumPy's global random generator": np.random.get_state(legacy=True),  # noqa: NPY002
         "Python's global random generator": random.getstate(),
-        "torch's global random generator": torch.get_rng_state().numpy(),
     }
+    if (torch := sys.modules.get("torch")) is not None:  # not imported here: processes that step environments need none
+        shared["torch's global random generator"] = torch.get_rng_state().numpy()
     for cls in {cls for layer in layers(env) for cls in type(layer).__mro__}:
         if cls.__module__.partition(".")[0] not in KNOWN_PACKAGES:
             shared |= {f"the class attribute {cls.__qualname__}.{name}": value for name, value in vars(cls).items()}

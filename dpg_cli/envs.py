@@ -21,6 +21,7 @@ from dpg_cli.errors import UserError
 
 log = logging.getLogger(__name__)
 
+UNSTABLE = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")  # MuJoCo then starts the simulation anew by itself
 MUJOCO_UNBOUNDED = 1e10  # mjMAXVAL, dm_control's bound where the model has none
 
 
@@ -39,6 +40,19 @@ REGISTERED_ELSEWHERE = {  # by how the ids begin
         "Gymnasium-Robotics", "robotics", ("gymnasium_robotics",)
     ),
 }
+
+
+class LogOnce:
+    """Logs each message once; it can be pickled and then knows what has been logged."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        """Log a message."""
+        if message not in self._logged:
+            self._logged.add(message)
+            log.info(message)
 
 
 class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -169,6 +183,16 @@ def has_time_limit(env: gym.Env[Any, Any]) -> bool:
     # A suite's environment counts steps, a composer's seconds; neither says so publicly, nor does its Gymnasium spec.
     limits = (getattr(env.unwrapped, name, math.inf) for name in ("_step_limit", "_time_limit"))
     return any(math.isfinite(limit) for limit in limits)
+
+
+def times_unstable(env: gym.Env[Any, Any]) -> np.ndarray | None:
+    """How often MuJoCo met a number that is not finite, by kind, now and later; None without MuJoCo."""
+    data = getattr(env.unwrapped, "data", None)
+    if data is None or not type(data).__module__.startswith("mujoco"):
+        return None
+    kinds = [int(getattr(sys.modules["mujoco"].mjtWarning, name)) for name in UNSTABLE]
+    numbers: np.ndarray = data.warning.number[min(kinds) : max(kinds) + 1]  # they are neighbours: a view, no copy
+    return numbers
 
 
 def _find(env_id: str, on_warning: Callable[[str], object]) -> None:

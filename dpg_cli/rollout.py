@@ -1,25 +1,18 @@
 """Acting in environments: `collect()` for training, `evaluate()` for measuring."""
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import gymnasium as gym
 import numpy as np
 
 from dpg_cli.algorithms import Algorithm
-from dpg_cli.env_state import CannotCopy, get_state, set_state
-from dpg_cli.env_threads import PLAIN_LOOP, EnvThreads
-from dpg_cli.envs import FlatEnv
+from dpg_cli.env_group import BadRewardError, EnvGroup, Stepped
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import Noise
 from dpg_cli.seeding import Purpose, generator, integer
 
 log = logging.getLogger(__name__)
-
-Env = gym.Env[np.ndarray, np.ndarray]
-UNSTABLE = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")  # MuJoCo then starts the simulation anew by itself
 
 
 class Transition(NamedTuple):
@@ -46,119 +39,81 @@ class Episode(NamedTuple):
 
 
 class Stepper:
-    """Steps the environments of all members, one action each.
+    """Steps the environments of all members and checks what they return.
 
     Args:
-        envs: by member and index, S lists of E.
+        envs: S members with E environments each, in order.
         seeds: one a member.
-        kind: what the environments are for, for `EnvThreads`.
-        largest_reward: a larger one counts as not finite.
     """
 
-    def __init__(self, envs: Sequence[Sequence[Env]], seeds: Sequence[int], kind: str, largest_reward: float):
-        self._shape = (len(envs), len(envs[0]))
+    def __init__(self, envs: EnvGroup, seeds: Sequence[int]):
+        self._envs = envs
         self._seeds = seeds
-        self._kind = kind
-        self._largest_reward = largest_reward
-        every = [((s, e), env, seeds[s]) for s, member in enumerate(envs) for e, env in enumerate(member)]
-        steps: list[Callable[[np.ndarray], tuple[Any, ...]]] = [env.step for _, env, _ in every]
-        self._own_actions: Callable[[np.ndarray], np.ndarray] = np.asarray
-        flat = [env for _, env, _ in every if isinstance(env, FlatEnv)]
-        if len(flat) == len(every) > 1:  # they have one box, so one call maps all actions; for one alone it is slower
-            steps = [env.step_own for env in flat]
-            self._own_actions = flat[0].own_actions
-        self._steps = [(i, step, seed) for (i, _, seed), step in zip(every, steps, strict=True)]
-        warnings = [(times_unstable(env), seed) for _, env, seed in every]
-        self._warnings = [(times, bytes(times.nbytes), seed) for times, seed in warnings if times is not None]
+        self._shape = (len(seeds), len(envs) // len(seeds))
 
     def step(
-        self,
-        when: str,
-        action: np.ndarray,
-        obs: np.ndarray,
-        threads: EnvThreads,
-        running: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, int]]]:
+        self, when: str, action: np.ndarray, obs: np.ndarray, running: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Step environments and check that everything they return is finite.
 
         Args:
             when: for messages.
             action: `(S, E, action_dim)` in [-1, 1].
             obs: `(S, E, obs_dim)`; the observations are written to it.
-            threads: step the environments.
             running: `(S, E)`, the environments to step; None for all.
 
         Returns:
-            Reward, terminated and truncated, `(S, E)`, with 0 and False for environments that were not stepped; and
-            the `(member, index)` of each environment whose episode ended, in order.
+            Reward, terminated and truncated, `(S, E)`, with 0 and False for environments that were not stepped.
 
         Raises:
             DivergedError: an action, a reward, an observation or a simulation is not finite.
             ValueError: an observation has another shape than its space says.
         """
         check_finite(self._seeds, when, action=action)
-        own, largest_reward = self._own_actions(action), self._largest_reward
         reward = np.zeros(self._shape)
         terminated, truncated = np.zeros(self._shape, bool), np.zeros(self._shape, bool)
-        ended = []
-
-        def work(part: Sequence[tuple[tuple[int, int], Callable[[np.ndarray], tuple[Any, ...]], int]]) -> None:
-            for i, step, seed in part:
-                observed, reward[i], terminated[i], truncated[i], _ = step(own[i])
-                put(obs, i, observed)
-                if not abs(reward[i]) <= largest_reward:
-                    raise DivergedError(f"seed {seed}, {when}: reward is not finite")
-                if terminated[i] or truncated[i]:
-                    ended.append(i)
-
-        steps = self._steps if running is None else [entry for entry in self._steps if running.item(entry[0])]
-        threads.run(self._kind, work, steps)
+        stepped = Stepped(by_position(obs), reward.reshape(-1), terminated.reshape(-1), truncated.reshape(-1))
+        try:
+            self._envs.step(by_position(action), stepped, None if running is None else running.reshape(-1))
+        except BadRewardError as bad:
+            raise DivergedError(f"seed {self._seed(bad.position)}, {when}: reward is not finite") from None
         check_finite(self._seeds, when, obs=obs)
-        for times, none, seed in self._warnings:
-            if times.tobytes() != none:  # ten times as fast as times.any()
-                raise DivergedError(f"seed {seed}, {when}: the simulation became unstable and was reset by MuJoCo")
-        ended.sort()
-        return reward, terminated, truncated, ended
+        if (position := self._envs.unstable()) is not None:
+            raise DivergedError(
+                f"seed {self._seed(position)}, {when}: the simulation became unstable and was reset by MuJoCo"
+            )
+        return reward, terminated, truncated
+
+    def _seed(self, position: int) -> int:
+        return self._seeds[position // self._shape[1]]
 
 
 class Environments:
     """The training environments of all members, and where each stands in its episode.
 
     Args:
-        envs: by member and index, S lists of E.
+        envs: S members with E environments each, in order.
         seeds: one a member.
         copyable: whether `env_state` can copy them in the middle of an episode.
-        threads: step them.
     """
 
-    def __init__(
-        self,
-        envs: Sequence[Sequence[Env]],
-        seeds: Sequence[int],
-        *,
-        copyable: bool = True,
-        threads: EnvThreads = PLAIN_LOOP,
-    ):
+    def __init__(self, envs: EnvGroup, seeds: Sequence[int], *, copyable: bool = True):
         self.envs = envs
         self.copyable = copyable
-        self.threads = threads
         self.seeds = seeds
-        self.num_envs = len(envs[0])
-        shape = (len(envs), self.num_envs)
-        space = envs[0][0].observation_space
+        self.num_envs = len(envs) // len(seeds)
+        shape = (len(seeds), self.num_envs)
+        space = envs.example.observation_space
         self.obs = np.empty((*shape, space.shape[0]), space.dtype)  # type: ignore[index]
         self._returns = np.zeros(shape)
         self._lengths = np.zeros(shape, np.int64)
-        self.action_dim: int = envs[0][0].action_space.shape[0]  # type: ignore[index]
-        largest_reward = float(np.finfo(self.obs.dtype).max)  # that the replay can keep
-        self._stepper = Stepper(envs, seeds, "training", largest_reward)
+        self.action_dim: int = envs.example.action_space.shape[0]  # type: ignore[index]
+        self._stepper = Stepper(envs, seeds)
         self._random = [[generator(s, Purpose.RANDOM_ACTION, e) for e in range(shape[1])] for s in seeds]
-        self._all = [((s, e), env, seeds[s]) for s, member in enumerate(envs) for e, env in enumerate(member)]
 
     def reset(self) -> None:
         """Start every environment's first episode, each from its own seed."""
-        for index, env, seed in self._all:
-            put(self.obs, index, env.reset(seed=integer(seed, Purpose.ENVIRONMENT, index[1]))[0])
+        self.envs.reset(self._env_seeds(), by_position(self.obs))
         check_finite(self.seeds, "step 0", obs=self.obs)
 
     def random_action(self) -> np.ndarray:
@@ -181,22 +136,28 @@ class Environments:
         """
         when = f"step {step}"
         obs, next_obs = self.obs, np.empty_like(self.obs)
-        reward, terminated, truncated, ended = self._stepper.step(when, action, next_obs, self.threads)
+        reward, terminated, truncated = self._stepper.step(when, action, next_obs)
         self._returns += reward
         self._lengths += 1
-        self.obs, episodes = next_obs.copy() if ended else next_obs, []
-        for i in ended:
+        over = terminated | truncated
+        if b"\1" not in over.tobytes():  # takes less time than over.any()
+            self.obs = next_obs
+            return Transition(obs, action, reward, next_obs, terminated, truncated), []
+        self.obs, episodes = next_obs.copy(), []
+        ended = np.flatnonzero(over).tolist()
+        for position in ended:
+            i = divmod(position, self.num_envs)
             episodes.append(Episode(i[0], float(self._returns[i]), int(self._lengths[i])))
             self._returns[i], self._lengths[i] = 0.0, 0
-            put(self.obs, i, self.envs[i[0]][i[1]].reset()[0])
-        if episodes:
-            check_finite(self.seeds, when, obs=self.obs)
+        self.envs.restart(ended, by_position(self.obs))
+        check_finite(self.seeds, when, obs=self.obs)
         return Transition(obs, action, reward, next_obs, terminated, truncated), episodes
 
     def state(self, member: int) -> dict[str, Any]:
         """Where the environments of one member stand; without the simulators where they cannot be copied."""
+        positions = range(member * self.num_envs, (member + 1) * self.num_envs)
         return {
-            "simulators": [get_state(env) for env in self.envs[member]] if self.copyable else None,
+            "simulators": self.envs.get_states(positions) if self.copyable else None,
             "obs": self.obs[member].copy(),
             "returns": self._returns[member].copy(),
             "lengths": self._lengths[member].copy(),
@@ -213,30 +174,28 @@ class Environments:
         Returns:
             Where new episodes were begun, `(S, E)`.
         """
+        simulators: list[Any] = []
         for member, state in enumerate(states):
             for name, array in {"obs": self.obs, "returns": self._returns, "lengths": self._lengths}.items():
                 array[member] = np.reshape(state[name], array[member].shape)
             for stream, own in zip(self._random[member], state["random"], strict=True):
                 stream.bit_generator.state = own
-        anew = np.zeros(self.obs.shape[:2], bool)
-        for i, env, seed in self._all:
-            own_seed = integer(seed, Purpose.ENVIRONMENT, i[1], step)
-            env.reset(seed=own_seed)
-            try:
-                if states[i[0]]["simulators"] is None:
-                    raise CannotCopy("the one under way could not be copied")
-                set_state(env, states[i[0]]["simulators"][i[1]])
-            except CannotCopy as error:  # with other versions, its model may be another one
-                log.warning("seed %d: a new episode begins: %s", seed, error)
-                put(self.obs, i, env.reset(seed=own_seed)[0])
-                self._returns[i], self._lengths[i] = 0.0, 0
-                anew[i] = True
+            own_simulators = state["simulators"]
+            simulators += [None if own_simulators is None else own_simulators[e] for e in range(self.num_envs)]
+        reasons = self.envs.set_states(simulators, self._env_seeds(step), by_position(self.obs))
+        anew = np.reshape([reason is not None for reason in reasons], self.obs.shape[:2])
+        for position, reason in enumerate(reasons):
+            if reason is not None:
+                log.warning("seed %d: a new episode begins: %s", self.seeds[position // self.num_envs], reason)
+        self._returns[anew], self._lengths[anew] = 0.0, 0
         return anew
+
+    def _env_seeds(self, *index: int) -> list[int]:
+        return [integer(s, Purpose.ENVIRONMENT, e, *index) for s in self.seeds for e in range(self.num_envs)]
 
     def close(self) -> None:
         """Close every environment."""
-        for _, env, _ in self._all:
-            env.close()
+        self.envs.close()
 
 
 class Policy(Protocol):
@@ -306,37 +265,33 @@ class Trajectories(NamedTuple):
 
 def run_episodes(
     act: Callable[[np.ndarray], np.ndarray],
-    envs: Sequence[Sequence[Env]],
+    envs: EnvGroup,
     env_seeds: Sequence[Sequence[int]],
     *,
     seeds: Sequence[int],
     step: int,
     stop: Callable[[], bool] = lambda: False,
-    threads: EnvThreads = PLAIN_LOOP,
 ) -> Trajectories:
     """Run one episode in every environment, all as one batch.
 
     Args:
         act: the policy, `(S, N, obs_dim)` to `(S, N, action_dim)`.
-        envs: by member and episode, S lists of N.
-        env_seeds: what each environment is reset with.
+        envs: S members with N environments each, in order.
+        env_seeds: what each environment is reset with, S lists of N.
         seeds: one a member, for messages.
         step: the environment step of the policy, for messages.
         stop: asked before every step whether to give up.
-        threads: step the environments.
 
     Raises:
         DivergedError: an action, a reward or an observation is not finite.
         StopRequested: `stop` said so.
     """
-    space = envs[0][0].observation_space
-    obs = np.empty((len(envs), len(envs[0]), *space.shape), space.dtype)  # type: ignore[misc]
-    for s, member in enumerate(envs):
-        for i, env in enumerate(member):
-            put(obs, (s, i), env.reset(seed=env_seeds[s][i])[0])
+    space = envs.example.observation_space
+    obs = np.empty((len(env_seeds), len(env_seeds[0]), *space.shape), space.dtype)  # type: ignore[misc]
+    envs.reset([env_seed for member in env_seeds for env_seed in member], by_position(obs))
     when = f"evaluation at step {step}"
     check_finite(seeds, when, obs=obs)
-    stepper = Stepper(envs, seeds, "evaluation", float(np.finfo(np.float64).max))
+    stepper = Stepper(envs, seeds)
     running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
     observations, rewards, made = [], [], []
     while running.any():
@@ -345,10 +300,9 @@ def run_episodes(
         action = act(obs)
         observations.append(obs.copy())
         made.append(running.copy())
-        reward, now_terminated, _, ended = stepper.step(when, action, obs, threads, running)
+        reward, now_terminated, now_truncated = stepper.step(when, action, obs, running)
         terminated |= now_terminated
-        for index in ended:
-            running[index] = False
+        running &= ~(now_terminated | now_truncated)
         rewards.append(reward)
     return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated)
 
@@ -363,12 +317,11 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     algorithm: Algorithm,
-    envs: Sequence[Sequence[Env]],
+    envs: EnvGroup,
     seeds: Sequence[int],
     step: int,
     stop: Callable[[], bool] = lambda: False,
     act: Callable[[np.ndarray], np.ndarray] | None = None,
-    threads: EnvThreads = PLAIN_LOOP,
 ) -> list[Evaluation]:
     """Run every member's policy without noise.
 
@@ -376,12 +329,11 @@ def evaluate(
 
     Args:
         algorithm: the policy and its critic.
-        envs: by member and episode, S lists of N.
+        envs: S members with N environments each, in order.
         seeds: one a member.
         step: the environment step t.
         stop: asked before every step whether to give up.
         act: the policy, where it is computed in another way than by `algorithm.act`.
-        threads: step the environments.
 
     Returns:
         One evaluation a member.
@@ -390,10 +342,9 @@ def evaluate(
         DivergedError: an action, a reward, an observation or a value is not finite.
         StopRequested: `stop` said so.
     """
-    env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(len(envs[0]))] for seed in seeds]
-    trajectories = run_episodes(
-        act or algorithm.act, envs, env_seeds, seeds=seeds, step=step, stop=stop, threads=threads
-    )
+    episodes = len(envs) // len(seeds)
+    env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(episodes)] for seed in seeds]
+    trajectories = run_episodes(act or algorithm.act, envs, env_seeds, seeds=seeds, step=step, stop=stop)
     q = values(algorithm, trajectories.obs)
     check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
     biases = value_bias(trajectories, q, algorithm.discount)
@@ -437,15 +388,9 @@ def value_bias(trajectories: Trajectories, q: np.ndarray, discount: float) -> li
     return [float(difference[:, s][known[:, s]].mean()) if known[:, s].any() else None for s in range(reward.shape[1])]
 
 
-def put(array: np.ndarray, index: tuple[int, int], obs: np.ndarray) -> None:
-    """Store an environment's observation at `(member, index)`.
-
-    Raises:
-        ValueError: it has another shape than its space says, which NumPy would stretch without a word.
-    """
-    if obs.shape != array.shape[2:]:
-        raise ValueError(f"the environment observed {obs.shape} numbers; its space says {array.shape[2:]}")
-    array[index] = obs
+def by_position(array: np.ndarray) -> np.ndarray:
+    """`(S, E, ...)` as `(S * E, ...)`, the same memory where it is contiguous."""
+    return array.reshape(-1, array.shape[-1])
 
 
 def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> None:
@@ -458,13 +403,3 @@ def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> N
         if b"\0" in np.isfinite(values).tobytes():  # takes half as long as .all()
             member = int(np.argwhere(~np.isfinite(values))[0][0])
             raise DivergedError(f"seed {seeds[member]}, {when}: {name} is not finite")
-
-
-def times_unstable(env: Env) -> np.ndarray | None:
-    """How often MuJoCo met a number that is not finite, by kind, now and later; None without MuJoCo."""
-    data = getattr(env.unwrapped, "data", None)
-    if data is None or not type(data).__module__.startswith("mujoco"):
-        return None
-    kinds = [int(getattr(sys.modules["mujoco"].mjtWarning, name)) for name in UNSTABLE]
-    numbers: np.ndarray = data.warning.number[min(kinds) : max(kinds) + 1]  # they are neighbours: a view, no copy
-    return numbers

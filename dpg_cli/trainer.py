@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from dpg_cli.checkpoint import Checkpoints, Loaded
+from dpg_cli.env_group import EnvGroup
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.forms import check_form
 from dpg_cli.learner import Learner
 from dpg_cli.metrics import Recorder
 from dpg_cli.noise import Noise
-from dpg_cli.rollout import Env, Environments, Episode, Evaluation, StopRequested, collect, evaluate
+from dpg_cli.rollout import Environments, Episode, Evaluation, StopRequested, collect, evaluate
 from dpg_cli.seeding import Purpose, integer
 
 
@@ -86,7 +87,7 @@ class Stopwatch:
 def train(
     learner: Learner,
     environments: Environments,
-    evaluation_envs: Sequence[Sequence[Env]],
+    evaluation_envs: EnvGroup,
     noise: Noise,
     recorders: Sequence[Recorder],
     checkpoints: Sequence[Checkpoints],
@@ -111,7 +112,7 @@ def train(
     Args:
         learner: learns and acts; nothing is stored yet.
         environments: to train in.
-        evaluation_envs: by member and episode.
+        evaluation_envs: S members with as many environments as an evaluation has episodes.
         noise: exploration noise.
         recorders: one a member.
         checkpoints: one a member.
@@ -159,8 +160,7 @@ def train(
     def run_evaluation(step: int) -> None:
         with watch.paused():
             try:
-                act, threads = learner.act_to_evaluate, environments.threads
-                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, act, threads)
+                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, learner.act_to_evaluate)
             except StopRequested:
                 outcome.interrupted = True
                 return

@@ -392,10 +392,10 @@ SIGNALS = list(itertools.product(SIGNAL_MOMENTS, HANDLED, (1, 2)))
 def signals(case: Case) -> None:
     """A signal at a random call of a kind, once or twice, then resume."""
     moment, number, times = SIGNALS[case.number]
-    start_up = ["compose", "check", "claim", "_begin", "build", "copies_exactly", "recorder"]
+    start_up = ["compose", "check", "claim", "_begin", "copies_exactly", "build", "recorder"]
     name = str(case.random.choice(["Pendulum-v1", "HalfCheetah-v4", "HalfCheetah-v4, 2 environments, wrapped"]))
     envs = 2 if "num_envs=2" in RUNS[name] else 1
-    highest = {"random steps": 30 // envs, "learning": 125, "evaluation": 124, "checkpoint": 150, "reset": 18}
+    highest = {"random steps": 30 // envs, "learning": 125, "evaluation": 124, "checkpoint": 150, "reset": 19}
     where, first, arguments = moment, 0, [*RUNS[name], HERE]
     if moment == "sweep":
         where, name = "learning", "Pendulum-v1"
@@ -404,7 +404,7 @@ def signals(case: Case) -> None:
     elif moment == "start-up":
         where = str(case.random.choice(start_up))
     elif moment == "reset":
-        first = 8  # before it are those of the checks
+        first = 9  # before it are those of the checks
     call = int(case.random.integers(first, highest.get(where, 1)))
     case.note(f"{name}: {signal.Signals(number).name} x {times} at {moment}, call {call} of {where}")
 

@@ -16,8 +16,8 @@ START = [
     (build, "check"),
     (run_dir, "claim"),
     (job, "_begin"),
-    (job, "build"),
     (job, "copies_exactly"),
+    (job, "build"),
     (metrics.Recorder, "__init__"),
 ]
 DISK = [(Disk, name) for name in ("make_folder", "write", "sync_folder", "rename", "link", "remove")]

@@ -229,6 +229,7 @@ def test_what_is_probably_not_meant_is_said(train):
         (["algo.tau=2"], "algo.tau=2: should be less than or equal to 1"),
         (["seed=-5"], "seed=-5"),
         (["env_threads=-2"], "env_threads=-2: should be 'auto' or greater than or equal to 1"),
+        (["env_processes=0"], "env_processes=0: should be 'auto' or greater than or equal to 1"),
         (["total_stepz=5"], "total_stepz: unknown key; did you mean total_steps?"),
         (["env=HalfChetah-v4"], "did you mean HalfCheetah-v4"),
         (["env=HalfCheetah"], "did you mean HalfCheetah-v"),
@@ -534,7 +535,8 @@ def test_jobs_side_by_side_have_one_thread_each(train, tmp_path, monkeypatch, si
     settings = [setting for setting in SMALL if setting != "threads=1"]
     assert train("-m", TOY, *settings, "total_steps=20", "hydra.sweep.dir=sweep")[0] == 0
     stored = yaml.safe_load((tmp_path / "sweep/0/config.yaml").read_text())
-    assert (stored["threads"], stored["env_threads"]) == ((1, 1) if side_by_side else ("auto", "auto"))
+    chosen = {stored[key] for key in ("threads", "env_threads", "env_processes")}
+    assert chosen == ({1} if side_by_side else {"auto"})
 
 
 def test_several_seeds_with_an_interpolation_on_the_command_line(train, tmp_path):

@@ -172,10 +172,11 @@ def test_resolved_config_survives_the_file():
 
 
 def test_a_config_from_before_a_key_was_there_has_its_old_meaning():
-    stored = yaml.safe_load(config.dump(checked("share_next_obs=true", "env_threads=2")))
-    older = {key: value for key, value in stored.items() if key not in ("share_next_obs", "env_threads")}
+    stored = yaml.safe_load(config.dump(checked("share_next_obs=true", "env_threads=2", "env_processes=2")))
+    newer = ("share_next_obs", "env_threads", "env_processes")
+    older = {key: value for key, value in stored.items() if key not in newer}
     loaded = config.load(yaml.safe_dump(older))
-    assert (loaded.share_next_obs, loaded.env_threads) == (False, "auto")
+    assert (loaded.share_next_obs, loaded.env_threads, loaded.env_processes) == (False, "auto", "auto")
 
 
 def test_a_stored_config_is_data():
@@ -215,6 +216,8 @@ def test_a_stored_config_is_data():
         ("threads=many", "threads=many: should be 'auto' or a valid integer"),
         ("env_threads=many", "env_threads=many: should be 'auto' or a valid integer"),
         ("env_threads=0", "env_threads=0: should be 'auto' or greater than or equal to 1"),
+        ("env_processes=some", "env_processes=some: should be 'auto' or a valid integer"),
+        ("env_processes=1.5", "env_processes=1.5: should be 'auto' or a valid integer"),
         ("precision=float16", "precision=float16: should be 'float32', 'bf16' or 'float64'"),
         ("updates_per_step=0", "updates_per_step=0: should be greater than 0"),
         ("algo.hidden_sizes=[64,0]", "algo.hidden_sizes.1=0: should be greater than or equal to 1"),

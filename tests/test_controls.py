@@ -70,7 +70,7 @@ class Zeros(Transitions):
 @pytest.fixture(autouse=True)
 def _draws_are_the_same(monkeypatch):
     """A single environment that draws from the global streams goes on exactly; two that are compared would not."""
-    monkeypatch.setattr(job, "copies_exactly", lambda make, watch: None)
+    monkeypatch.setattr(job, "copies_exactly", lambda make, **_: None)
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ CASES += [(kind, ["eval.every=10"], at, text) for kind, (at, text) in RESETS.ite
 def test_an_environment_that_goes_wrong(train, whole, tmp_path, monkeypatch, kind, more, at, message):
     arguments = ["env=Toy/Fault-v0", *SMALL, *EVERY, *more]
     with monkeypatch.context() as patch:
-        patch.setattr(job, "copies_exactly", lambda make, watch: None)  # which steps environments too
+        patch.setattr(job, "copies_exactly", lambda make, **_: None)  # which steps environments too
         patch.setattr(Fault, "fault", (kind, at))
         stopped(train(*arguments), message)
     sound(tmp_path / "run", 30)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import SMALL, TOY, lines
 from oracle import differences
-from toy_envs import Alone, Reach, Sharing
+from toy_envs import Alone, Reach, Sharing, local
 
 from dpg_cli import config, env_threads
 from dpg_cli.cli import build
@@ -57,7 +57,7 @@ class Policy:
 
 def acted(make, threads, *, seeds=(3, 8), num_envs=3, total_steps=120):
     """Transitions, episodes and final states of a training, and an evaluation."""
-    environments = Environments([[make() for _ in range(num_envs)] for _ in seeds], seeds, threads=threads)
+    environments = Environments(local([[make() for _ in range(num_envs)] for _ in seeds], threads=threads), seeds)
     environments.reset()
     policy = Policy(environments.action_dim)
     streams = [[generator(seed, Purpose.NOISE, e) for e in range(num_envs)] for seed in seeds]
@@ -65,9 +65,9 @@ def acted(make, threads, *, seeds=(3, 8), num_envs=3, total_steps=120):
     made = list(collect(policy, environments, noise, step=0, total_steps=total_steps, random_steps=30))
     states = [environments.state(member) for member in range(len(seeds))]
     env_seeds = [[10 * seed + i for i in range(5)] for seed in seeds]
-    envs = [[make() for _ in range(5)] for _ in seeds]
-    trajectories = run_episodes(policy.act, envs, env_seeds, seeds=seeds, step=0, threads=threads)
-    return made, states, tuple(trajectories), evaluate(policy, envs, seeds, 10, threads=threads)
+    envs = local([[make() for _ in range(5)] for _ in seeds], "evaluation", threads)
+    trajectories = run_episodes(policy.act, envs, env_seeds, seeds=seeds, step=0)
+    return made, states, tuple(trajectories), evaluate(policy, envs, seeds, 10)
 
 
 def as_bytes(tree):
@@ -152,7 +152,7 @@ class Waiting(Reach):
 def test_the_first_error_in_order_is_raised_whichever_comes_first_in_time(new_threads, error):
     failed, last = threading.Event(), threading.Event()
     envs = [Reach(), Reach(), Reach(), Waiting("fourth", failed, last, error), Reach(), Waiting("sixth", last)]
-    environments = Environments([envs], (0,), threads=new_threads(3))
+    environments = Environments(local([envs], threads=new_threads(3)), (0,))
     environments.reset()
     environments.step(6, np.zeros((1, 6, 1)))
     with pytest.raises(error, match="fourth"):
@@ -163,14 +163,14 @@ def test_the_first_error_in_order_is_raised_whichever_comes_first_in_time(new_th
 def test_the_seed_of_the_environment_that_fails_is_named(new_threads, count):
     broken = {"bad_step": 2, "bad": "reward"}
     envs = [[Reach(), Reach()], [Reach(), Reach(**broken)], [Reach(**broken), Reach()]]
-    environments = Environments(envs, (7, 42, 50), threads=new_threads(count))
+    environments = Environments(local(envs, threads=new_threads(count)), (7, 42, 50))
     environments.reset()
     environments.step(6, np.zeros((3, 2, 1)))
     with pytest.raises(DivergedError, match=r"seed 42\b.*step 12\b.*reward"):
         environments.step(12, np.zeros((3, 2, 1)))
     envs = [[Reach(), Reach()], [Reach(), Reach(**broken)]]
     with pytest.raises(DivergedError, match=r"seed 42\b.*step 5000\b.*reward"):
-        evaluate(Policy(1), envs, (7, 42), 5000, threads=new_threads(count))
+        evaluate(Policy(1), local(envs, "evaluation", new_threads(count)), (7, 42), 5000)
 
 
 @pytest.mark.parametrize(("bad", "reason"), [("raise", "RuntimeError: the simulator broke"), ("exit", "SystemExit: 0")])
@@ -198,7 +198,8 @@ def test_an_environment_that_hangs_is_not_closed(monkeypatch):
     monkeypatch.setattr(env_threads, "PATIENCE", 0.01)
     threads, go_on, closed = EnvThreads(2), threading.Event(), []
     training = build.build(config.validate(config.compose([TOY, *SMALL, "num_envs=2"])))
-    training.environments.threads = threads
+    training.environments.envs.threads = threads
+    training.evaluation_envs.threads = threads
     monkeypatch.setattr(Reach, "close", lambda self: closed.append(self))
 
     def work(part):
@@ -227,12 +228,12 @@ def problem_of(make):
 
 
 UNSAFE = {
-    "class": "its steps change the class attribute Sharing.steps_of_all",
-    "module": "its steps change the global toy_envs.total_steps",
-    "numpy": "its steps change NumPy's global random generator",
-    "python": "its steps change Python's global random generator",
-    "torch": "its steps change torch's global random generator",
-    "space": "its steps change the class attribute Sharing.action_space",
+    "class": "its steps or resets change the class attribute Sharing.steps_of_all",
+    "module": "its steps or resets change the global toy_envs.total_steps",
+    "numpy": "its steps or resets change NumPy's global random generator",
+    "python": "its steps or resets change Python's global random generator",
+    "torch": "its steps or resets change torch's global random generator",
+    "space": "its steps or resets change the class attribute Sharing.action_space",
 }
 
 

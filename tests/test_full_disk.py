@@ -163,13 +163,13 @@ def refuse(patch, file, error):
     else:
         build = job.build
 
-        def noisy(config):
+        def noisy(config, **stepping):
             import logging
 
             for handler in logging.root.handlers:
                 handler.stream = Refusing(handler.stream, error)
             logging.getLogger("dpg_cli").warning("something")
-            return build(config)
+            return build(config, **stepping)
 
         patch.setattr(job, "build", noisy)
 

@@ -66,6 +66,12 @@ def test_the_core_pulls_in_no_config_no_environment_and_no_logger():
     assert done.stdout.split() == []
 
 
+def test_processes_that_step_environments_do_not_import_torch():
+    program = "import sys, dpg_cli.env_processes, dpg_cli.env_worker; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_the_command_line_and_the_config_know_hydra(path):
     known = {name.split(".")[0] for name in imported(path)} & {"hydra", "omegaconf"}

@@ -13,7 +13,7 @@ import yaml
 from commands import SMALL, TOY, lines
 from oracle import differences, members
 
-from dpg_cli import rollout
+from dpg_cli import env_group
 from dpg_cli.cli import job
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.env_state import CannotCopy
@@ -351,6 +351,6 @@ def test_a_simulator_of_another_model_begins_a_new_episode(train, stopped, tmp_p
     def other(env, state):
         raise CannotCopy
 
-    monkeypatch.setattr(rollout, "set_state", other)
+    monkeypatch.setattr(env_group, "set_state", other)
     assert train("resume=run")[0] == 0
     assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 60

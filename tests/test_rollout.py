@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from omegaconf import OmegaConf
+from toy_envs import local
 
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.config import config_dir
@@ -88,7 +89,7 @@ def make_learner(name, seeds, **changes):
 
 
 def make_environments(seeds=(0,), num_envs=1, **options):
-    environments = Environments([[Clock(**options) for _ in range(num_envs)] for _ in seeds], seeds)
+    environments = Environments(local([[Clock(**options) for _ in range(num_envs)] for _ in seeds]), seeds)
     environments.reset()
     return environments
 
@@ -174,7 +175,7 @@ def test_episodes_report_return_and_length():
 
 def test_environments_of_one_seed_end_for_themselves():
     envs = [[Clock(lengths=(2,)), Clock(lengths=(3,))], [Clock(lengths=(4,)), Clock(lengths=(3,))]]
-    environments = Environments(envs, (0, 1))
+    environments = Environments(local(envs), (0, 1))
     environments.reset()
     made = run(environments, total_steps=8)
     assert [step for step, _, _ in made] == [2, 4, 6, 8]
@@ -240,7 +241,7 @@ def test_the_environment_gets_the_action_that_is_stored():
     for s in range(2):
         for e in range(2):
             stored = [t.action[s, e] for _, t, _ in made]
-            np.testing.assert_array_equal(environments.envs[s][e].actions, stored)
+            np.testing.assert_array_equal(environments.envs.envs[2 * s + e].actions, stored)
 
 
 def test_noise_decays_with_environment_steps():
@@ -253,7 +254,7 @@ def test_noise_begins_anew_where_an_episode_ended():
     """θ dt = 0 and no reset would be a random walk; every episode's first noise is one draw."""
     values = {"scale": 0.01, "final_scale": 0.0, "decay_steps": None, "theta": 0.0, "dt": 1.0}
     envs = [[Clock(lengths=(3,), end="truncated"), Clock(lengths=(4,))]]
-    environments = Environments(envs, (0,))
+    environments = Environments(local(envs), (0,))
     environments.reset()
     noise = make_noise(num_envs=2, kind=OrnsteinUhlenbeck, **values)
     made = run(environments, policy=Policy(scale=0.0), noise=noise, total_steps=48)
@@ -308,7 +309,7 @@ def test_an_environment_that_is_not_finite_is_named(quantity, value, random_step
 
 def test_the_seed_that_diverged_is_named():
     envs = [[Clock(), Clock()], [Clock(), Clock(wrong={4: {"reward": np.nan}})]]
-    environments = Environments(envs, (7, 42))
+    environments = Environments(local(envs), (7, 42))
     environments.reset()
     with pytest.raises(DivergedError, match=r"seed 42\b.*step 8\b.*reward"):
         run(environments, total_steps=20)
@@ -318,11 +319,11 @@ def test_an_action_that_is_not_finite_is_named_and_never_reaches_the_environment
     environments = make_environments(lengths=(9,))
     with pytest.raises(DivergedError, match=r"seed 0\b.*step 5\b.*action"):
         run(environments, policy=Policy(broken_at=4), noise=gaussian(0.1), total_steps=20)
-    assert len(environments.envs[0][0].actions) == 4
+    assert len(environments.envs.envs[0].actions) == 4
 
 
 def test_a_reset_that_is_not_finite_is_named():
-    environments = Environments([[Clock(wrong={0: {"reset": np.nan}})]], (7,))
+    environments = Environments(local([[Clock(wrong={0: {"reset": np.nan}})]]), (7,))
     with pytest.raises(DivergedError, match=r"seed 7\b.*step 0\b.*obs"):
         environments.reset()
     environments = make_environments(lengths=(3,), wrong={3: {"reset": np.inf}})
@@ -338,7 +339,7 @@ def test_an_evaluation_that_is_not_finite_is_named(quantity):
     seed = 7 if quantity == "action" else 42  # both members' policies are broken: the first is named
     named = "obs" if quantity == "reset" else quantity
     with pytest.raises(DivergedError, match=rf"seed {seed}\b.*step 5000\b.*{named}"):
-        evaluate(policy, envs, (7, 42), 5000)
+        evaluate(policy, local(envs, "evaluation"), (7, 42), 5000)
 
 
 # --- evaluate ---
@@ -346,7 +347,7 @@ def test_an_evaluation_that_is_not_finite_is_named(quantity):
 
 def test_returns_and_lengths_of_episodes_that_end_at_different_times():
     envs = [[Clock(lengths=(2,)), Clock(lengths=(5,), end="truncated")], [Clock(lengths=(3,)), Clock(lengths=(1,))]]
-    first, second = evaluate(Policy(), envs, (0, 1), 0)
+    first, second = evaluate(Policy(), local(envs, "evaluation"), (0, 1), 0)
     assert (first.returns, first.lengths) == ([3.0, 15.0], [2, 5])
     assert (second.returns, second.lengths) == ([6.0, 1.0], [3, 1])
     assert type(first.returns[0]) is float
@@ -356,7 +357,7 @@ def test_returns_and_lengths_of_episodes_that_end_at_different_times():
 
 def test_an_evaluation_is_of_the_policy_without_noise():
     envs = evaluation_envs(2, 3)
-    evaluate(Policy(), envs, (0, 1), 0)
+    evaluate(Policy(), local(envs, "evaluation"), (0, 1), 0)
     for member in envs:
         for env in member:
             expected = 0.5 * np.array([env.start, -env.start])
@@ -371,15 +372,15 @@ def test_every_episode_of_every_seed_and_step_starts_elsewhere():
     envs = evaluation_envs(2, 5)
     seen = set()
     for step in (0, 1, 5000):
-        evaluate(Policy(), envs, (0, 1), step)
+        evaluate(Policy(), local(envs, "evaluation"), (0, 1), step)
         seen |= {start for member in starts(envs) for start in member}
     assert len(seen) == 3 * 2 * 5
 
 
 def test_an_episode_starts_the_same_among_more_others_and_alone():
     envs, fewer = evaluation_envs(2, 5), evaluation_envs(1, 3)
-    evaluate(Policy(), envs, (3, 8), 5000)
-    evaluate(Policy(), fewer, (8,), 5000)
+    evaluate(Policy(), local(envs, "evaluation"), (3, 8), 5000)
+    evaluate(Policy(), local(fewer, "evaluation"), (8,), 5000)
     assert starts(envs)[1][:3] == starts(fewer)[0]
 
 
@@ -395,7 +396,7 @@ def test_an_evaluation_leaves_nothing_behind(name):
     def outcome(step):
         for env in (env for member in envs for env in member):
             env.episode = -1  # the toy's reward counts its episodes
-        return evaluate(algorithm, envs, (0, 1), step)
+        return evaluate(algorithm, local(envs, "evaluation"), (0, 1), step)
 
     first = outcome(5000)
     for other in (0, 10_000, 5000):
@@ -418,7 +419,7 @@ def test_training_does_not_notice_evaluations(name):
         ):
             made.append((*transition, episodes))
             if step % evaluate_every == 0:
-                evaluate(algorithm, envs, (0, 1), step)
+                evaluate(algorithm, local(envs, "evaluation"), (0, 1), step)
         return made, algorithm.standard_normal((2, 5))
 
     (never, draws), (often, same_draws) = trained(1000), trained(2)
@@ -500,7 +501,7 @@ def test_each_member_by_itself():
 
 def test_an_evaluation_measures_the_bias_of_its_own_episodes():
     envs = [[Clock(lengths=(2,)), Clock(lengths=(3,), end="truncated")]]
-    (evaluation,) = evaluate(Policy(discount=0.05), envs, (0,), 0)
+    (evaluation,) = evaluate(Policy(discount=0.05), local(envs, "evaluation"), (0,), 0)
     # Q is 100 + time. Two states of the first episode; in the second those with at least two steps left.
     followed = [1 + 0.05 * 2, 2, 1 + 0.05 * (2 + 0.05 * 3), 2 + 0.05 * 3]
     assert evaluation.value_bias == pytest.approx(np.mean(np.array([100, 101, 100, 101]) - followed))
@@ -508,7 +509,7 @@ def test_an_evaluation_measures_the_bias_of_its_own_episodes():
 
 def test_a_run_of_episodes_tells_how_each_ended():
     envs = [[Clock(lengths=(2,)), Clock(lengths=(3,), end="truncated"), Clock(lengths=(1,), end="both")]]
-    trajectories = run_episodes(Policy().act, envs, [[1, 2, 3]], seeds=[0], step=0)
+    trajectories = run_episodes(Policy().act, local(envs, "evaluation"), [[1, 2, 3]], seeds=[0], step=0)
     assert trajectories.obs.shape == (3, 1, 3, 3)
     assert trajectories.terminated.tolist() == [[True, False, True]]
     assert trajectories.made[:, 0].T.tolist() == [[True, True, False], [True, True, True], [True, False, False]]

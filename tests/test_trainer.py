@@ -338,7 +338,7 @@ def test_sharing_next_observations_goes_on_where_a_new_episode_begins_too(tmp_pa
         raise CannotCopy
 
     if not copied:
-        monkeypatch.setattr("dpg_cli.rollout.set_state", cannot_copy)
+        monkeypatch.setattr("dpg_cli.env_group.set_state", cannot_copy)
     runs = []
     for shares in ("false", "true"):
         overrides = ["num_envs=2", "buffer_size=30", f"share_next_obs={shares}"]

@@ -1,11 +1,25 @@
 """Environments for tests, registered by importing this module: `env=toy_envs:Toy/Reach-v0` and so on."""
 
+import os
 import random
+import signal
+import time
+import warnings
+from multiprocessing import parent_process
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
+from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
+
+from dpg_cli.env_group import LocalEnvs
+from dpg_cli.env_threads import PLAIN_LOOP
+from dpg_cli.errors import DivergedError
+
+
+def local(envs, kind="training", threads=PLAIN_LOOP):
+    """A group of environments that are given by member and index."""
+    return LocalEnvs([env for member in envs for env in member], kind, threads)
 
 
 class Reach(gym.Env[np.ndarray, np.ndarray]):
@@ -38,6 +52,8 @@ class Reach(gym.Env[np.ndarray, np.ndarray]):
                 raise RuntimeError("the simulator\nbroke")
             if self.bad == "exit":
                 raise SystemExit(0)
+            if self.bad == "killed" and parent_process() is not None:
+                os.kill(os.getpid(), signal.SIGKILL)
             if self.bad == "shape":
                 obs = obs[:1]
             elif self.bad == "obs":
@@ -81,6 +97,8 @@ class Drawing(Reach):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         if seed is not None:
             self.action_space.seed(seed)
+            import torch  # not where processes step other environments
+
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
@@ -88,6 +106,8 @@ class Drawing(Reach):
 
     def step(self, action):
         obs, reward, *rest = super().step(action)
+        import torch
+
         drawn = [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: NPY002
         return obs, reward + sum(drawn) + float(self.action_space.sample()[0]), *rest
 
@@ -116,6 +136,8 @@ class Sharing(Reach):
         elif self.what == "python":
             random.random()
         elif self.what == "torch":
+            import torch
+
             torch.rand(())
         elif self.what == "space":
             self.action_space.sample()
@@ -128,10 +150,87 @@ class Alone(Reach):
     metadata = {"thread_safe": False}  # noqa: RUF012
 
 
+class WithTwoArgumentsError(Exception):
+    """Can be pickled and not unpickled."""
+
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+SCRIPTS = (
+    *("fine", "raise", "exit", "diverged", "shape", "reward", "obs", "local", "two", "ends", "reset raise"),
+    *("reset shape", "reset obs", "seeded raise", "killed", "hangs", "warns"),
+)
+
+
+class Scripted(Reach):
+    """Reach that does at the second step of each episode what its seed says, an index of `SCRIPTS`."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        obs, info = super().reset(seed=seed)
+        self.steps = 0
+        if seed is not None:
+            self.script = SCRIPTS[seed]
+            if self.script == "seeded raise":
+                raise RuntimeError(f"reset of {seed}")
+        elif self.script == "reset raise":
+            raise RuntimeError("a later reset")
+        elif self.script == "reset shape":
+            obs = obs[:1]
+        elif self.script == "reset obs":
+            obs = obs * np.nan
+        return obs, info
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.steps == 2:
+            match self.script:
+                case "raise":
+                    raise RuntimeError("it broke")
+                case "exit":
+                    raise SystemExit(3)
+                case "diverged":
+                    raise DivergedError("it says so itself")
+                case "shape":
+                    obs = obs[:1]
+                case "reward":
+                    reward = np.nan
+                case "obs":
+                    obs = obs * np.inf
+                case "local":
+                    raise type("LocalError", (Exception,), {})("of no module")
+                case "two":
+                    raise WithTwoArgumentsError(1, 2)
+                case "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "hangs":
+                    time.sleep(3600)
+                case "warns":
+                    warnings.warn("it wobbles", stacklevel=1)
+            truncated = self.script == "ends" or self.script.startswith("reset ")
+        return obs, reward, terminated, truncated, info
+
+
+class Unstable(HalfCheetahEnv):
+    """A simulation that MuJoCo resets by itself at the second step of an episode with the seed 1."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        self.at, self.made = seed, 0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.made += 1
+        if (self.made, self.at) == (2, 1):
+            self.data.qvel[:] = 1e12
+        return super().step(action)
+
+
+gym.register("Toy/Scripted-v0", entry_point=Scripted)
 gym.register("Toy/Alone-v0", entry_point=Alone, max_episode_steps=20)
 gym.register("Toy/Drawing-v0", entry_point=Drawing, max_episode_steps=20)
 gym.register("Toy/Odd-v0", entry_point=Odd, max_episode_steps=20)
 gym.register("Toy/Reach-v0", entry_point=Reach, max_episode_steps=20)
 gym.register("Toy/Endless-v0", entry_point=Reach, kwargs={"endless": True})
 gym.register("Toy/Sharing-v0", entry_point=Sharing, max_episode_steps=20)
+gym.register("Toy/UnstableSeed-v0", entry_point=Unstable)
 gym.register("Toy/Spaces-v0", entry_point=Spaces, max_episode_steps=20)

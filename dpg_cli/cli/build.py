@@ -1,9 +1,12 @@
 """From a checked config to the objects of a training."""
 
+import contextlib
 import functools
 import logging
+import math
 import os
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,20 +16,23 @@ from dpg_cli.cli.device import activate, choose, named_device
 from dpg_cli.cli.learners import choose_threads, named, new_algorithm, new_learner
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
-from dpg_cli.env_threads import EnvThreads
-from dpg_cli.envs import make_env
-from dpg_cli.errors import UserError
+from dpg_cli.env_group import Env, EnvGroup, Kind, LocalEnvs
+from dpg_cli.env_processes import EnvProcesses
+from dpg_cli.env_threads import PLAIN_LOOP, EnvThreads
+from dpg_cli.envs import LogOnce, make_env
 from dpg_cli.learner import Learner, compile_for
 from dpg_cli.noise import NOISES, Noise
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import Replay
-from dpg_cli.rollout import Env, Environments
+from dpg_cli.rollout import Environments
 from dpg_cli.seeding import Purpose, generator
 
 log = logging.getLogger(__name__)
 
-MIN_ENV_CORES = 4  # with fewer, threads that share Python's lock gain little
+MIN_ENV_CORES = 4  # with fewer, threads that share Python's lock gain little, and processes the update's cores
 MAX_AUTO_ENV_THREADS = 8  # Python's part of the steps, which they make one at a time, leaves no gain for more
+PROCESSES_OVERHEAD = 0.15e-3  # seconds a vector step
+MIN_GAIN = 1.5  # of processes, which take seconds to start and memory
 
 
 class Training(NamedTuple):
@@ -34,7 +40,7 @@ class Training(NamedTuple):
 
     learner: Learner
     environments: Environments
-    evaluation_envs: list[list[Env]]
+    evaluation_envs: EnvGroup
     noise: Noise
 
     @property
@@ -48,13 +54,9 @@ class Training(NamedTuple):
         return self.learner.replay
 
     def close(self) -> None:
-        """End the threads and close every environment."""
-        if not self.environments.threads.close():
-            return  # an environment that hangs is still being stepped
+        """Close every environment and end the threads or processes that step them."""
         self.environments.close()
-        for member in self.evaluation_envs:
-            for env in member:
-                env.close()
+        self.evaluation_envs.close()
 
 
 def check(config: TrainConfig) -> tuple[int, int]:
@@ -81,50 +83,120 @@ def check(config: TrainConfig) -> tuple[int, int]:
     return obs_dim, action_dim
 
 
-def build(config: TrainConfig) -> Training:
+def build(
+    config: TrainConfig, *, copyable: bool = True, processes: int = 1, threads: EnvThreads = PLAIN_LOOP
+) -> Training:
     """Make everything.
+
+    Args:
+        config: checked.
+        copyable: whether environments can be copied in the middle of an episode.
+        processes: step the environments; 1 is this one.
+        threads: step the environments where this process does.
 
     Raises:
         UserError: device, environment, network sizes or memory.
     """
     seeds = range(config.seed, config.seed + config.num_seeds)
-    new_env = environment_maker(config)
-    environments = Environments([[new_env() for _ in range(config.num_envs)] for _ in seeds], seeds)
-    obs_dim, action_dim = sizes(environments)
-    choice = choose(config, obs_dim, action_dim)
-    log.info("device: %s", choice.describe() or choice.device)
-    torch.set_num_threads(threads := choose_threads(config, obs_dim))
-    log.info("threads: %d", threads)
-    activate(choice.device)
-    try:
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(threads.close)
+        new_env = environment_maker(config)
+        example = new_env()
+        on_error.callback(example.close)
+        observed, acting = example.observation_space.shape, example.action_space.shape
+        assert observed is not None
+        assert acting is not None
+        (obs_dim,), (action_dim,) = observed, acting
+        choice = choose(config, obs_dim, action_dim)
+        log.info("device: %s", choice.describe() or choice.device)
+        torch.set_num_threads(own_threads := choose_threads(config, obs_dim))
+        log.info("threads: %d", own_threads)
+        activate(choice.device)
         check_memory(config, obs_dim, action_dim, choice.device)
-    except UserError:
-        environments.close()
-        raise
-    evaluation_envs = [[new_env() for _ in range(config.eval.episodes)] for _ in seeds]
-    noise_name, noise_values = named(config.noise)
-    noise_streams = [[generator(s, Purpose.NOISE, e) for e in range(config.num_envs)] for s in seeds]
-    algorithm = new_algorithm(config, obs_dim, action_dim, choice.device)
-    return Training(
-        learner=new_learner(config, algorithm, obs_dim, action_dim, captured=choice.captured),
-        environments=environments,
-        evaluation_envs=evaluation_envs,
-        noise=NOISES[noise_name](**noise_values, action_dim=action_dim, generators=noise_streams),
-    )
+        size, evaluation_size = config.num_seeds * config.num_envs, config.num_seeds * config.eval.episodes
+        training: EnvGroup
+        evaluation: EnvGroup
+        if processes > 1:
+            sizes_of: dict[Kind, int] = {"training": size, "evaluation": evaluation_size}
+            workers = EnvProcesses(new_env, example, sizes_of, processes)
+            on_error.callback(workers.close)
+            training, evaluation = workers.groups["training"], workers.groups["evaluation"]
+        else:
+            training = LocalEnvs([example, *(new_env() for _ in range(size - 1))], "training", threads)
+            on_error.callback(training.close)
+            evaluation = LocalEnvs([new_env() for _ in range(evaluation_size)], "evaluation", threads)
+            on_error.callback(evaluation.close)
+        noise_name, noise_values = named(config.noise)
+        noise_streams = [[generator(s, Purpose.NOISE, e) for e in range(config.num_envs)] for s in seeds]
+        algorithm = new_algorithm(config, obs_dim, action_dim, choice.device)
+        made = Training(
+            learner=new_learner(config, algorithm, obs_dim, action_dim, captured=choice.captured),
+            environments=Environments(training, seeds, copyable=copyable),
+            evaluation_envs=evaluation,
+            noise=NOISES[noise_name](**noise_values, action_dim=action_dim, generators=noise_streams),
+        )
+        on_error.pop_all()
+    return made
 
 
 def environment_maker(config: TrainConfig) -> Callable[[], Env]:
-    """What makes one environment of a config."""
-    env = config.env
-    log_once = functools.cache(log.info)  # a dozen environments warn of the same
-    return functools.partial(
-        make_env, env.id, env.kwargs, env.max_episode_steps, PRECISIONS[config.precision].observations, log_once
-    )
+    """What makes one environment of a config; it can be pickled."""
+    env, dtype = config.env, PRECISIONS[config.precision].observations
+    return functools.partial(make_env, env.id, env.kwargs, env.max_episode_steps, dtype, LogOnce())
 
 
 def sizes(environments: Environments) -> tuple[int, int]:
     """Sizes of an observation and of an action."""
     return environments.obs.shape[-1], environments.action_dim
+
+
+class Stepping(NamedTuple):
+    """What steps the environments of a run."""
+
+    processes: int  # 1 is the main process
+    threads: EnvThreads  # where the main process does
+
+
+def choose_stepping(config: TrainConfig, problem: str | None, durations: Sequence[float]) -> Stepping:
+    """Choose processes, threads or a plain loop; the results are the same.
+
+    Args:
+        config: of the run.
+        problem: why the environments can only be stepped in a plain loop; None if nothing speaks against it.
+        durations: seconds of single steps of an environment, measured.
+    """
+    processes = choose_env_processes(config, statistics.median(durations) if durations and problem is None else None)
+    threads = 1 if processes > 1 else choose_env_threads(config)
+    if max(processes, threads) > 1 and problem is not None:
+        log.info("environments are stepped one after another: %s", problem)
+        processes = threads = 1
+    if processes > 1:
+        log.info("environments are stepped in %d processes", processes)
+    return Stepping(processes, EnvThreads(threads, measured=config.env_threads == "auto"))
+
+
+def choose_env_processes(config: TrainConfig, step_seconds: float | None) -> int:
+    """Processes for the environments, at most one each; `auto` estimates whether they gain enough.
+
+    Args:
+        config: of the run.
+        step_seconds: how long one environment takes for a step; None if that is not known.
+    """
+    size = config.num_seeds * config.num_envs
+    if config.env_processes != "auto":
+        return min(config.env_processes, config.num_seeds * max(config.num_envs, config.eval.episodes))
+    cores = len(os.sched_getaffinity(0))
+    count = min(cores - 1, size)
+    if cores < MIN_ENV_CORES or count == 1 or step_seconds is None:
+        return 1
+    alone = size * step_seconds
+    together = math.ceil(size / count) * step_seconds + PROCESSES_OVERHEAD
+    gain = alone > MIN_GAIN * together
+    figures = (
+        f"{1e3 * together:.3f} ms a vector step in {count} processes, {1e3 * alone:.3f} ms in this one (estimated)"
+    )
+    log.info("env_processes: %d: %s", count if gain else 1, figures)
+    return count if gain else 1
 
 
 def choose_env_threads(config: TrainConfig) -> int:
@@ -134,17 +206,3 @@ def choose_env_threads(config: TrainConfig) -> int:
         return min(config.env_threads, environments)
     cores = len(os.sched_getaffinity(0))
     return min(cores, MAX_AUTO_ENV_THREADS, environments) if cores >= MIN_ENV_CORES else 1
-
-
-def make_env_threads(config: TrainConfig, problem: str | None) -> EnvThreads:
-    """The threads of a run; `auto` measures whether they are faster than a plain loop.
-
-    Args:
-        config: of the run.
-        problem: why the environment is not thread-safe; None if it is.
-    """
-    count = choose_env_threads(config)
-    if count > 1 and problem is not None:
-        log.info("environments are stepped one after another: %s", problem)
-        count = 1
-    return EnvThreads(count, measured=config.env_threads == "auto")

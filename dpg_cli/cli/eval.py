@@ -68,6 +68,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     from dpg_cli import checkpoint, rollout
     from dpg_cli.cli.build import environment_maker
     from dpg_cli.cli.memory import most_bytes
+    from dpg_cli.env_group import LocalEnvs
     from dpg_cli.seeding import Purpose, integer
 
     env_id, new_env = settings.env.id, environment_maker(settings)
@@ -79,7 +80,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     actor, step = checkpoint.load_policy(checkpoint.find(run, which), most)
     if (observed, acting) != ((actor.obs_dim,), (actor.action_dim,)):
         raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}, the policy's are not")
-    envs = [first, *(new_env() for _ in range(episodes - 1))]
+    envs = LocalEnvs([first, *(new_env() for _ in range(episodes - 1))], "evaluation")
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
@@ -87,9 +88,8 @@ def _run_command(arguments: Sequence[str]) -> int:
         return action.numpy()
 
     env_seeds = [integer(seed, Purpose.TEST, episode) for episode in range(episodes)]
-    trajectories = rollout.run_episodes(act, [envs], [env_seeds], seeds=[seed], step=step)
-    for env in envs:
-        env.close()
+    trajectories = rollout.run_episodes(act, envs, [env_seeds], seeds=[seed], step=step)
+    envs.close()
     _print(env_id, which, step, trajectories.returns[0], trajectories.lengths[0])
     return 0
 

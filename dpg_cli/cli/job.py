@@ -13,7 +13,15 @@ from rich.console import Console
 
 from dpg_cli import run_dir
 from dpg_cli.checkpoint import Checkpoints, Loaded, rewind, saved_steps
-from dpg_cli.cli.build import Training, build, choose_env_threads, environment_maker, make_env_threads, sizes
+from dpg_cli.cli.build import (
+    Training,
+    build,
+    choose_env_processes,
+    choose_env_threads,
+    choose_stepping,
+    environment_maker,
+    sizes,
+)
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
@@ -238,13 +246,14 @@ def _notes(config: TrainConfig, training: Training, problem: str | None, thread_
             f"{config.env.id} cannot be copied in the middle of an episode ({problem}): if this run is resumed, it "
             "begins a new episode there, and is not the same bit for bit"
         )
-    if config.env_threads != "auto" and choose_env_threads(config) > 1 and thread_problem is not None:
-        notes.append(
-            f"env_threads={config.env_threads}: {config.env.id} is stepped in a plain loop instead: {thread_problem}"
-        )
+    counts = {"env_processes": choose_env_processes(config, None), "env_threads": choose_env_threads(config)}
+    asked = {key: getattr(config, key) for key, count in counts.items() if count > 1}
+    given = [f"{key}={value}" for key, value in asked.items() if value != "auto"]
+    if given and thread_problem is not None:
+        notes.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {thread_problem}")
     if config.compile and not isinstance(training.learner, CapturedLearner):
         notes.append("compile=true has no effect here: only work that is captured on a GPU is compiled")
-    if not has_time_limit(training.evaluation_envs[0][0]):
+    if not has_time_limit(training.evaluation_envs.example):
         notes.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
     if first >= config.total_steps:
@@ -264,12 +273,11 @@ def _train(
     start: Sequence[Loaded] | None,
 ) -> Outcome:
     with contextlib.ExitStack() as opened:
-        training = build(config)
+        safety, durations = ThreadSafety(), list[float]()
+        problem = copies_exactly(environment_maker(config), watch=safety.watch, durations=durations)
+        stepping = choose_stepping(config, safety.problem, durations)
+        training = build(config, copyable=problem is None, **stepping._asdict())
         opened.callback(training.close)
-        safety = ThreadSafety()
-        problem = copies_exactly(environment_maker(config), watch=safety.watch)
-        training.environments.copyable = problem is None
-        training.environments.threads = make_env_threads(config, safety.problem)
         choice = choose(config, *sizes(training.environments))
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())

@@ -24,7 +24,7 @@ from dpg_cli.stored import check_kinds, records
 # What can change without changing what has happened already.
 CHANGEABLE = (
     *("total_steps", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "log.every"),
-    *("device", "threads", "env_threads", "compile"),
+    *("device", "threads", "env_threads", "env_processes", "compile"),
 )
 CURVES = ("metrics.jsonl", "evaluations.jsonl")
 

@@ -41,7 +41,7 @@ KEYS = """
 Keys
   seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
   updates_per_step, buffer_size, share_next_obs, truncation_bootstraps,
-  device, threads, env_threads, compile, precision,
+  device, threads, env_threads, env_processes, compile, precision,
   eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
 
 Flags
@@ -239,7 +239,7 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
         label = sweep.label(number, list(hydra_config.overrides.task))
         checked = configs.validate(config)
         if not one_after_another:  # jobs side by side would wait for each other's threads
-            given = checked.model_dump(include={"threads", "env_threads"})
+            given = checked.model_dump(include={"threads", "env_threads", "env_processes"})
             checked = checked.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
         result = job.run(checked, where, command, label)
         sweep.ended(number, label, where, result)

@@ -1,0 +1,257 @@
+"""Environments in worker processes, seen from the main process; `env_worker.py` is the other side."""
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpg_cli.env_group import Env, Kind, Stepped
+from dpg_cli.env_worker import CALL, DONE, IGNORED, NOTHING, STEP, Failure, Part, Reply, serve
+
+PATIENCE = 2.0  # seconds that closing waits for steps under way
+
+
+class EnvProcessError(Exception):
+    """A worker process ended."""
+
+
+class Worker(NamedTuple):
+    """A worker process, seen from the main process."""
+
+    process: BaseProcess
+    connection: Connection
+
+
+class EnvProcesses:
+    """Steps environments in worker processes, with the results of a plain loop.
+
+    Each worker has a contiguous part of the environments of each kind. Numbers go through shared memory, and a byte
+    in each direction begins and ends a step.
+
+    Args:
+        make: makes one environment; it is pickled.
+        example: one environment that `make` made, which is closed with the others.
+        sizes: how many environments there are of each kind.
+        count: worker processes.
+
+    Attributes:
+        groups: the environments of each kind.
+    """
+
+    def __init__(self, make: Callable[[], Env], example: Env, sizes: Mapping[Kind, int], count: int):
+        self.example = example
+        context = get_context("spawn")  # CUDA does not survive a fork
+        row = _row(example)
+        shared = {kind: context.RawArray("b", row.itemsize * size) for kind, size in sizes.items()}
+        bounds = {kind: [size * part // count for part in range(count + 1)] for kind, size in sizes.items()}
+        self.groups = {kind: ProcessEnvs(self, kind, shared[kind], row, bounds[kind]) for kind in sizes}
+        self._workers: list[Worker] = []
+        atexit.register(self.close)  # before multiprocessing waits for its processes
+        try:
+            with _inherited_by_workers():
+                for number in range(count):
+                    parts = {kind: Part(shared[kind], row, *bounds[kind][number : number + 2]) for kind in sizes}
+                    ours, theirs = context.Pipe()
+                    process = context.Process(target=serve, args=(theirs, make, parts), name=f"environments {number}")
+                    process.start()
+                    theirs.close()  # so that the end of the worker is the end of the file
+                    self._workers.append(Worker(process, ours))
+            self.receive(range(count))
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, number: int, message: bytes, call: tuple[Any, ...] | None = None) -> None:
+        """Send a byte to a worker, and a call where one follows.
+
+        Raises:
+            EnvProcessError: the worker has ended.
+        """
+        connection = self._workers[number].connection
+        try:
+            os.write(connection.fileno(), message)
+            if call is not None:
+                connection.send(call)
+        except OSError:
+            raise self._ended(number) from None
+
+    def receive(self, numbers: Sequence[int]) -> list[Any]:
+        """Wait for workers' answers and log what they have logged.
+
+        Returns:
+            The result of each one's call; after a step a `Failure`, or None if nothing went wrong.
+
+        Raises:
+            BaseException: the first that a call raised.
+            EnvProcessError: a worker has ended.
+        """
+        replies = [self._receive(number) for number in numbers]
+        for reply in replies:
+            if reply.error is not None:
+                raise reply.error
+        return [reply.result for reply in replies]
+
+    def _receive(self, number: int) -> Reply:
+        connection = self._workers[number].connection
+        try:
+            if os.read(connection.fileno(), 1) == DONE:
+                return NOTHING
+            reply: Reply = connection.recv()
+        except (OSError, EOFError):
+            raise self._ended(number) from None
+        for record in reply.records:
+            if (logger := logging.getLogger(record.name)).isEnabledFor(record.levelno):
+                logger.handle(record)
+        return reply
+
+    def close(self) -> None:
+        """Close every environment and end the workers, the hard way where an environment hangs."""
+        workers, self._workers = self._workers, []
+        atexit.unregister(self.close)
+        if not workers:
+            return
+        for worker in workers:
+            worker.connection.close()
+        try:
+            end = time.monotonic() + PATIENCE
+            for worker in workers:
+                worker.process.join(max(end - time.monotonic(), 0.0))
+        finally:
+            for worker in workers:
+                worker.process.kill()
+            for worker in workers:
+                worker.process.join()
+                worker.process.close()
+        self.example.close()
+
+    def _ended(self, number: int) -> EnvProcessError:
+        process = self._workers[number].process
+        process.join(PATIENCE)
+        code = process.exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
+        return EnvProcessError(f"environment process {number + 1} of {len(self._workers)} {how}")
+
+
+class ProcessEnvs:
+    """The environments of one kind in worker processes, an `EnvGroup`.
+
+    Args:
+        processes: the workers.
+        kind: what the environments are for.
+        shared: memory for N rows.
+        row: their type.
+        bounds: where each worker's part begins, and N.
+    """
+
+    def __init__(self, processes: EnvProcesses, kind: Kind, shared: Any, row: np.dtype[Any], bounds: Sequence[int]):
+        self._processes = processes
+        self._kind = kind
+        self._bounds = bounds
+        self._workers = [number for number in range(len(bounds) - 1) if bounds[number] < bounds[number + 1]]
+        self._rows = np.frombuffer(shared, row)
+        self._stepped = Stepped(*(self._rows[name] for name in Stepped._fields))
+        self._failures: list[Failure] = []
+
+    @property
+    def example(self) -> Env:
+        """One in this process."""
+        return self._processes.example
+
+    def __len__(self) -> int:
+        """How many."""
+        return self._bounds[-1]
+
+    def reset(self, seeds: Sequence[int], obs: np.ndarray) -> None:
+        """Begin an episode in every environment."""
+        self._call("reset", lambda first, after: (seeds[first:after],))
+        obs[...] = self._rows["obs"]
+
+    def step(self, action: np.ndarray, stepped: Stepped, running: np.ndarray | None = None) -> None:
+        """Step the environments."""
+        self._rows["action"] = action
+        self._rows["running"] = True if running is None else running
+        workers = self._workers
+        if running is not None:
+            workers = [n for n in workers if running[self._bounds[n] : self._bounds[n + 1]].any()]
+        for number in workers:
+            self._processes.send(number, STEP[self._kind])
+        self._failures = [failure for failure in self._processes.receive(workers) if failure is not None]
+        for failure in self._failures:
+            if failure.in_step is not None:
+                raise failure.in_step
+        stepping = slice(None) if running is None else running
+        for array, own in zip(stepped, self._stepped, strict=True):
+            array[stepping] = own[stepping]
+
+    def unstable(self) -> int | None:
+        """The first whose simulation became unstable."""
+        return next((failure.unstable for failure in self._failures if failure.unstable is not None), None)
+
+    def restart(self, positions: Sequence[int], obs: np.ndarray) -> None:
+        """Fetch the first observations of the new episodes, which the workers have begun after the step."""
+        for failure in self._failures:
+            if failure.in_restart is not None:
+                raise failure.in_restart
+        obs[positions] = self._rows["first_obs"][positions]
+
+    def get_states(self, positions: range) -> list[Any]:
+        """States of simulators."""
+
+        def own(first: int, after: int) -> tuple[range]:
+            return (range(max(positions.start - first, 0), max(min(positions.stop, after) - first, 0)),)
+
+        return self._call("get_states", own)
+
+    def set_states(self, states: Sequence[Any], seeds: Sequence[int], obs: np.ndarray) -> list[str | None]:
+        """Go on from states, or begin new episodes."""
+        self._rows["obs"] = obs
+        reasons = self._call("set_states", lambda first, after: (states[first:after], seeds[first:after]))
+        obs[...] = self._rows["obs"]
+        return reasons
+
+    def close(self) -> None:
+        """Close every environment, of the other kind too."""
+        self._processes.close()
+
+    def _call(self, method: str, arguments: Callable[[int, int], tuple[Any, ...]]) -> list[Any]:
+        """Call a method in every worker with arguments for its part, and join the lists that it returns."""
+        for number in self._workers:
+            own = arguments(*self._bounds[number : number + 2])
+            self._processes.send(number, CALL, (self._kind, method, own))
+        return [item for items in self._processes.receive(self._workers) for item in items or ()]
+
+
+def _row(example: Env) -> np.dtype[Any]:
+    """What an environment has in shared memory."""
+    space = example.observation_space
+    obs = (space.dtype, space.shape)
+    action = (np.float64, example.action_space.shape)
+    numbers = [("action", *action), ("obs", *obs), ("first_obs", *obs), ("reward", np.float64)]
+    flags = [(name, np.bool_) for name in ("terminated", "truncated", "running")]
+    return np.dtype([*numbers, *flags], align=True)
+
+
+@contextlib.contextmanager
+def _inherited_by_workers() -> Iterator[None]:
+    """Processes that are started inside compute in one thread, and no signal ends them while they import."""
+    resource_tracker.ensure_running()  # which otherwise starts with the first process and unblocks signals
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads

@@ -1,0 +1,127 @@
+"""A worker process that steps environments, and what it exchanges with the main process.
+
+Workers import this module and what it imports: no torch, which would cost each of them seconds and memory.
+"""
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpg_cli.env_group import Env, Kind, LocalEnvs, Stepped
+
+IGNORED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}  # they are for the main process
+KINDS: tuple[Kind, ...] = ("training", "evaluation")
+STEP = {kind: bytes([number]) for number, kind in enumerate(KINDS)}
+CALL, DONE, REPLY = b"c", b".", b"r"  # after CALL and REPLY follows a pickled object
+
+
+class Failure(NamedTuple):
+    """What went wrong in a worker's step, in the order in which a plain loop would notice it."""
+
+    in_step: BaseException | None = None
+    unstable: int | None = None
+    in_restart: BaseException | None = None
+
+
+class Reply(NamedTuple):
+    """A worker's answer."""
+
+    result: Any = None
+    error: BaseException | None = None
+    records: Sequence[logging.LogRecord] = ()
+
+
+NOTHING = Reply()
+
+
+class Part(NamedTuple):
+    """One worker's environments of a kind: rows `first` to `after` of the shared memory."""
+
+    shared: Any
+    dtype: np.dtype[Any]
+    first: int
+    after: int
+
+
+def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, Part]) -> None:
+    """Make environments and answer until the main process closes the connection or ends."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    records: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    logging.root.addHandler(logging.handlers.QueueHandler(records))
+    logging.root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    rows = {kind: np.frombuffer(part.shared, part.dtype)[part.first : part.after] for kind, part in parts.items()}
+    envs: dict[Kind, LocalEnvs] = {}
+
+    def make_all() -> None:
+        for kind, part in parts.items():
+            if made := [make() for _ in range(part.first, part.after)]:
+                envs[kind] = LocalEnvs(made, kind, first=part.first)
+
+    def answer(function: Callable[..., Any], *arguments: Any) -> None:
+        result = error = None
+        try:
+            result = function(*arguments)
+        except BaseException as raised:  # a simulator's SystemExit too
+            error = portable(raised)
+        said = [records.get() for _ in range(records.qsize())]
+        if result is None and error is None and not said:
+            os.write(connection.fileno(), DONE)
+        else:
+            os.write(connection.fileno(), REPLY)
+            connection.send(Reply(result, error, said))
+
+    with contextlib.suppress(OSError, EOFError):  # the main process has ended
+        answer(make_all)
+        while message := os.read(connection.fileno(), 1):
+            if message == CALL:
+                kind, method, arguments = connection.recv()
+                obs = () if method == "get_states" else (rows[kind]["obs"],)
+                answer(getattr(envs[kind], method), *arguments, *obs)
+            else:
+                kind = KINDS[message[0]]
+                answer(_step, envs[kind], rows[kind], kind == "training")
+    for group in envs.values():
+        group.close()
+
+
+def _step(envs: LocalEnvs, rows: np.ndarray, restarts: bool) -> Failure | None:
+    """Step environments and begin new episodes where some have ended."""
+    stepped = Stepped(*(rows[name] for name in Stepped._fields))
+    try:
+        envs.step(rows["action"], stepped, rows["running"])
+    except BaseException as error:
+        return Failure(in_step=portable(error))
+    if (position := envs.unstable()) is not None:
+        return Failure(unstable=position)
+    if restarts:
+        try:
+            envs.restart(np.flatnonzero(stepped.terminated | stepped.truncated).tolist(), rows["first_obs"])
+        except BaseException as error:
+            return Failure(in_restart=portable(error))
+    return None
+
+
+def portable(error: BaseException) -> BaseException:
+    """An error with its traceback as a note, or a RuntimeError that names it if it is another one once pickled."""
+    trace = "".join(traceback.format_exception(error))
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        same = type(copy) is type(error) and str(copy) == str(error)
+    except Exception:
+        same = False
+    sent = error if same else RuntimeError(f"{type(error).__name__}: {error}")
+    sent.add_note(trace)
+    return sent
