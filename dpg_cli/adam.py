@@ -9,10 +9,9 @@ from dpg_cli.networks import Network
 class Adam:
     """What `torch.optim.Adam(fused=True)` makes of parameters, bit for bit, without its bookkeeping.
 
-    `count` is a tensor on the parameters' device, so that a step can be captured.
-
     For networks of a few hundred units that takes longer than the kernel. Kingma & Ba 2015, Algorithm 1, with an L2
-    penalty; elementwise, so that members do not meet.
+    penalty; elementwise, so that members do not meet. The count of steps is a tensor on the parameters' device, so that
+    a step can be captured.
 
     Args:
         network: its parameters are updated in place.

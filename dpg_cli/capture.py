@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 WARM_UP = 3  # runs before a capture: libraries make their handles, and a compiler compiles
-TO_THE_HOST = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2"}
+TO_THE_HOST = {"_local_scalar_dense", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "nonzero"}
+INDEXING = {"index", "index_put", "index_put_", "masked_select"}  # which count where a mask is true
 
 
 class Event(Protocol):
@@ -118,7 +119,7 @@ class _OnlyOwn(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if draws and getattr((kwargs or {}).get("generator"), "_cdata", None) not in self._generators:
             raise CaptureError(f"{func} draws from a generator that is not registered")
         for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor) and func.overloadpacket.__name__ == "index" and tensor.dtype is torch.bool:
+            if isinstance(tensor, Tensor) and func.overloadpacket.__name__ in INDEXING and tensor.dtype is torch.bool:
                 raise CaptureError(f"{func} brings a number to the host")
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
                 raise CaptureError(f"{func} uses a tensor from outside, of shape {tuple(tensor.shape)}")

@@ -1,5 +1,6 @@
 """Environments as one group: what training and evaluation ask of them, wherever they run."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -189,9 +190,10 @@ class LocalEnvs:
 
     def close(self) -> None:
         """End the threads and close every environment, unless one hangs and is still being stepped."""
-        if self.threads.close():
-            for env in self.envs:
-                env.close()
+        with contextlib.ExitStack() as each:  # also those after one that raises
+            if self.threads.close():
+                for env in reversed(self.envs):
+                    each.callback(env.close)
 
 
 def put(array: np.ndarray, position: int, obs: np.ndarray) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import get_context, resource_tracker
@@ -49,6 +50,7 @@ class EnvProcesses:
 
     def __init__(self, make: Callable[[], Env], example: Env, sizes: Mapping[Kind, int], count: int):
         self.example = example
+        self._closed = False
         context = get_context("spawn")  # CUDA does not survive a fork
         row = _row(example)
         shared = {kind: context.RawArray("b", row.itemsize * size) for kind, size in sizes.items()}
@@ -117,8 +119,9 @@ class EnvProcesses:
         """Close every environment and end the workers, the hard way where an environment hangs."""
         workers, self._workers = self._workers, []
         atexit.unregister(self.close)
-        if not workers:
+        if self._closed:
             return
+        self._closed = True
         for worker in workers:
             worker.connection.close()
         try:
@@ -137,7 +140,10 @@ class EnvProcesses:
         process = self._workers[number].process
         process.join(PATIENCE)
         code = process.exitcode
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
+        if code is None:
+            how = "no longer answers"
+        else:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return EnvProcessError(f"environment process {number + 1} of {len(self._workers)} {how}")
 
 
@@ -247,9 +253,13 @@ def _inherited_by_workers() -> Iterator[None]:
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    main = sys.modules["__main__"]
+    names: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    vars(main).update(dict.fromkeys(names))  # else they would import it, and a script without a guard would run again
     try:
         yield
     finally:
+        vars(main).update(names)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]

@@ -150,6 +150,19 @@ class ThreadSafety:
             self.problem = "its metadata says that it is not thread-safe"
 
 
+def _digest(value: Any, name: str) -> str:
+    """A digest of plain data, which may be large.
+
+    Raises:
+        CannotCopy: it is no plain data.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        about = f"{value.dtype.str}{value.shape}".encode()
+        return hashlib.sha256(about + hashlib.sha256(np.ascontiguousarray(value).data).digest()).hexdigest()
+    tree = json.dumps(encode(value, name), default=lambda array: _digest(array, name))
+    return hashlib.sha256(tree.encode()).hexdigest()
+
+
 def _shared_state(env: Env) -> dict[str, str]:
     """By name, digests of the global random generators and of plain data in an environment's classes and modules."""
     shared: dict[str, Any] = {
@@ -168,6 +181,5 @@ def _shared_state(env: Env) -> dict[str, str]:
         if name.endswith("__"):  # Python's own, such as the warnings that a module has given
             continue
         with contextlib.suppress(CannotCopy, RecursionError):  # it is not plain data
-            tree = json.dumps(encode(value, name), default=lambda array: array.dtype.str + array.tobytes().hex())
-            digests[name] = hashlib.sha256(tree.encode()).hexdigest()
+            digests[name] = _digest(value, name)
     return digests

@@ -11,8 +11,10 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,8 +55,16 @@ class Part(NamedTuple):
     after: int
 
 
+def _end_with_the_main_process() -> None:
+    """End this process with the main one, even where an environment hangs."""
+    if (main := parent_process()) is not None:
+        main.join()
+        os._exit(1)
+
+
 def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, Part]) -> None:
     """Make environments and answer until the main process closes the connection or ends."""
+    Thread(target=_end_with_the_main_process, daemon=True).start()
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)

@@ -239,8 +239,8 @@ def test_a_run_from_a_gpu_is_not_resumed_elsewhere_without_a_word(train, tmp_pat
     (folder / "run.json").write_text(json.dumps(content))
     code, _, err = train(f"resume={folder}", "total_steps=60", "trust=true")
     assert code == 2
-    reason = f"device=cuda: torch {torch.__version__} finds no GPU; use device=cpu or device=auto"
-    assert err == f"dpg-train: the run was on {reason}; resume={folder} device=cpu moves it\n"
+    reason = f"the run was on cuda, and torch {torch.__version__} finds no GPU"
+    assert err == f"dpg-train: {reason}; dpg-train resume=run device=cpu resumes it on the CPU\n"
 
 
 @pytest.mark.parametrize("name", ["cuda; rm -rf", "meta", 3, None, ["cuda"]])
@@ -298,10 +298,12 @@ def test_too_large_a_replay_is_refused_with_what_would_fit(monkeypatch):
         "buffer_size=1000000: 1,000,000 transitions for 64 seeds take 10.0 GiB, and 7.0 GiB of cuda are free: "
         "buffer_size=664_000 would fit, or device=cpu"
     )
+    monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 1.2 * 2**30)
+    networks = r"algo.hidden_sizes=.* are free: use smaller ones, or reduce num_seeds, or device=cpu"
+    with pytest.raises(UserError, match=networks):
+        memory.check_memory(composed("algo.hidden_sizes=[4000,4000]"), 17, 6, torch.device("cuda"))
     monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 2**29)
-    with pytest.raises(
-        UserError, match=r"algo.hidden_sizes=.* are free: use smaller ones, or reduce num_seeds, or device"
-    ):
+    with pytest.raises(UserError, match=r"device=cuda: 0.5 GiB of its memory are free, and 1 GiB is needed beside"):
         memory.check_memory(config, 17, 6, torch.device("cuda"))
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toy_envs
 from commands import SMALL, TOY
 from oracle import differences
 from toy_envs import SCRIPTS, local
 
 from dpg_cli import config, env_processes, env_worker
-from dpg_cli.cli import build
+from dpg_cli.cli import build, stepping
+from dpg_cli.env_group import LocalEnvs
 from dpg_cli.env_processes import EnvProcessError, EnvProcesses
 from dpg_cli.envs import make_env
 from dpg_cli.rollout import Stepper
@@ -279,24 +281,120 @@ def test_an_environment_that_cannot_be_made_in_a_worker_is_named():
         (16, 1, ["num_seeds=64"], 1),
         (16, 5000, ["num_seeds=2"], 2),
         (16, None, ["num_seeds=64"], 1),
+        (16, 60, ["num_seeds=64", "total_steps=2000"], 1),  # 7 seconds saved
+        (16, 60, ["num_seeds=64", "total_steps=4000"], 15),
         (2, 60, ["env_processes=3"], 3),
         (2, None, ["env_processes=30"], 10),
         (16, 60, ["num_seeds=64", "env_processes=1"], 1),
     ],
 )
 def test_how_many_processes(monkeypatch, cores, microseconds, given, count):
-    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(cores)))
     seconds = None if microseconds is None else 1e-6 * microseconds
-    assert build.choose_env_processes(config.validate(config.compose(given)), seconds) == count
+    assert stepping.choose_env_processes(config.validate(config.compose(given)), seconds) == count
 
 
 @pytest.mark.parametrize(("problem", "processes", "threads"), [(None, 7, 1), ("its steps change it", 1, 1)])
 def test_processes_take_the_place_of_threads(monkeypatch, caplog, problem, processes, threads):
-    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(8)))
     with caplog.at_level(logging.INFO):
-        stepping = build.choose_stepping(
+        chosen = stepping.choose_stepping(
             config.validate(config.compose(["num_seeds=64"])), problem, [60e-6, 9e-3, 60e-6]
         )
-    assert (stepping.processes, stepping.threads.count) == (processes, threads)
-    figures = "env_processes: 7: 0.750 ms a vector step in 7 processes, 3.840 ms in this one (estimated)"
+    assert (chosen.processes, chosen.threads.count) == (processes, threads)
+    figures = "a vector step takes 0.750 ms in 7 processes and 3.840 ms in this one (estimated)"
     assert (figures in caplog.messages) == (problem is None)
+
+
+def test_a_container_has_the_cores_that_it_is_allowed(monkeypatch):
+    monkeypatch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(64)))
+    for limit, count in (("200000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("9900000 100000", 64)):
+        monkeypatch.setattr(stepping.Path, "read_text", lambda *_, limit=limit, **__: limit)
+        assert stepping.cores() == count
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_after_an_error_every_environment_is_closed_once(monkeypatch, processes):
+    closed = []
+    monkeypatch.setattr(toy_envs.Reach, "close", lambda env: closed.append(env))
+    monkeypatch.setattr(build, "new_algorithm", lambda *_: pytest.fail("no algorithm"))
+    with pytest.raises(pytest.fail.Exception, match="no algorithm"):
+        build.build(config.validate(config.compose([TOY, "num_seeds=2", "total_steps=100"])), processes=processes)
+    assert len(closed) == (1 if processes == 2 else 2 + 2 * 10)  # in this process
+    assert len(set(map(id, closed))) == len(closed)
+
+
+def test_an_environment_that_does_not_close_keeps_no_other_open():
+    closed = []
+
+    class Env(toy_envs.Reach):
+        def close(self):
+            closed.append(self)
+            raise RuntimeError("it is stuck")
+
+    with pytest.raises(RuntimeError, match="it is stuck"):
+        LocalEnvs([Env(), Env(), Env()]).close()
+    assert len(closed) == 3
+
+
+SCRIPT = """
+import sys
+sys.argv = ["dpg-train", *ARGUMENTS]
+from dpg_cli.cli.train import main
+main()
+"""
+
+
+def test_a_script_that_trains_is_not_run_again_by_its_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("ARGUMENTS", repr([*SEVERAL, "total_steps=60", "env_processes=2"])))
+    path = os.pathsep.join([str(Path(toy_envs.__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+HANGING = """
+import functools
+from dpg_cli.env_processes import EnvProcesses
+from dpg_cli.envs import make_env
+import numpy as np
+make = functools.partial(make_env, "toy_envs:Toy/Reach-v0", {"bad_step": 1, "bad": "hang"})
+processes = EnvProcesses(make, make(), {"training": 2}, 2)
+print(*(worker.process.pid for worker in processes._workers), flush=True)
+envs = processes.groups["training"]
+obs = np.zeros((2, 2), np.float32)
+envs.reset([0, 1], obs)
+print("stepping", flush=True)
+processes.send(0, b"\\0")
+processes.receive([0])
+"""
+
+
+def test_a_worker_that_hangs_ends_with_the_main_process():
+    path = os.pathsep.join([str(Path(toy_envs.__file__).parent), *sys.path])
+    main = subprocess.Popen(
+        [sys.executable, "-c", HANGING], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+    )
+    workers = [int(pid) for pid in main.stdout.readline().split()]
+    assert main.stdout.readline() == "stepping\n"
+    main.kill()
+    main.communicate()
+    end = time.monotonic() + TIMEOUT
+    while any(map(runs, workers)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(runs, workers))
+
+
+def runs(pid):
+    """Whether a process is there and is no zombie, which is left where nobody asks for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+import tracemalloc
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +15,7 @@ from oracle import differences
 from toy_envs import Alone, Reach, Sharing, local
 
 from dpg_cli import config, env_threads
-from dpg_cli.cli import build
+from dpg_cli.cli import build, stepping
 from dpg_cli.env_state import copies_exactly
 from dpg_cli.env_threads import PLAIN_LOOP, TRIALS, EnvThreads, ThreadSafety
 from dpg_cli.envs import make_env
@@ -293,8 +294,8 @@ def test_without_several_threads_nothing_is_said(train, tmp_path):
     ],
 )
 def test_how_many_threads(monkeypatch, cores, given, count):
-    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(cores)))
-    assert build.choose_env_threads(config.validate(config.compose(given))) == count
+    monkeypatch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert stepping.choose_env_threads(config.validate(config.compose(given))) == count
 
 
 @pytest.mark.parametrize("faster", ["threads", "plain loop"])
@@ -333,10 +334,30 @@ def test_a_single_environment_needs_no_thread_and_no_trial(new_threads):
 
 def test_auto_trains_to_the_same_numbers(train, trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(4)))
+        patch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(4)))
         assert train(*SEVERAL)[0] == 0
     assert differences(tmp_path / "run", trained(*SEVERAL, "env_threads=1")) == []
     log = (tmp_path / "run" / "train.log").read_text()
     assert "training environments are stepped " in log
     assert "evaluation environments are stepped " in log
     assert len(lines(tmp_path / "run" / "seed_0" / "evaluations.jsonl")) == 4
+
+
+def test_large_shared_data_is_compared_without_copying_it(monkeypatch):
+    import toy_envs
+
+    monkeypatch.setattr(toy_envs, "DATA", np.zeros(20_000_000), raising=False)
+    env, safety = make_env("toy_envs:Toy/Reach-v0"), ThreadSafety()
+    tracemalloc.start()
+    with safety.watch(env):
+        toy_envs.DATA[7] = 1
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    env.close()
+    assert safety.problem == "its steps or resets change the global toy_envs.DATA"
+    assert most < 10_000_000
+
+
+def test_nothing_is_compared_where_only_a_plain_loop_is_possible(train, monkeypatch):
+    monkeypatch.setattr(ThreadSafety, "watch", None)
+    assert train("env=toy_envs:Toy/Reach-v0", *SMALL)[0] == 0

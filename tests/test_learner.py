@@ -212,6 +212,8 @@ def test_the_stand_in_refuses_what_a_graph_would_get_wrong():
         capture(lambda: static.nonzero(), [static])()
     with pytest.raises(CaptureError, match="a number to the host"):
         capture(lambda: static[static > 0], [static])()
+    with pytest.raises(CaptureError, match="a number to the host"):
+        capture(lambda: static.__setitem__(static > 0, static[0]), [static])()
     g, other = torch.Generator(), torch.Generator()
     capture(lambda: static.normal_(generator=g), [static], [g])()
     for draw in (lambda: static.normal_(generator=other), lambda: static.normal_(), lambda: torch.randn(2)):

@@ -50,6 +50,8 @@ class Reach(gym.Env[np.ndarray, np.ndarray]):
         if self.steps == self.bad_step:
             if self.bad == "raise":
                 raise RuntimeError("the simulator\nbroke")
+            if self.bad == "hang":
+                time.sleep(1e6)
             if self.bad == "exit":
                 raise SystemExit(0)
             if self.bad == "killed" and parent_process() is not None:

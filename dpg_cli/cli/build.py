@@ -3,10 +3,7 @@
 import contextlib
 import functools
 import logging
-import math
-import os
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,11 +25,6 @@ from dpg_cli.rollout import Environments
 from dpg_cli.seeding import Purpose, generator
 
 log = logging.getLogger(__name__)
-
-MIN_ENV_CORES = 4  # with fewer, threads that share Python's lock gain little, and processes the update's cores
-MAX_AUTO_ENV_THREADS = 8  # Python's part of the steps, which they make one at a time, leaves no gain for more
-PROCESSES_OVERHEAD = 0.15e-3  # seconds a vector step
-MIN_GAIN = 1.5  # of processes, which take seconds to start and memory
 
 
 class Training(NamedTuple):
@@ -102,7 +94,8 @@ def build(
         on_error.callback(threads.close)
         new_env = environment_maker(config)
         example = new_env()
-        on_error.callback(example.close)
+        nobodys = on_error.enter_context(contextlib.ExitStack())  # until a group has it
+        nobodys.callback(example.close)
         observed, acting = example.observation_space.shape, example.action_space.shape
         assert observed is not None
         assert acting is not None
@@ -118,11 +111,13 @@ def build(
         evaluation: EnvGroup
         if processes > 1:
             sizes_of: dict[Kind, int] = {"training": size, "evaluation": evaluation_size}
+            nobodys.pop_all()
             workers = EnvProcesses(new_env, example, sizes_of, processes)
             on_error.callback(workers.close)
             training, evaluation = workers.groups["training"], workers.groups["evaluation"]
         else:
             training = LocalEnvs([example, *(new_env() for _ in range(size - 1))], "training", threads)
+            nobodys.pop_all()
             on_error.callback(training.close)
             evaluation = LocalEnvs([new_env() for _ in range(evaluation_size)], "evaluation", threads)
             on_error.callback(evaluation.close)
@@ -148,61 +143,3 @@ def environment_maker(config: TrainConfig) -> Callable[[], Env]:
 def sizes(environments: Environments) -> tuple[int, int]:
     """Sizes of an observation and of an action."""
     return environments.obs.shape[-1], environments.action_dim
-
-
-class Stepping(NamedTuple):
-    """What steps the environments of a run."""
-
-    processes: int  # 1 is the main process
-    threads: EnvThreads  # where the main process does
-
-
-def choose_stepping(config: TrainConfig, problem: str | None, durations: Sequence[float]) -> Stepping:
-    """Choose processes, threads or a plain loop; the results are the same.
-
-    Args:
-        config: of the run.
-        problem: why the environments can only be stepped in a plain loop; None if nothing speaks against it.
-        durations: seconds of single steps of an environment, measured.
-    """
-    processes = choose_env_processes(config, statistics.median(durations) if durations and problem is None else None)
-    threads = 1 if processes > 1 else choose_env_threads(config)
-    if max(processes, threads) > 1 and problem is not None:
-        log.info("environments are stepped one after another: %s", problem)
-        processes = threads = 1
-    if processes > 1:
-        log.info("environments are stepped in %d processes", processes)
-    return Stepping(processes, EnvThreads(threads, measured=config.env_threads == "auto"))
-
-
-def choose_env_processes(config: TrainConfig, step_seconds: float | None) -> int:
-    """Processes for the environments, at most one each; `auto` estimates whether they gain enough.
-
-    Args:
-        config: of the run.
-        step_seconds: how long one environment takes for a step; None if that is not known.
-    """
-    size = config.num_seeds * config.num_envs
-    if config.env_processes != "auto":
-        return min(config.env_processes, config.num_seeds * max(config.num_envs, config.eval.episodes))
-    cores = len(os.sched_getaffinity(0))
-    count = min(cores - 1, size)
-    if cores < MIN_ENV_CORES or count == 1 or step_seconds is None:
-        return 1
-    alone = size * step_seconds
-    together = math.ceil(size / count) * step_seconds + PROCESSES_OVERHEAD
-    gain = alone > MIN_GAIN * together
-    figures = (
-        f"{1e3 * together:.3f} ms a vector step in {count} processes, {1e3 * alone:.3f} ms in this one (estimated)"
-    )
-    log.info("env_processes: %d: %s", count if gain else 1, figures)
-    return count if gain else 1
-
-
-def choose_env_threads(config: TrainConfig) -> int:
-    """Threads for the environments, at most one each; `auto` is one with fewer than `MIN_ENV_CORES` cores."""
-    environments = config.num_seeds * max(config.num_envs, config.eval.episodes)
-    if config.env_threads != "auto":
-        return min(config.env_threads, environments)
-    cores = len(os.sched_getaffinity(0))
-    return min(cores, MAX_AUTO_ENV_THREADS, environments) if cores >= MIN_ENV_CORES else 1

@@ -163,7 +163,7 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
     rounding does.
     """
     if config.share_next_obs:
-        return Choice(CPU, captured=False, reason="with share_next_obs=true a GPU's work is not captured")
+        return Choice(CPU, captured=False, reason="share_next_obs=true is slow on a GPU")
     print(f"device=auto: measuring updates on {CPU} and {gpu}, once for this configuration", file=sys.stderr)
     stored = max(STORED, 2 * config.num_envs)
     small = config.model_copy(update={"buffer_size": stored, "total_steps": stored})

@@ -13,18 +13,11 @@ from rich.console import Console
 
 from dpg_cli import run_dir
 from dpg_cli.checkpoint import Checkpoints, Loaded, rewind, saved_steps
-from dpg_cli.cli.build import (
-    Training,
-    build,
-    choose_env_processes,
-    choose_env_threads,
-    choose_stepping,
-    environment_maker,
-    sizes,
-)
+from dpg_cli.cli.build import Training, build, environment_maker, sizes
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
+from dpg_cli.cli.stepping import choose_stepping, may_share_steps
 from dpg_cli.config import TrainConfig, asks_for_trust, dump, store_hydra
 from dpg_cli.disk import Disk, explaining, write_whole
 from dpg_cli.env_state import copies_exactly
@@ -246,9 +239,8 @@ def _notes(config: TrainConfig, training: Training, problem: str | None, thread_
             f"{config.env.id} cannot be copied in the middle of an episode ({problem}): if this run is resumed, it "
             "begins a new episode there, and is not the same bit for bit"
         )
-    counts = {"env_processes": choose_env_processes(config, None), "env_threads": choose_env_threads(config)}
-    asked = {key: getattr(config, key) for key, count in counts.items() if count > 1}
-    given = [f"{key}={value}" for key, value in asked.items() if value != "auto"]
+    keys = ("env_processes", "env_threads")
+    given = [f"{key}={value}" for key in keys if (value := getattr(config, key)) not in ("auto", 1)]
     if given and thread_problem is not None:
         notes.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {thread_problem}")
     if config.compile and not isinstance(training.learner, CapturedLearner):
@@ -274,7 +266,8 @@ def _train(
 ) -> Outcome:
     with contextlib.ExitStack() as opened:
         safety, durations = ThreadSafety(), list[float]()
-        problem = copies_exactly(environment_maker(config), watch=safety.watch, durations=durations)
+        watch = safety.watch if may_share_steps(config) else lambda _: contextlib.nullcontext()
+        problem = copies_exactly(environment_maker(config), watch=watch, durations=durations)
         stepping = choose_stepping(config, safety.problem, durations)
         training = build(config, copyable=problem is None, **stepping._asdict())
         opened.callback(training.close)

@@ -26,6 +26,11 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
     free = available_memory() if device.type == "cpu" else free_gpu_memory(device)
     networks = learner_bytes(config, obs_dim, action_dim)
     if device.type != "cpu":
+        if free < GPU_RESERVE:
+            raise UserError(
+                f"device={device}: {free / 2**30:.1f} GiB of its memory are free, and {GPU_RESERVE / 2**30:.0f} GiB is "
+                "needed beside networks and replay; end other programs there, or use device=cpu"
+            )
         networks += update_bytes(config) + GPU_RESERVE
     if networks > free:
         raise UserError(
@@ -56,9 +61,8 @@ def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
 
     critics: int = config.algo.get("num_critics", 1) * parameters(obs_dim + action_dim, 1)
     precision = PRECISIONS[config.precision]
-    copies = 5 + (
-        precision.products is not precision.parameters
-    )  # network, target, two moments, gradient; a rounded one
+    rounded = precision.products is not precision.parameters
+    copies = 5 + rounded  # network, target, two moments, gradient; a rounded network
     each = copies * precision.parameters.itemsize
     return config.num_seeds * (parameters(obs_dim, action_dim) + critics) * each
 

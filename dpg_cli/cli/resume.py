@@ -17,6 +17,7 @@ from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.device import choose, named_device
 from dpg_cli.cli.folder import load_config
 from dpg_cli.cli.memory import most_bytes
+from dpg_cli.cli.progress import below_here, quoted
 from dpg_cli.disk import Disk, explaining, remove_leftovers
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.stored import check_kinds, records
@@ -63,7 +64,9 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
         try:
             named_device(device)
         except UserError as error:
-            raise UserError(f"the run was on {error}; resume={folder} device=cpu moves it") from error
+            reason = str(error).partition("; ")[0].partition(": ")[2]
+            move = f"dpg-train resume={quoted(below_here(folder))} device=cpu"
+            raise UserError(f"the run was on {device}, and {reason}; {move} resumes it on the CPU") from error
     _, folders = job.members(config, folder)
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):

@@ -345,6 +345,8 @@ def step_speed(seeds: int, steps: int, *overrides: str, captured: bool = True) -
 
     every = steps // 10
     sizes = [f"num_seeds={seeds}", f"total_steps={steps}", "buffer_size=100_000", f"random_steps={RANDOM_STEPS}"]
+    if seeds > 1:  # as a long run would choose
+        sizes.append(f"env_processes={min(len(os.sched_getaffinity(0)) - 1, seeds)}")
     strides = ["eval.every=1e6", "eval.episodes=1", "checkpoint.every=1e6", f"log.every={every}"]
     original = build.new_learner
     if not captured:

@@ -1,0 +1,95 @@
+"""What steps the environments of a run: a plain loop, threads or worker processes. The results are the same."""
+
+import contextlib
+import logging
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dpg_cli.config import TrainConfig
+from dpg_cli.env_threads import EnvThreads
+
+log = logging.getLogger(__name__)
+
+MIN_ENV_CORES = 4  # with fewer, threads that share Python's lock gain little, and processes the update's cores
+MAX_AUTO_ENV_THREADS = 8  # Python's part of the steps, which they make one at a time, leaves no gain for more
+PROCESSES_OVERHEAD = 0.15e-3  # seconds a vector step
+MIN_GAIN = 1.5  # of processes, which take memory
+MIN_SAVED = 10.0  # seconds in the whole run, since processes take seconds to start
+
+
+class Stepping(NamedTuple):
+    """What steps the environments of a run."""
+
+    processes: int  # 1 is the main process
+    threads: EnvThreads  # where the main process does
+
+
+def choose_stepping(config: TrainConfig, problem: str | None, durations: Sequence[float]) -> Stepping:
+    """Choose processes, threads or a plain loop.
+
+    Args:
+        config: of the run.
+        problem: why the environments can only be stepped in a plain loop; None if nothing speaks against it.
+        durations: seconds of single steps of an environment, measured.
+    """
+    processes = choose_env_processes(config, statistics.median(durations) if durations and problem is None else None)
+    threads = 1 if processes > 1 else choose_env_threads(config)
+    if max(processes, threads) > 1 and problem is not None:
+        log.info("environments are stepped one after another: %s", problem)
+        processes = threads = 1
+    if processes > 1:
+        log.info("environments are stepped in %d processes", processes)
+    return Stepping(processes, EnvThreads(threads, measured=config.env_threads == "auto"))
+
+
+def may_share_steps(config: TrainConfig) -> bool:
+    """Whether anything but a plain loop may be chosen."""
+    return max(choose_env_threads(config), choose_env_processes(config, math.inf)) > 1
+
+
+def choose_env_processes(config: TrainConfig, step_seconds: float | None) -> int:
+    """Processes for the environments, at most one each; `auto` estimates whether they gain enough.
+
+    Args:
+        config: of the run.
+        step_seconds: how long one environment takes for a step; None if that is not known.
+    """
+    if config.env_processes != "auto":
+        return min(config.env_processes, _most_at_once(config))
+    size = config.num_seeds * config.num_envs
+    count = min(cores() - 1, size)
+    if cores() < MIN_ENV_CORES or count == 1 or step_seconds is None:
+        return 1
+    alone = size * step_seconds
+    together = math.ceil(size / count) * step_seconds + PROCESSES_OVERHEAD
+    vector_steps = config.total_steps / config.num_envs
+    gain = alone > MIN_GAIN * together and (alone - together) * vector_steps > MIN_SAVED
+    if math.isfinite(alone):
+        figures = 1e3 * together, count, 1e3 * alone
+        log.info("a vector step takes %.3f ms in %d processes and %.3f ms in this one (estimated)", *figures)
+    return count if gain or math.isinf(alone) else 1
+
+
+def choose_env_threads(config: TrainConfig) -> int:
+    """Threads for the environments, at most one each; `auto` is one with fewer than `MIN_ENV_CORES` cores."""
+    if config.env_threads != "auto":
+        return min(config.env_threads, _most_at_once(config))
+    return min(cores(), MAX_AUTO_ENV_THREADS, _most_at_once(config)) if cores() >= MIN_ENV_CORES else 1
+
+
+def cores() -> int:
+    """Cores that this process may use: those of its machine, or what its container is allowed."""
+    count = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no container, none with a limit, or an old kernel
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split())
+        count = max(1, min(count, quota // period))
+    return count
+
+
+def _most_at_once(config: TrainConfig) -> int:
+    """Environments of training or of evaluation, whichever are more."""
+    return config.num_seeds * max(config.num_envs, config.eval.episodes)
