@@ -21,7 +21,7 @@ from dpg_cli.capture import capture, new_event, warm_up
 from dpg_cli.errors import UserError
 from dpg_cli.metrics import Averages
 from dpg_cli.networks import Actor, Network
-from dpg_cli.replay import DeviceReplay, Replay, in_a_row
+from dpg_cli.replay import DeviceReplay, Replay, Step
 
 AHEAD = 16  # updates drawn for at once: each replay of a graph that draws costs two kernels for each generator
 
@@ -44,31 +44,16 @@ class Learner:
     def prepare(self) -> None:
         """Prepare to learn and act. Call it before anything is stored or restored."""
 
-    def learn(
-        self,
-        obs: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        next_obs: np.ndarray,
-        no_bootstrap: np.ndarray,
-        *,
-        observed: np.ndarray,
-        updates: int,
-        acts_next: bool,
-    ) -> None:
+    def learn(self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool) -> None:
         """Store one step of E environments, and learn.
 
         Args:
-            obs: `(S, E, obs_dim)`.
-            action: `(S, E, action_dim)`, in [-1, 1].
-            reward: `(S, E)`.
-            next_obs: `(S, E, obs_dim)`.
-            no_bootstrap: `(S, E)`, whether nothing follows.
+            step: of E environments.
             observed: `(S, E, obs_dim)`, what the environments show now; after a reset its first observation.
             updates: how many to make.
             acts_next: whether `act(observed)` comes next.
         """
-        self.replay.add(obs, action, reward, next_obs, no_bootstrap)
+        self.replay.add(*step)
         self.algorithm.observe(observed)
         for _ in range(updates):
             self.averages.add(self.algorithm.update(self.replay.sample(self.algorithm.batch_size)))
@@ -115,14 +100,14 @@ class CapturedLearner(Learner):
         members = range(len(algorithm.generators))
         before = tree_map(_copied_to_the_host, [(algorithm.state(m), replay.state(m)) for m in members])
         *shape, width = replay.row_shape
-        self._step = Staging((*shape, width + algorithm.actor.obs_dim), algorithm.actor)
-        rows, obs = torch.split(self._step.on_device, [width, algorithm.actor.obs_dim], dim=-1)
+        self._staging = Staging((*shape, width + algorithm.actor.obs_dim), algorithm.actor)
+        rows, obs = torch.split(self._staging.on_device, [width, algorithm.actor.obs_dim], dim=-1)
         self._no_rows = np.zeros(replay.row_shape)
         self._policy = CapturedPolicy(algorithm.actor, obs, compiled=self._compiled)
-        self._insert = self._captured(lambda: replay.insert(rows), self._step, replay)
+        self._insert = self._captured(lambda: replay.insert(rows), self._staging, replay)
         self._observe = None
         if (normalizer := algorithm.actor.normalizer) is not None:
-            self._observe = self._captured(lambda: normalizer.update(obs), algorithm, self._step)
+            self._observe = self._captured(lambda: normalizer.update(obs), algorithm, self._staging)
         self._draws = Draws(self._try_updates(), algorithm, replay)
         algorithm.drawn_ahead = self._draws.take
         used = (algorithm, replay, self.averages, self._draws)
@@ -133,23 +118,12 @@ class CapturedLearner(Learner):
         replay.load_state([state for _, state in before], [()] * len(before))
         self.averages.take()
 
-    def learn(
-        self,
-        obs: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        next_obs: np.ndarray,
-        no_bootstrap: np.ndarray,
-        *,
-        observed: np.ndarray,
-        updates: int,
-        acts_next: bool,
-    ) -> None:
+    def learn(self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool) -> None:
         """As `Learner.learn`. The next action is requested as soon as the actor is what it will be then."""
         algorithm = self.algorithm
         numbers = range(algorithm.updates + 1, algorithm.updates + 1 + updates)
         last_change = max((n for n in numbers if self._changes_actor(n)), default=None)
-        self._step.load(*in_a_row(obs, action, reward, next_obs, no_bootstrap), observed)
+        self._staging.load(*step.in_a_row(), observed)
         if self._observe is not None:
             self._observe()
         if acts_next and last_change is None:
@@ -170,7 +144,7 @@ class CapturedLearner(Learner):
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The policy in training; `learn` may have requested the action already."""
         if not self._asked:
-            self._step.load(self._no_rows, obs)
+            self._staging.load(self._no_rows, obs)
             self._policy.run()
         self._asked = False
         return self._policy.action()

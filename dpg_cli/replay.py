@@ -1,7 +1,7 @@
 """The replay buffer."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,20 @@ from dpg_cli.algorithms.base import Batch
 from dpg_cli.seeding import restore_generator
 
 LOADED_AT_ONCE = 10_000  # transitions; what is made of them on the way takes memory too
+
+
+class Step(NamedTuple):
+    """One step of E environments for each of S members, as it is stored."""
+
+    obs: np.ndarray  # (S, E, obs_dim)
+    action: np.ndarray  # (S, E, action_dim), in [-1, 1]
+    reward: np.ndarray  # (S, E)
+    next_obs: np.ndarray  # (S, E, obs_dim)
+    terminated: np.ndarray  # (S, E), whether nothing follows
+
+    def in_a_row(self) -> list[np.ndarray]:
+        """The parts of a stored transition in turn, each `(S, E, ·)`."""
+        return [self.obs, self.action, self.reward[..., None], self.next_obs, self.terminated[..., None]]
 
 
 class Replay:
@@ -77,7 +91,7 @@ class Replay:
         terminated: np.ndarray,
     ) -> None:
         """Store one step of E environments: `(S, E, ·)` for vectors, `(S, E)` for scalars."""
-        parts = in_a_row(obs, action, reward, next_obs, terminated)
+        parts = Step(obs, action, reward, next_obs, terminated).in_a_row()
         first, count = self.added % self.capacity, obs.shape[1]
         if self._own_next is None and first + count <= self.capacity and self._rows.is_cpu:
             rows = self._rows.numpy()[:, first : first + count]  # which takes half the time of the general way
@@ -216,7 +230,7 @@ class DeviceReplay(Replay):
         return [self._rows, self._size, self._next, self._first_rows, self._steps]
 
     def insert(self, rows: Tensor) -> None:
-        """Store one step of E environments, `(S, E, width)`, as `in_a_row` arranges it."""
+        """Store one step of E environments, `(S, E, width)`, as `Step.in_a_row` arranges it."""
         self._rows.index_copy_(1, (self._next + self._steps) % self.capacity, rows)
         self._next.add_(self._num_envs).remainder_(self.capacity)
         self._size.add_(self._num_envs).clamp_(max=self.capacity)
@@ -310,13 +324,6 @@ class NextObservations:
         rows = np.array(self._free[len(self._free) - count :], np.int64)
         del self._free[len(self._free) - count :]
         return rows
-
-
-def in_a_row(
-    obs: np.ndarray, action: np.ndarray, reward: np.ndarray, next_obs: np.ndarray, terminated: np.ndarray
-) -> list[np.ndarray]:
-    """The parts of a stored transition in turn, each `(S, E, ·)`."""
-    return [obs, action, reward[..., None], next_obs, terminated[..., None]]
 
 
 def in_parts_of(count: int, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

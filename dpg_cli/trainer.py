@@ -18,6 +18,7 @@ from dpg_cli.forms import check_form
 from dpg_cli.learner import Learner
 from dpg_cli.metrics import Recorder
 from dpg_cli.noise import Noise
+from dpg_cli.replay import Step
 from dpg_cli.rollout import Environments, Episode, Evaluation, StopRequested, collect, evaluate
 from dpg_cli.seeding import Purpose, integer
 
@@ -216,16 +217,9 @@ def train(
         obs, action, reward, next_obs, terminated, truncated = transition
         no_bootstrap = terminated if truncation_bootstraps else terminated | truncated
         updates = updates_due(step) - updates_due(step - num_envs)
-        learner.learn(
-            obs,
-            action,
-            reward,
-            next_obs,
-            no_bootstrap,
-            observed=environments.obs,
-            updates=updates,
-            acts_next=random_steps <= step < total_steps,
-        )
+        acts_next = random_steps <= step < total_steps
+        stored = Step(obs, action, reward, next_obs, no_bootstrap)
+        learner.learn(stored, observed=environments.obs, updates=updates, acts_next=acts_next)
         watch.updates += updates
         watch.steps += num_envs
 

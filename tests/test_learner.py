@@ -14,7 +14,7 @@ from dpg_cli.capture import CaptureError, capture, warm_up
 from dpg_cli.cli import build, learners
 from dpg_cli.cli.learners import new_algorithm
 from dpg_cli.learner import AHEAD, CapturedLearner, Learner
-from dpg_cli.replay import DeviceReplay, Replay
+from dpg_cli.replay import DeviceReplay, Replay, Step
 
 # A batch of 16 and one action: a CPU draws such noise in one block as it does one by one.
 ALIKE = ["algo.batch_size=16", "precision=float64", "learning_starts=0", "total_steps=120", "checkpoint.every=45"]
@@ -115,7 +115,8 @@ def learn(learner, updates=1, *, acts_next=False, value=0.5):
     members, num_envs, _ = learner.replay.row_shape
     obs = np.full((members, num_envs, 2), value)
     reward = np.ones((members, num_envs))
-    learner.learn(obs, obs[..., :1], reward, obs, reward > 2, observed=obs, updates=updates, acts_next=acts_next)
+    step = Step(obs, obs[..., :1], reward, obs, reward > 2)
+    learner.learn(step, observed=obs, updates=updates, acts_next=acts_next)
 
 
 def test_preparing_leaves_networks_optimizers_streams_and_replay_as_they_were():

@@ -30,7 +30,7 @@ from dpg_cli.disk import Disk, write_whole
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.learner import CapturedLearner, Learner, follow
 from dpg_cli.precision import choose_products
-from dpg_cli.replay import DeviceReplay, in_a_row
+from dpg_cli.replay import DeviceReplay, Step
 
 CPU = torch.device("cpu")
 COMPARED = 10  # updates
@@ -167,7 +167,7 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
     print(f"device=auto: measuring updates on {CPU} and {gpu}, once for this configuration", file=sys.stderr)
     stored = max(STORED, 2 * config.num_envs)
     small = config.model_copy(update={"buffer_size": stored, "total_steps": stored})
-    rows = _transitions(small, obs_dim, action_dim)
+    steps = _transitions(small, obs_dim, action_dim)
     threads = torch.get_num_threads()
     torch.set_num_threads(choose_threads(config, obs_dim))
     try:
@@ -175,16 +175,16 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
         learner = new_learner(small, new_algorithm(small, obs_dim, action_dim, gpu), obs_dim, action_dim, captured=True)
         assert isinstance(learner, CapturedLearner)
         learner.prepare()
-        _store(learner, rows)
-        learn(learner, rows[0], COMPARED)
+        _store(learner, steps)
+        learn(learner, steps[0], COMPARED)
         activate(CPU)
-        compare(small, obs_dim, action_dim, learner, rows)
+        compare(small, obs_dim, action_dim, learner, steps)
         activate(gpu)
-        on_gpu = updates_per_second(learner, rows[0])
+        on_gpu = updates_per_second(learner, steps[0])
         activate(CPU)
         plain = new_learner(small, new_algorithm(small, obs_dim, action_dim, CPU), obs_dim, action_dim, captured=False)
-        _store(plain, rows)
-        on_cpu = updates_per_second(plain, rows[0], at_once=1)
+        _store(plain, steps)
+        on_cpu = updates_per_second(plain, steps[0], at_once=1)
     except Exception as error:  # whatever a driver raises, or a compiler
         reason = str(error) if isinstance(error, UserError | WrongError) else f"{type(error).__name__}: {error}"
         return Choice(CPU, captured=False, reason=one_line(reason))
@@ -197,18 +197,17 @@ class WrongError(Exception):
     """A device computes something else."""
 
 
-Row = list[np.ndarray]  # a transition of E environments, as `Learner.learn` takes it
-
-
-def compare(config: TrainConfig, obs_dim: int, action_dim: int, learner: CapturedLearner, rows: Sequence[Row]) -> None:
+def compare(
+    config: TrainConfig, obs_dim: int, action_dim: int, learner: CapturedLearner, steps: Sequence[Step]
+) -> None:
     """Hold a learner's first updates to the same updates on the CPU, in float64 and in its own precision.
 
     Args:
         config: of the learner.
         obs_dim: size of an observation.
         action_dim: size of an action.
-        learner: has stored `rows` and the first of them again, and made `COMPARED` updates.
-        rows: transitions.
+        learner: has stored `steps` and the first of them again, and made `COMPARED` updates.
+        steps: transitions.
 
     Raises:
         WrongError: it is off from float64 by more than `TIMES_THE_ROUNDING` what the CPU is.
@@ -222,9 +221,9 @@ def compare(config: TrainConfig, obs_dim: int, action_dim: int, learner: Capture
         dtype, start = algorithm.actor.flat.dtype, _parameters(algorithm, members)
         streams = [torch.Generator()] * members
         replay = DeviceReplay(config.buffer_size, obs_dim, action_dim, streams, CPU, dtype, config.num_envs)
-        for row in [*rows, rows[0]]:
-            replay.insert(torch.from_numpy(np.concatenate(in_a_row(*row), axis=-1)[:members]).to(dtype))
-            algorithm.observe(row[0][:members])
+        for step in [*steps, steps[0]]:
+            replay.insert(torch.from_numpy(np.concatenate(step.in_a_row(), axis=-1)[:members]).to(dtype))
+            algorithm.observe(step.obs[:members])
         follow(algorithm, replay, numbers, normals)
         moved.append(_parameters(algorithm, members) - start)
     exact, rounded = moved
@@ -234,20 +233,20 @@ def compare(config: TrainConfig, obs_dim: int, action_dim: int, learner: Capture
         raise WrongError(f"its first {COMPARED} updates differ by {off:.1e}; rounding allows {allowed:.1e}")
 
 
-def learn(learner: Learner, row: Row, updates: int) -> None:
+def learn(learner: Learner, step: Step, updates: int) -> None:
     """Let a learner store a transition and make updates."""
-    learner.learn(*row, observed=row[0], updates=updates, acts_next=False)
+    learner.learn(step, observed=step.obs, updates=updates, acts_next=False)
 
 
 def updates_per_second(
-    learner: Learner, row: Row, at_once: int = COMPARED, clock: Callable[[], float] = time.perf_counter
+    learner: Learner, step: Step, at_once: int = COMPARED, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Speed of real updates, over a second; `at_once` of them go with one transition."""
-    learn(learner, row, at_once)
+    learn(learner, step, at_once)
     _finish(learner)
     start, updates = clock(), 0
     while clock() - start < SECONDS:
-        learn(learner, row, at_once)
+        learn(learner, step, at_once)
         updates += at_once
     _finish(learner)
     return updates / (clock() - start)
@@ -258,20 +257,20 @@ def _finish(learner: Learner) -> None:
     learner.algorithm.actor.flat.detach()[:1].cpu()
 
 
-def _store(learner: Learner, rows: Sequence[Row]) -> None:
-    for row in rows:
-        learn(learner, row, 0)
+def _store(learner: Learner, steps: Sequence[Step]) -> None:
+    for step in steps:
+        learn(learner, step, 0)
 
 
-def _transitions(config: TrainConfig, obs_dim: int, action_dim: int) -> list[Row]:
+def _transitions(config: TrainConfig, obs_dim: int, action_dim: int) -> list[Step]:
     """Random ones, which fill half of the replay."""
     g, shape = np.random.default_rng(0), (config.num_seeds, config.num_envs)
-    rows = []
+    steps = []
     for _ in range(config.buffer_size // config.num_envs // 2):
         obs, next_obs = g.normal(size=(2, *shape, obs_dim)).astype(np.float32)
         action, reward = g.uniform(-1, 1, (*shape, action_dim)), g.normal(size=shape)
-        rows.append([obs, action, reward, next_obs, g.random(shape) < 0.1])
-    return rows
+        steps.append(Step(obs, action, reward, next_obs, g.random(shape) < 0.1))
+    return steps
 
 
 def _parameters(algorithm: Algorithm, members: int) -> Tensor:

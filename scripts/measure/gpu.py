@@ -222,7 +222,9 @@ def transitions(seeds: int, count: int = 500) -> Iterator[list[Any]]:
 
 def more(learner: Any, updates: int, row: list[Any]) -> None:
     """Store a transition and make updates."""
-    learner.learn(*row, observed=row[0], updates=updates, acts_next=False)
+    from dpg_cli.replay import Step
+
+    learner.learn(Step(*row), observed=row[0], updates=updates, acts_next=False)
 
 
 def largest_difference(a: Any, b: Any) -> float:
@@ -237,7 +239,7 @@ def against_the_cpu(algo: str, seeds: int, *more_overrides: str) -> float:
     import torch
 
     from dpg_cli.learner import AHEAD, follow
-    from dpg_cli.replay import DeviceReplay, in_a_row
+    from dpg_cli.replay import DeviceReplay, Step
 
     overrides = [f"algo={algo}", f"num_seeds={seeds}", "precision=float64", "algo.batch_size=64", *more_overrides]
     gpu = new_learner(GPU, *overrides, captured=True)
@@ -245,7 +247,7 @@ def against_the_cpu(algo: str, seeds: int, *more_overrides: str) -> float:
     replay = DeviceReplay(2_000, OBS_DIM, ACTION_DIM, [torch.Generator()] * seeds, "cpu", torch.float64)
 
     def store_on_cpu(row: list[Any]) -> None:
-        replay.insert(torch.from_numpy(np.concatenate(in_a_row(*row), axis=-1)).double())
+        replay.insert(torch.from_numpy(np.concatenate(Step(*row).in_a_row(), axis=-1)).double())
 
     rows = list(transitions(seeds))
     for row in rows:
