@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dpg_cli.errors import UserError
 from dpg_cli.ranges import Count, CountOrZero, Positive
-from dpg_cli.stored import read
+from dpg_cli.storage.untrusted import read
 
 MAX_STORED = 100_000  # bytes of a config.yaml; a hostile one may unfold to gigabytes
 MAX_STEPS = 999_999_999  # a checkpoint's folder has nine digits

@@ -18,10 +18,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from dpg_cli.disk import explaining
 from dpg_cli.errors import UserError
 from dpg_cli.rollout import Episode, Evaluation
-from dpg_cli.stored import MAX_LINE, records
+from dpg_cli.storage.atomic import explaining
+from dpg_cli.storage.untrusted import MAX_LINE, records
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", TextIO, "EventFile")

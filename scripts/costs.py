@@ -36,7 +36,6 @@ from rich.live import Live
 from dpg_cli import config as configs
 from dpg_cli import trainer
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
-from dpg_cli.checkpoint import Checkpoints
 from dpg_cli.cli import job
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.train import main as dpg_train
@@ -47,6 +46,7 @@ from dpg_cli.networks import Actor, Critic
 from dpg_cli.noise import NOISES, Noise
 from dpg_cli.replay import Replay
 from dpg_cli.rollout import Environments
+from dpg_cli.storage.checkpoint import Checkpoints
 
 FIRST_UPDATE = 100  # from which on time is counted
 

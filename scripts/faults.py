@@ -46,11 +46,11 @@ from faulty_disk import CountingDisk, PowerlessDisk  # noqa: E402
 from moments import at  # noqa: E402
 from oracle import differences, members, unsound  # noqa: E402
 
-from dpg_cli import checkpoint, run_dir  # noqa: E402
 from dpg_cli.cli import job, resume, train  # noqa: E402, F401 - resume is imported for the forks
 from dpg_cli.cli.arguments import parse, run_script, whole  # noqa: E402
 from dpg_cli.cli.signals import GRACE, HANDLED  # noqa: E402
 from dpg_cli.errors import UserError  # noqa: E402
+from dpg_cli.storage import checkpoint, run_dir  # noqa: E402
 
 SMALL = ["algo.hidden_sizes=[16]", "algo.batch_size=8", "total_steps=160", "random_steps=30", "learning_starts=30"]
 SMALL += ["eval.every=40", "eval.episodes=2", "checkpoint.every=15", "log.every=10", "threads=1"]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dpg_cli import config, stored
+from dpg_cli import config
 from dpg_cli.cli.arguments import run_script
+from dpg_cli.storage import untrusted as stored
 
 try:
     import matplotlib.pyplot as plt

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dpg_cli import config, stored
+from dpg_cli import config
 from dpg_cli.cli.arguments import parse, run_script
 from dpg_cli.errors import UserError, one_line
+from dpg_cli.storage import untrusted as stored
 
 
 def curves(roots: list[Path]) -> dict[str, dict[str, list[Path]]]:

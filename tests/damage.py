@@ -9,7 +9,7 @@ import re
 import numpy as np
 from safetensors.torch import load, save
 
-from dpg_cli import checkpoint
+from dpg_cli.storage import checkpoint
 
 
 def truncated(path, random):

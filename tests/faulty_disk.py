@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpg_cli.disk import Disk
+from dpg_cli.storage.atomic import Disk
 
 CALLS = ("make_folder", "write", "sync_folder", "rename", "link", "truncate", "remove")
 

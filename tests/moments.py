@@ -4,11 +4,12 @@ import functools
 
 import gymnasium as gym
 
-from dpg_cli import checkpoint, config, metrics, rollout, run_dir
+from dpg_cli import config, metrics, rollout
 from dpg_cli.algorithms.ddpg import DDPG
 from dpg_cli.algorithms.td3 import TD3
 from dpg_cli.cli import build, job
-from dpg_cli.disk import Disk
+from dpg_cli.storage import checkpoint, run_dir
+from dpg_cli.storage.atomic import Disk
 
 # What is called while a run starts, in order; the handlers of signals are there from `_begin` on.
 START = [

@@ -4,7 +4,7 @@ import numpy as np
 from commands import lines, without_time
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dpg_cli import checkpoint
+from dpg_cli.storage import checkpoint
 
 
 def differences(run, other):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dpg_cli import checkpoint
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.config import config_dir
-from dpg_cli.disk import Disk
 from dpg_cli.errors import DiskError, UserError
+from dpg_cli.storage import checkpoint
+from dpg_cli.storage.atomic import Disk
 
 OBS, ACTION = 4, 2
 VERSIONS = {"python": "3.11.0", "torch": "2.6.0"}

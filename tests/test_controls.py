@@ -11,10 +11,10 @@ import pytest
 from commands import SMALL
 from oracle import differences
 
-from dpg_cli import checkpoint
 from dpg_cli.algorithms import NETWORKS
 from dpg_cli.cli import job
-from dpg_cli.shards import Transitions
+from dpg_cli.storage import checkpoint
+from dpg_cli.storage.shards import Transitions
 
 # Something of every kind is under way at step 47: an episode, averages, a ring that has wrapped, noise that decays.
 RUN = ["env=toy_envs:Toy/Drawing-v0", *SMALL, "noise=ou", "noise.decay_steps=100", "algo.normalize_obs=true"]

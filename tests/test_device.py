@@ -6,13 +6,13 @@ import pytest
 import torch
 from test_trainer import composed
 
-from dpg_cli import run_dir
 from dpg_cli.cli import device, job, memory
 from dpg_cli.cli.device import CPU, choose, named_device
 from dpg_cli.cli.learners import new_algorithm, new_learner
 from dpg_cli.errors import UserError
 from dpg_cli.learner import CapturedLearner, Learner
 from dpg_cli.seeding import CUDA_STATE, Purpose, restore_generator, torch_generator
+from dpg_cli.storage import run_dir
 
 FAKE = torch.device("cpu:0")
 TOY = ["env=toy_envs:Toy/Reach-v0", "algo.hidden_sizes=[8]", "algo.batch_size=4", "total_steps=40", "random_steps=10"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from faulty_disk import FULL, CountingDisk, Crash, PowerlessDisk
 
-from dpg_cli import checkpoint
-from dpg_cli.disk import Disk
 from dpg_cli.errors import DiskError
-from dpg_cli.stored import check_kinds
+from dpg_cli.storage import checkpoint
+from dpg_cli.storage.atomic import Disk
+from dpg_cli.storage.untrusted import check_kinds
 
 ROWS = np.zeros(5, np.dtype([("obs", np.float32, (2,)), ("reward", np.float32)]))
 POLICY = {"weight": torch.arange(6.0)}

@@ -11,8 +11,9 @@ import toy_envs
 from commands import SMALL, lines
 from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
 
-from dpg_cli import checkpoint, trainer
+from dpg_cli import trainer
 from dpg_cli.cli import job
+from dpg_cli.storage import checkpoint
 
 EVERY = ["eval.every=60", "checkpoint.every=30", "hydra.run.dir=run"]
 

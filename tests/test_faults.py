@@ -13,7 +13,7 @@ from damage import DAMAGES, incomplete, misshapen
 from faulty_disk import CountingDisk, Crash
 from oracle import differences
 
-from dpg_cli import checkpoint
+from dpg_cli.storage import checkpoint
 
 RUN = [TOY, *SMALL, "noise=ou", "noise.decay_steps=100", "algo.normalize_obs=true", "buffer_size=25"]
 RUN += ["env.max_episode_steps=14", "checkpoint.keep=9"]
@@ -69,9 +69,8 @@ def test_a_run_that_was_moved_goes_on(train, signalled, trained, tmp_path):
 
 @pytest.mark.parametrize("what", ["claim", "lock"])
 def test_of_several_processes_at_once_one_wins(tmp_path, what):
-    program = (
-        "import pathlib, sys\nfrom dpg_cli.run_dir import claim, locked\nprint(flush=True)\nsys.stdin.readline()\n"
-    )
+    program = "import pathlib, sys\nfrom dpg_cli.storage.run_dir import claim, locked\n"
+    program += "print(flush=True)\nsys.stdin.readline()\n"
     program += {
         "claim": "claim(pathlib.Path('run'), 'hydra.run.dir')",
         "lock": "with locked([pathlib.Path('.')]):\n    print('mine', flush=True)\n    sys.stdin.read()",

@@ -9,9 +9,10 @@ import subprocess
 import pytest
 from commands import SMALL, TOY, lines, without_time
 
-from dpg_cli import checkpoint, metrics, run_dir
+from dpg_cli import metrics
 from dpg_cli.cli import job
-from dpg_cli.disk import Disk
+from dpg_cli.storage import checkpoint, run_dir
+from dpg_cli.storage.atomic import Disk
 
 BIG = ["algo.hidden_sizes=[200,200]", "algo.batch_size=4", "total_steps=60", "random_steps=10", "eval.every=20"]
 BIG += ["eval.episodes=2", "checkpoint.every=10", "checkpoint.keep=2", "log.every=20", "threads=1"]
@@ -181,7 +182,7 @@ def test_a_folder_that_cannot_be_claimed_or_described(train, tmp_path, monkeypat
             raise OSError(error, os.strerror(error), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("dpg_cli.disk.Disk", Full)
+        patch.setattr("dpg_cli.storage.atomic.Disk", Full)
         failed(train(TOY, *SMALL, "hydra.run.dir=run"), "config.yaml", os.strerror(error))
     assert not (tmp_path / "run").exists()
 

@@ -20,7 +20,7 @@ import yaml
 from commands import SMALL
 from safetensors.torch import load_file, save_file
 
-from dpg_cli import checkpoint
+from dpg_cli.storage import checkpoint
 
 STEP = "checkpoints/step_000000060"
 SECRET = "hunter2-secret"

@@ -92,17 +92,17 @@ def test_imports_make_no_circle():
 
 def test_imports_point_one_way():
     """`cli -> trainer -> learner -> {replay, metrics, capture}`, `trainer -> rollout`, `algorithms -> networks`."""
-    below_the_trainer = {"learner", "rollout", "replay", "checkpoint", "metrics", "capture"}
+    below_the_trainer = {"learner", "rollout", "replay", "storage", "metrics", "capture"}
     assert importers("cli") == set()
     assert importers("config") == {"cli"}
     assert importers("trainer") == {"cli"}
     for name in below_the_trainer:
-        assert importers(name) <= {"cli", "trainer"} | below_the_trainer
+        assert importers(name) <= {"cli", "trainer"} | below_the_trainer | ({"config"} if name == "storage" else set())
     graph = parts()
     assert below_the_trainer - {"replay", "capture"} <= graph["trainer"]
     assert {"replay", "metrics", "capture"} <= graph["learner"]
     assert "networks" in graph["algorithms"]
-    upper = below_the_trainer | {"cli", "config", "trainer", "envs", "run_dir", "noise"}
+    upper = below_the_trainer | {"cli", "config", "trainer", "envs", "noise"}
     assert not graph["algorithms"] & upper
     assert not graph["networks"] & (upper | {"algorithms"})
     assert not graph["noise"] & (upper | {"algorithms", "networks"})

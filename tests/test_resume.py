@@ -295,7 +295,7 @@ def test_what_may_change_does(train, begun, tmp_path):
 
 def test_other_versions_are_named(train, begun, tmp_path, monkeypatch):
     begun(30, *RUN)
-    monkeypatch.setattr("dpg_cli.run_dir.__version__", "99.0")
+    monkeypatch.setattr("dpg_cli.storage.run_dir.__version__", "99.0")
     code, _, err = train("resume=run", "trust=true")
     assert code == 0
     assert "not bit for bit: dpg_cli" in err
@@ -304,7 +304,7 @@ def test_other_versions_are_named(train, begun, tmp_path, monkeypatch):
 
 def test_one_writer(train, begun, tmp_path):
     begun(30, *RUN)
-    program = "import pathlib, sys\nfrom dpg_cli.run_dir import locked\nwith locked([pathlib.Path('run')]):\n"
+    program = "import pathlib, sys\nfrom dpg_cli.storage.run_dir import locked\nwith locked([pathlib.Path('run')]):\n"
     program += "    print('locked', flush=True)\n    sys.stdin.readline()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True, cwd=tmp_path) as other:
         assert other.stdout.readline() == "locked\n"

@@ -12,7 +12,7 @@ import pytest
 
 import dpg_cli
 from dpg_cli.errors import UserError
-from dpg_cli.run_dir import RunFile, claim
+from dpg_cli.storage.run_dir import RunFile, claim
 
 COMMAND = ["dpg-train", "algo=td3", "seed=3"]
 

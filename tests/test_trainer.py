@@ -8,14 +8,15 @@ import pytest
 import torch
 from numpy.lib.recfunctions import structured_to_unstructured
 
-from dpg_cli import checkpoint, config
+from dpg_cli import config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.build import build
 from dpg_cli.cli.memory import check_memory
-from dpg_cli.disk import Disk
 from dpg_cli.env_state import CannotCopy
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
+from dpg_cli.storage import checkpoint
+from dpg_cli.storage.atomic import Disk
 from dpg_cli.trainer import train
 
 config.register()

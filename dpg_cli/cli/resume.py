@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from dpg_cli import checkpoint, run_dir
 from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
@@ -18,9 +17,10 @@ from dpg_cli.cli.device import choose, named_device
 from dpg_cli.cli.folder import load_config
 from dpg_cli.cli.memory import most_bytes
 from dpg_cli.cli.progress import below_here, quoted
-from dpg_cli.disk import Disk, explaining, remove_leftovers
 from dpg_cli.errors import UserError, one_line
-from dpg_cli.stored import check_kinds, records
+from dpg_cli.storage import checkpoint, run_dir
+from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
+from dpg_cli.storage.untrusted import check_kinds, records
 
 # What can change without changing what has happened already.
 CHANGEABLE = (

@@ -140,9 +140,9 @@ def _single(composed: "DictConfig") -> int:
     """Train once; the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
-    from dpg_cli.disk import Disk, explaining, write_whole
     from dpg_cli.errors import DiskError, UserError, one_line
-    from dpg_cli.run_dir import claim, command_line, is_requeued
+    from dpg_cli.storage.atomic import Disk, explaining, write_whole
+    from dpg_cli.storage.run_dir import claim, command_line, is_requeued
 
     checked = configs.validate(composed)
     folder = configs.folder(composed, "hydra.run.dir")
@@ -205,9 +205,9 @@ def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
     from dpg_cli.cli.progress import new_console
     from dpg_cli.cli.signals import StopRequest
     from dpg_cli.cli.sweep import Sweep
-    from dpg_cli.disk import explaining
     from dpg_cli.errors import DiskError, UserError, one_line
-    from dpg_cli.run_dir import claim, command_line
+    from dpg_cli.storage.atomic import explaining
+    from dpg_cli.storage.run_dir import claim, command_line
 
     jobs = list(configs.combinations(overrides, composed))
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))

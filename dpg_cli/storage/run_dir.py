@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dpg_cli import __version__
-from dpg_cli.disk import Disk, explaining, write_whole
 from dpg_cli.errors import DiskError, UserError
-from dpg_cli.stored import run_file
+from dpg_cli.storage.atomic import Disk, explaining, write_whole
+from dpg_cli.storage.untrusted import run_file
 
 
 def claim(folder: Path, key: str) -> None:
@@ -168,7 +168,7 @@ def versions() -> Mapping[str, str]:
 
 def git_revision() -> Mapping[str, Any]:
     """Revision of the checkout that this code runs from, else of the working directory; nulls outside git."""
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     where = checkout if (checkout / ".git").exists() else Path.cwd()
     revision = _git(where, "rev-parse", "HEAD")
     changes = _git(where, "status", "--porcelain")

@@ -25,12 +25,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from dpg_cli import shards as transitions_on_disk
-from dpg_cli.disk import Disk, explaining, remove_leftovers
 from dpg_cli.errors import UserError
 from dpg_cli.networks import Actor, Normalizer
-from dpg_cli.shards import Transitions, bounds, described, shards_in
-from dpg_cli.stored import read, read_json
+from dpg_cli.storage import shards as transitions_on_disk
+from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
+from dpg_cli.storage.shards import Transitions, bounds, described, shards_in
+from dpg_cli.storage.untrusted import read, read_json
 
 POLICY = "policy.safetensors"
 TREE, TENSORS = "state.json", "state.safetensors"

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dpg_cli.disk import Disk, write_whole
-from dpg_cli.stored import opened
+from dpg_cli.storage.atomic import Disk, write_whole
+from dpg_cli.storage.untrusted import opened
 
 CHUNK = 2**22  # bytes that are in memory at once
 

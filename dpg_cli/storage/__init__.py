@@ -1,0 +1,1 @@
+"""All disk access: atomic writes, checkpoints, shards of transitions, the run folder, and reading untrusted files."""
