@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dpg_cli.env_group import EnvGroup
+from dpg_cli.environments.group import EnvGroup
+from dpg_cli.environments.rollout import Environments, Episode, Evaluation, StopRequested, collect, evaluate
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.learner import Learner
 from dpg_cli.metrics import Recorder
 from dpg_cli.noise import Noise
 from dpg_cli.replay import Step
-from dpg_cli.rollout import Environments, Episode, Evaluation, StopRequested, collect, evaluate
 from dpg_cli.seeding import Purpose, integer
 from dpg_cli.storage.checkpoint import Checkpoints, Loaded
 from dpg_cli.storage.shapes import check_form

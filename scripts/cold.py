@@ -19,7 +19,7 @@ from measure import check_files, prepare, update_once, write
 
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.build import Training
-from dpg_cli.rollout import Transition
+from dpg_cli.environments.rollout import Transition
 
 PARTS = ("acting", "exploration noise", "environment and checks", "storing", "sampling")
 SECONDS = 0.004  # of the loop

@@ -39,13 +39,13 @@ from dpg_cli.algorithms import ALGORITHMS, Algorithm
 from dpg_cli.cli import job
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.train import main as dpg_train
-from dpg_cli.envs import FlatEnv
+from dpg_cli.environments.make import FlatEnv
+from dpg_cli.environments.rollout import Environments
 from dpg_cli.errors import UserError
 from dpg_cli.metrics import Averages, Recorder
 from dpg_cli.networks import Actor, Critic
 from dpg_cli.noise import NOISES, Noise
 from dpg_cli.replay import Replay
-from dpg_cli.rollout import Environments
 from dpg_cli.storage.checkpoint import Checkpoints
 
 FIRST_UPDATE = 100  # from which on time is counted

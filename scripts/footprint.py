@@ -44,7 +44,7 @@ for _ in range(1_000):
 """
 UNTIL_A_STEP = """
 import os, sys, time
-from dpg_cli import rollout
+from dpg_cli.environments import rollout
 from dpg_cli.cli.train import main
 
 def stepped(*_, **__):

@@ -23,8 +23,8 @@ from measure import check_files, prepare, update_once, write
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.build import Training
+from dpg_cli.environments.rollout import collect
 from dpg_cli.errors import UserError
-from dpg_cli.rollout import collect
 
 IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "scaling.png"
 OVERRIDES = {

@@ -4,10 +4,11 @@ import functools
 
 import gymnasium as gym
 
-from dpg_cli import config, metrics, rollout
+from dpg_cli import config, metrics
 from dpg_cli.algorithms.ddpg import DDPG
 from dpg_cli.algorithms.td3 import TD3
 from dpg_cli.cli import build, job
+from dpg_cli.environments import rollout
 from dpg_cli.storage import checkpoint, run_dir
 from dpg_cli.storage.atomic import Disk
 

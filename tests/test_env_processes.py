@@ -18,12 +18,14 @@ from commands import SMALL, TOY
 from oracle import differences
 from toy_envs import SCRIPTS, local
 
-from dpg_cli import config, env_processes, env_worker
+from dpg_cli import config
 from dpg_cli.cli import build, stepping
-from dpg_cli.env_group import LocalEnvs
-from dpg_cli.env_processes import EnvProcessError, EnvProcesses
-from dpg_cli.envs import make_env
-from dpg_cli.rollout import Stepper
+from dpg_cli.environments import processes as env_processes
+from dpg_cli.environments import worker as env_worker
+from dpg_cli.environments.group import LocalEnvs
+from dpg_cli.environments.make import make_env
+from dpg_cli.environments.processes import EnvProcessError, EnvProcesses
+from dpg_cli.environments.rollout import Stepper
 
 TIMEOUT = 30.0  # seconds; only a test that fails waits for so long
 SEVERAL = [TOY, *SMALL, "num_seeds=2", "num_envs=2", "eval.episodes=3", "noise=ou", "hydra.run.dir=run"]
@@ -231,8 +233,8 @@ def test_a_worker_whose_environment_hangs_is_killed(monkeypatch):
 
 PROGRAM = """
 import functools, os, signal, sys
-from dpg_cli.env_processes import EnvProcesses
-from dpg_cli.envs import make_env
+from dpg_cli.environments.processes import EnvProcesses
+from dpg_cli.environments.make import make_env
 
 if __name__ == "__main__":
     make = functools.partial(make_env, "Pendulum-v1")
@@ -362,8 +364,8 @@ def test_a_script_that_trains_is_not_run_again_by_its_workers(tmp_path):
 
 HANGING = """
 import functools
-from dpg_cli.env_processes import EnvProcesses
-from dpg_cli.envs import make_env
+from dpg_cli.environments.processes import EnvProcesses
+from dpg_cli.environments.make import make_env
 import numpy as np
 make = functools.partial(make_env, "toy_envs:Toy/Reach-v0", {"bad_step": 1, "bad": "hang"})
 processes = EnvProcesses(make, make(), {"training": 2}, 2)

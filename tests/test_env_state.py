@@ -4,8 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from dpg_cli.env_state import CannotCopy, copies_exactly, get_state, set_state
-from dpg_cli.envs import make_env
+from dpg_cli.environments.make import make_env
+from dpg_cli.environments.state import CannotCopy, copies_exactly, get_state, set_state
 
 NAMES = (
     "Ant HalfCheetah Hopper Humanoid HumanoidStandup InvertedDoublePendulum InvertedPendulum Reacher Swimmer Walker2d"
@@ -65,7 +65,7 @@ def test_state_outside_of_the_environment_is_noticed():
 @pytest.mark.parametrize("left_out", ["arrays", "integration"])
 def test_without_a_part_of_mujocos_data_the_copy_is_not_exact(left_out, monkeypatch):
     """The negative control: Ant reads derived fields before its step."""
-    from dpg_cli import env_state
+    from dpg_cli.environments import state as env_state
 
     whole = env_state._get_data
 

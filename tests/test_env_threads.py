@@ -14,14 +14,15 @@ from commands import SMALL, TOY, lines
 from oracle import differences
 from toy_envs import Alone, Reach, Sharing, local
 
-from dpg_cli import config, env_threads
+from dpg_cli import config
 from dpg_cli.cli import build, stepping
-from dpg_cli.env_state import copies_exactly
-from dpg_cli.env_threads import PLAIN_LOOP, TRIALS, EnvThreads, ThreadSafety
-from dpg_cli.envs import make_env
+from dpg_cli.environments import threads as env_threads
+from dpg_cli.environments.make import make_env
+from dpg_cli.environments.rollout import Environments, collect, evaluate, run_episodes
+from dpg_cli.environments.state import copies_exactly
+from dpg_cli.environments.threads import PLAIN_LOOP, TRIALS, EnvThreads, ThreadSafety
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import NoNoise
-from dpg_cli.rollout import Environments, collect, evaluate, run_episodes
 from dpg_cli.seeding import Purpose, generator
 
 TIMEOUT = 30.0  # seconds; only a test that fails waits for so long

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dpg_cli.envs import has_time_limit, make_env, newer_version
+from dpg_cli.environments.make import has_time_limit, make_env, newer_version
 from dpg_cli.errors import UserError
 
 UNIT = spaces.Box(-1.0, 1.0, (1,))

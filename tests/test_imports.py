@@ -67,7 +67,7 @@ def test_the_core_pulls_in_no_config_no_environment_and_no_logger():
 
 
 def test_processes_that_step_environments_do_not_import_torch():
-    program = "import sys, dpg_cli.env_processes, dpg_cli.env_worker; print('torch' in sys.modules)"
+    program = "import sys, dpg_cli.environments.processes, dpg_cli.environments.worker; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
 
@@ -91,8 +91,8 @@ def test_imports_make_no_circle():
 
 
 def test_imports_point_one_way():
-    """`cli -> trainer -> learner -> {replay, metrics, capture}`, `trainer -> rollout`, `algorithms -> networks`."""
-    below_the_trainer = {"learner", "rollout", "replay", "storage", "metrics", "capture"}
+    """`cli -> trainer -> learner -> {replay, metrics, capture}`, `trainer -> environments`, `algorithms -> networks`."""
+    below_the_trainer = {"learner", "environments", "replay", "storage", "metrics", "capture"}
     assert importers("cli") == set()
     assert importers("config") == {"cli"}
     assert importers("trainer") == {"cli"}
@@ -102,7 +102,7 @@ def test_imports_point_one_way():
     assert below_the_trainer - {"replay", "capture"} <= graph["trainer"]
     assert {"replay", "metrics", "capture"} <= graph["learner"]
     assert "networks" in graph["algorithms"]
-    upper = below_the_trainer | {"cli", "config", "trainer", "envs", "noise"}
+    upper = below_the_trainer | {"cli", "config", "trainer", "noise"}
     assert not graph["algorithms"] & upper
     assert not graph["networks"] & (upper | {"algorithms"})
     assert not graph["noise"] & (upper | {"algorithms", "networks"})

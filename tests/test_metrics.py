@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from dpg_cli.environments.rollout import Episode, Evaluation
 from dpg_cli.metrics import Averages, Recorder
-from dpg_cli.rollout import Episode, Evaluation
 
 TAGS = {
     "train/episode_return",

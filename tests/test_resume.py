@@ -13,10 +13,10 @@ import yaml
 from commands import SMALL, TOY, lines
 from oracle import differences, members
 
-from dpg_cli import env_group
 from dpg_cli.cli import job
 from dpg_cli.cli.signals import StopRequest
-from dpg_cli.env_state import CannotCopy
+from dpg_cli.environments import group as env_group
+from dpg_cli.environments.state import CannotCopy
 
 RUN = [TOY, *SMALL, "noise=ou", "hydra.run.dir=run"]
 

@@ -12,7 +12,7 @@ from dpg_cli import config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.build import build
 from dpg_cli.cli.memory import check_memory
-from dpg_cli.env_state import CannotCopy
+from dpg_cli.environments.state import CannotCopy
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
 from dpg_cli.storage import checkpoint
@@ -339,7 +339,7 @@ def test_sharing_next_observations_goes_on_where_a_new_episode_begins_too(tmp_pa
         raise CannotCopy
 
     if not copied:
-        monkeypatch.setattr("dpg_cli.env_group.set_state", cannot_copy)
+        monkeypatch.setattr("dpg_cli.environments.group.set_state", cannot_copy)
     runs = []
     for shares in ("false", "true"):
         overrides = ["num_envs=2", "buffer_size=30", f"share_next_obs={shares}"]

@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
 
-from dpg_cli.env_group import LocalEnvs
-from dpg_cli.env_threads import PLAIN_LOOP
+from dpg_cli.environments.group import LocalEnvs
+from dpg_cli.environments.threads import PLAIN_LOOP
 from dpg_cli.errors import DivergedError
 
 

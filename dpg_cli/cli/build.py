@@ -13,15 +13,15 @@ from dpg_cli.cli.device import activate, choose, named_device
 from dpg_cli.cli.learners import choose_threads, named, new_algorithm, new_learner
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
-from dpg_cli.env_group import Env, EnvGroup, Kind, LocalEnvs
-from dpg_cli.env_processes import EnvProcesses
-from dpg_cli.env_threads import PLAIN_LOOP, EnvThreads
-from dpg_cli.envs import LogOnce, make_env
+from dpg_cli.environments.group import Env, EnvGroup, Kind, LocalEnvs
+from dpg_cli.environments.make import LogOnce, make_env
+from dpg_cli.environments.processes import EnvProcesses
+from dpg_cli.environments.rollout import Environments
+from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
 from dpg_cli.learner import Learner, compile_for
 from dpg_cli.noise import NOISES, Noise
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import Replay
-from dpg_cli.rollout import Environments
 from dpg_cli.seeding import Purpose, generator
 
 log = logging.getLogger(__name__)

@@ -65,10 +65,10 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from dpg_cli import rollout
     from dpg_cli.cli.build import environment_maker
     from dpg_cli.cli.memory import most_bytes
-    from dpg_cli.env_group import LocalEnvs
+    from dpg_cli.environments import rollout
+    from dpg_cli.environments.group import LocalEnvs
     from dpg_cli.seeding import Purpose, integer
     from dpg_cli.storage import checkpoint
 

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dpg_cli.rollout import Episode, Evaluation
+from dpg_cli.environments.rollout import Episode, Evaluation
 from dpg_cli.trainer import Outcome
 
 

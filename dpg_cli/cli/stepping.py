@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpg_cli.config import TrainConfig
-from dpg_cli.env_threads import EnvThreads
+from dpg_cli.environments.threads import EnvThreads
 
 log = logging.getLogger(__name__)
 

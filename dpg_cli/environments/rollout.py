@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dpg_cli.algorithms import Algorithm
-from dpg_cli.env_group import BadRewardError, EnvGroup, Stepped
+from dpg_cli.environments.group import BadRewardError, EnvGroup, Stepped
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import Noise
 from dpg_cli.seeding import Purpose, generator, integer

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 
-from dpg_cli.env_state import CannotCopy, get_state, set_state
-from dpg_cli.env_threads import PLAIN_LOOP, EnvThreads
-from dpg_cli.envs import FlatEnv, times_unstable
+from dpg_cli.environments.make import FlatEnv, times_unstable
+from dpg_cli.environments.state import CannotCopy, get_state, set_state
+from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
 
 Env = gym.Env[np.ndarray, np.ndarray]
 Kind = Literal["training", "evaluation"]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpg_cli.env_group import Env, Kind, LocalEnvs, Stepped
+from dpg_cli.environments.group import Env, Kind, LocalEnvs, Stepped
 
 IGNORED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}  # they are for the main process
 KINDS: tuple[Kind, ...] = ("training", "evaluation")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dpg_cli.env_state import CannotCopy, Env, encode, layers
+from dpg_cli.environments.state import CannotCopy, Env, encode, layers
 
 log = logging.getLogger(__name__)
 

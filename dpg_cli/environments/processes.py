@@ -1,4 +1,4 @@
-"""Environments in worker processes, seen from the main process; `env_worker.py` is the other side."""
+"""Environments in worker processes, seen from the main process; `worker.py` is the other side."""
 
 import atexit
 import contextlib
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpg_cli.env_group import Env, Kind, Stepped
-from dpg_cli.env_worker import CALL, DONE, IGNORED, NOTHING, STEP, Failure, Part, Reply, serve
+from dpg_cli.environments.group import Env, Kind, Stepped
+from dpg_cli.environments.worker import CALL, DONE, IGNORED, NOTHING, STEP, Failure, Part, Reply, serve
 
 PATIENCE = 2.0  # seconds that closing waits for steps under way
 
