@@ -91,7 +91,7 @@ def test_imports_make_no_circle():
 
 
 def test_imports_point_one_way():
-    """`cli -> trainer -> learner -> {replay, metrics, capture}`, `trainer -> environments`, `algorithms -> networks`."""
+    """Such as `cli -> trainer -> {learner, environments}`, `learner -> {replay, capture}`, `algorithms -> networks`."""
     below_the_trainer = {"learner", "environments", "replay", "storage", "metrics", "capture"}
     assert importers("cli") == set()
     assert importers("config") == {"cli"}

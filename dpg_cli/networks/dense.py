@@ -1,0 +1,189 @@
+"""Dense layers with ReLU between them, for N members at once, and their gradients, written out.
+
+Most of a small network's time goes into operations between the products. So there are few of them here: views of the
+parameters are kept, ReLU works in place, and no gradient is computed that nobody asked for.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dpg_cli.precision import is_large, prepare_product
+
+NARROW = 16  # MKL takes several times as long for a product with fewer columns than for its transpose
+
+
+class Dense(NamedTuple):
+    """A layer of N members: views of the parameters, or of a rounded copy of them where the layer is large."""
+
+    weight: Tensor  # (N, in, out)
+    bias: Tensor  # (N, 1, out)
+    transposed: Tensor  # (N, out, in), the weight
+    large: bool  # as `is_large` says
+    narrow: bool  # whether it has fewer outputs than `NARROW`, on a CPU
+
+
+class Kept(NamedTuple):
+    """Views of a tensor like the parameters, kept since to make them takes as long as a product."""
+
+    at: int  # where the parameters lie; elsewhere in a copy of the network, or on another device
+    flat: Tensor  # (P,)
+    layers: list[Dense]
+    of_first: list[Dense]  # of the first of K critics
+
+
+class Tape(NamedTuple):
+    """What a forward pass of N members leaves for its gradients."""
+
+    layers: Sequence[Dense]
+    inputs: list[Tensor]  # of each layer, (N, B, ·)
+    entry: int  # the layer that `extra` entered at
+    extra_size: int  # 0 without one
+
+
+def forward(
+    x: Tensor, extra: Tensor | None, index: int, members: Sequence[int], layers: Sequence[Dense]
+) -> tuple[Tensor, Tape]:
+    """The layers of N members.
+
+    Args:
+        x: `(S, B, in)`.
+        extra: `(S, B, ·)`, appended to the input of the layer `index`.
+        index: counted from 0.
+        members: `(S,)`, or `(K, S)` for K critics of each seed; N in all.
+        layers: in turn.
+
+    Returns:
+        `(N, B, out)`, in the precision of the last layer, and the record.
+    """
+    inputs, rows = [], x.shape[-2]
+    for i, (weight, bias, transposed, large, narrow) in enumerate(layers):
+        if i > 0:
+            x = x.relu_()
+        if extra is not None and i == index:
+            x = torch.cat([x, extra if i == 0 else _of_each(extra, members)], dim=-1)
+        if i == 0:
+            x = _of_each(x, members)
+        x = as_type(weight.dtype, x)
+        inputs.append(x)
+        prepare_product(rows, large=large)
+        if not x.is_cpu:
+            x = torch.bmm(x, weight).add_(bias)  # the sum joins what surrounds it when an update is compiled
+        elif narrow and rows >= NARROW:
+            x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT  # contiguous, which is another factor of 2
+        else:
+            x = torch.baddbmm(bias, x, weight)
+    return x, Tape(layers, inputs, index, 0 if extra is None else extra.shape[-1])
+
+
+def backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extra: bool = False) -> Tensor | None:
+    """The gradients, written out.
+
+    It is what automatic differentiation does by a third of the operations: ReLU in place, and no gradient that nobody
+    asked for. tests/test_networks.py holds it to torch's own in float64.
+
+    Args:
+        grad: of the output, `(N, B, out)`.
+        tape: the record of the forward pass.
+        into: where to put the gradient of the parameters, layer by layer; None for nowhere.
+        of_extra: whether to return the gradient of `extra`, `(N, B, ·)`.
+    """
+    grad_extra = None
+    for i in reversed(range(len(tape.inputs))):
+        x, (weight, _, transposed, large, narrow) = tape.inputs[i], tape.layers[i]
+        grad = as_type(weight.dtype, grad)
+        prepare_product(grad.shape[-2], large=large)
+        if into is not None:
+            _sum_of_products(x, grad, narrow=narrow, out=into[i].weight)
+            torch.sum(grad, dim=-2, keepdim=True, dtype=into[i].bias.dtype, out=into[i].bias)
+        if i == tape.entry and tape.extra_size:
+            width = x.shape[-1] - tape.extra_size  # of what the layer before gave
+            if of_extra:
+                grad_extra = _product(grad, transposed[..., width:])
+            x, transposed = x[..., :width], transposed[..., :width]
+        if i > 0 and (into is not None or i > tape.entry):
+            grad = _product(grad, transposed)
+            torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
+    return grad_extra
+
+
+class DensePass(torch.autograd.Function):
+    """`forward` and `backward` as torch's automatic differentiation takes them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        extra: Tensor | None,
+        index: int,
+        members: Sequence[int],
+        flat: Tensor,
+        shapes: Sequence[torch.Size],
+        layers: Sequence[Dense],
+    ) -> Tensor:
+        """`layers` are those of `flat`, which gets the gradient."""
+        y, tape = forward(x, extra, index, members, layers)
+        ctx.save_for_backward(flat, *tape.inputs)  # so that torch sees whether one of them is changed in between
+        ctx.tape, ctx.shapes, ctx.members = tape._replace(inputs=[]), shapes, members
+        return as_type(flat.dtype, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of `extra` and `flat`."""
+        flat, *inputs = ctx.saved_tensors
+        _, of_extra, _, _, of_flat, *_ = ctx.needs_input_grad
+        grad_flat, into = None, None
+        if of_flat:
+            grad_flat = torch.empty_like(flat)
+            into = dense_layers(grad_flat, ctx.shapes)
+        grad_extra = backward(grad, ctx.tape._replace(inputs=inputs), into, of_extra=of_extra)
+        if grad_extra is not None:  # of each of K critics; all have the same
+            grad_extra = as_type(grad.dtype, grad_extra).view(-1, ctx.members[-1], *grad_extra.shape[-2:]).sum(dim=0)
+        return None, grad_extra, None, None, grad_flat, None, None
+
+
+def _of_each(x: Tensor, members: Sequence[int]) -> Tensor:
+    """`(S, B, ·)` to `(N, B, ·)`, the same for each of K critics."""
+    return x if len(members) == 1 else x.expand(*members, *x.shape[-2:]).flatten(0, -3)
+
+
+def as_type(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """`x.to(dtype)`, which takes its time where there is nothing to do, too."""
+    return x if x.dtype is dtype else x.to(dtype)
+
+
+def blocks(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Views of a tensor like a network's parameters: weight and bias of each layer in turn."""
+    parts = torch.split(flat, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def dense_layers(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Dense]:
+    """The layers in a tensor like a network's parameters, all members in a row."""
+    parts = [block.flatten(0, -3) for block in blocks(flat, shapes)]
+    return [dense_layer(weight, bias) for weight, bias in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def dense_layer(weight: Tensor, bias: Tensor) -> Dense:
+    """One layer from its weight `(N, in, out)` and bias `(N, 1, out)`."""
+    inputs, outputs = weight.shape[-2:]
+    return Dense(weight, bias, weight.mT, is_large(inputs, outputs), weight.is_cpu and outputs < NARROW)
+
+
+def _product(grad: Tensor, transposed: Tensor) -> Tensor:
+    """`grad @ transposed`."""
+    return grad * transposed if grad.shape[-1] == 1 else torch.bmm(grad, transposed)
+
+
+def _sum_of_products(x: Tensor, grad: Tensor, *, narrow: bool, out: Tensor) -> None:
+    """`x.mT @ grad` into `out`, which may be of a higher precision."""
+    if narrow:
+        out.copy_(torch.bmm(grad.mT, x).mT)
+    elif out.dtype is x.dtype:
+        torch.bmm(x.mT, grad, out=out)
+    else:
+        out.copy_(torch.bmm(x.mT, grad))
