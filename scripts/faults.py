@@ -399,7 +399,7 @@ def signals(case: Case) -> None:
     where, first, arguments = moment, 0, [*RUNS[name], HERE]
     if moment == "sweep":
         where, name = "learning", "Pendulum-v1"
-        arguments = ["-m", "seed=0,0", *RUNS[name], "hydra.sweep.dir=sweep"]
+        arguments = ["-m", "env_threads=1,auto", *RUNS[name], "hydra.sweep.dir=sweep"]  # the same numbers twice
         highest["learning"] = 250
     elif moment == "start-up":
         where = str(case.random.choice(start_up))
