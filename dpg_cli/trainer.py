@@ -210,6 +210,8 @@ def train(
         run_evaluation(outcome.step)
     if outcome.interrupted:  # the checkpoint that it started from says that this evaluation is due
         return outcome
+    if start is not None and evaluation_due and outcome.step >= total_steps:  # else nothing is saved after it
+        save_checkpoint(outcome.step, evaluation_due=False)
 
     for step, transition, episodes in collect(
         learner, environments, noise, step=outcome.step, total_steps=total_steps, random_steps=random_steps

@@ -84,6 +84,14 @@ def test_stopped_and_resumed_is_never_stopped(train, stopped, trained, tmp_path,
     assert len(record["resumed"]) == 1
 
 
+def test_a_run_stopped_in_its_very_last_evaluation_ends_as_if_it_was_not(train, signalled, trained, tmp_path):
+    arguments = [*RUN, "total_steps=50", "eval.every=25"]  # evaluations of 20 steps at 0, 25 and 50
+    assert signalled("evaluation", 45, [signal.SIGTERM], *arguments, "hydra.run.dir=run")[0] == 143
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["last_step"] == 50
+    assert train("resume=run", "trust=true")[0] == 0
+    same(tmp_path / "run", trained(*arguments))
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("left", ["the config alone", "no checkpoint", "one seed's first checkpoint"])
 def test_a_folder_that_was_only_claimed_is_trained_from_the_start(train, trained, finished, tmp_path, seeds, left):
