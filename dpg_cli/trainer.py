@@ -204,6 +204,8 @@ def train(
     else:
         try:
             evaluation_due = _restore(learner, environments, noise, outcome, start)
+        except torch.OutOfMemoryError:  # which says nothing about the checkpoint
+            raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise UserError(f"the checkpoint of step {start[0].step} cannot be gone on from: {error}") from error
     if evaluation_due:

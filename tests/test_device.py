@@ -11,6 +11,7 @@ from dpg_cli.cli.device import CPU, choose, named_device
 from dpg_cli.cli.learners import new_algorithm, new_learner
 from dpg_cli.errors import UserError
 from dpg_cli.learner import CapturedLearner, Learner
+from dpg_cli.replay import Replay
 from dpg_cli.seeding import CUDA_STATE, Purpose, restore_generator, torch_generator
 from dpg_cli.storage import run_dir
 
@@ -287,6 +288,19 @@ def test_other_words_for_a_full_gpu(train, monkeypatch, message):
     code, _, err = train(*TOY)
     assert code == 1
     assert f"failed: out of memory: RuntimeError: {message}; the checkpoint of step 0 is valid" in err
+
+
+def test_a_gpu_that_runs_full_while_a_run_is_restored_is_no_fault_of_its_checkpoint(train, monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    assert train(*TOY, f"hydra.run.dir={folder}")[0] == 0
+
+    def run_full(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Replay, "load_state", run_full)
+    code, _, err = train(f"resume={folder}", "total_steps=60", "trust=true")
+    assert code == 1
+    assert "failed: out of memory: OutOfMemoryError: CUDA out of memory; the checkpoint of step 40 is valid" in err
 
 
 def test_too_large_a_replay_is_refused_with_what_would_fit(monkeypatch):

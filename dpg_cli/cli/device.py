@@ -59,7 +59,7 @@ class Choice(NamedTuple):
     reason: str | None = None
 
     def describe(self) -> str | None:
-        """One line for who has not named a device; nothing where there was no choice."""
+        """One line that names the device and why; nothing where the user named it or there is no GPU."""
         if self.reason is not None:
             return f"device=auto uses the CPU: {self.reason}"
         if not self.updates_per_second:
@@ -68,7 +68,7 @@ class Choice(NamedTuple):
         return f"device=auto uses {self.device}: {speeds} updates a second; device={self.device} pins it"
 
     def as_json(self) -> dict[str, Any]:
-        """What `run.json` and the cache keep."""
+        """What `run.json` keeps."""
         return {"name": str(self.device), "updates_per_second": dict(self.updates_per_second), "reason": self.reason}
 
 
@@ -119,7 +119,7 @@ def named_device(name: str) -> torch.device:
     """The device of a name.
 
     Raises:
-        UserError: there is none.
+        UserError: no such device.
     """
     try:
         device = torch.device(name)

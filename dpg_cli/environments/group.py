@@ -78,7 +78,7 @@ class EnvGroup(Protocol):
         """Go on from states, one for each environment; begin a new episode where that is not possible.
 
         Args:
-            states: None where there is none.
+            states: None for an environment without one.
             seeds: of the new episodes.
             obs: `(N, obs_dim)`; the observations of new episodes are written to it.
 

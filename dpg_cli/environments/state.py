@@ -5,7 +5,7 @@ fields that Ant, Humanoid and Reacher read before their next step. So every attr
 wrappers is copied, with the whole of MuJoCo's data, if all of them are plain data; where one is not, `CannotCopy`
 says which. `copies_exactly` tries it.
 
-A state is a tree of dictionaries, lists, numbers, texts and arrays, which `storage/checkpoint.py` stores.
+A state is a tree of dictionaries, lists, numbers, strings and arrays, which `storage/checkpoint.py` stores.
 """
 
 import hashlib
