@@ -66,7 +66,7 @@ def name_of(run: Path) -> str:
         return str(config.load_from(run).algo["name"])
     try:
         return one_line(
-            config.load_yaml(stored.read(path, config.MAX_STORED), str(path))["hydra"]["runtime"]["choices"]["algo"]
+            config.read_yaml(path)["hydra"]["runtime"]["choices"]["algo"]
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not what Hydra writes") from error

@@ -306,15 +306,14 @@ def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) ->
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from dpg_cli.config import config_dir, explain
-    from dpg_cli.errors import UserError
+    from dpg_cli.config import config_dir, user_error
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, arguments)) from error
+        raise user_error(error, arguments) from error
 
 
 def _openly(override: str) -> str:

@@ -1,0 +1,47 @@
+"""The config: its tree, its schema, composing it with Hydra, and the files of a run folder.
+
+Only this package and `cli/` know Hydra.
+"""
+
+from dpg_cli.config.composition import (
+    compose,
+    folder,
+    has_basic_launcher,
+    has_basic_sweeper,
+    job_folder,
+    run,
+    user_error,
+    validate,
+)
+from dpg_cli.config.files import asks_for_trust, dump, load, load_from, load_yaml, read_yaml, store_hydra
+from dpg_cli.config.overrides import combinations, parse_value, without_sweeps
+from dpg_cli.config.schema import TrainConfig, changed, difference
+from dpg_cli.config.tree import GROUPS, choices, config_dir, register
+
+__all__ = [
+    "GROUPS",
+    "TrainConfig",
+    "asks_for_trust",
+    "changed",
+    "choices",
+    "combinations",
+    "compose",
+    "config_dir",
+    "difference",
+    "dump",
+    "folder",
+    "has_basic_launcher",
+    "has_basic_sweeper",
+    "job_folder",
+    "load",
+    "load_from",
+    "load_yaml",
+    "parse_value",
+    "read_yaml",
+    "register",
+    "run",
+    "store_hydra",
+    "user_error",
+    "validate",
+    "without_sweeps",
+]

@@ -1,0 +1,135 @@
+"""Composing a config with Hydra, and running a task as Hydra does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import configure_log, run_job
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from dpg_cli.config.messages import explain, first_line
+from dpg_cli.config.schema import TrainConfig, check, whole_numbers
+from dpg_cli.config.tree import GROUPS, config_dir
+from dpg_cli.errors import UserError
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Compose the tree with overrides in Hydra's grammar, the `hydra` node included.
+
+    Raises:
+        UserError: an unknown key or choice, or a syntax error.
+    """
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
+            return hydra_compose("train", list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError too
+        raise user_error(error, overrides) from error
+
+
+def validate(config: DictConfig) -> TrainConfig:
+    """Resolve a composed config and check every key, type and range.
+
+    Raises:
+        UserError: names the first key that is wrong, its value and what would be right.
+    """
+    try:
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        tree = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {first_line(error)}") from error
+    assert isinstance(tree, dict)
+    return check(whole_numbers(tree))
+
+
+def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -> None:
+    """Run one task in a folder as `hydra.main` does, with its log, `.hydra` and callbacks.
+
+    That would compose the config twice again, which takes longer than all else before the first step.
+
+    Args:
+        composed: from `compose()`.
+        folder: of the run, in place of the config's own.
+        task: given the config without the `hydra` node.
+    """
+    with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
+        with read_write(composed.hydra):
+            composed.hydra.mode = RunMode.RUN
+            composed.hydra.run.dir = str(folder)
+        configure_log(composed.hydra.hydra_logging, composed.hydra.verbose)
+        callbacks = Callbacks(composed)
+        callbacks.on_run_start(config=composed, config_name="train")
+        context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
+        done = run_job(task, composed, "hydra.run.dir", None, context)
+        callbacks.on_run_end(config=composed, config_name="train", job_return=done)
+        done.return_value  # noqa: B018, it raises what the task has raised
+
+
+def has_basic_sweeper(composed: DictConfig) -> bool:
+    """Whether Hydra's own sweeper runs, which knows all jobs before the first."""
+    return str(OmegaConf.select(composed, "hydra.sweeper._target_")).endswith(".BasicSweeper")
+
+
+def has_basic_launcher(composed: DictConfig) -> bool:
+    """Whether Hydra's own launcher runs, in this process, one job after the other."""
+    return str(OmegaConf.select(composed, "hydra.launcher._target_")).endswith(".BasicLauncher")
+
+
+def folder(composed: DictConfig, key: str) -> Path:
+    """The folder under a key of the `hydra` node.
+
+    Raises:
+        UserError: it cannot be resolved.
+    """
+    try:
+        return Path(OmegaConf.select(composed, key, throw_on_missing=True))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(f"{key}: {first_line(error)}") from error
+
+
+def job_folder(composed: DictConfig, number: int) -> str | None:
+    """The folder of a job in that of its sweep; nothing where only Hydra will know it.
+
+    Raises:
+        UserError: it cannot be resolved.
+    """
+    OmegaConf.update(composed, "hydra.job.num", number, force_add=True)
+    OmegaConf.update(composed, "hydra.job.id", str(number), force_add=True)
+    try:
+        return str(OmegaConf.select(composed, "hydra.sweep.subdir", throw_on_missing=True))
+    except MissingMandatoryValue:
+        return None
+    except OmegaConfBaseException as error:
+        raise UserError(f"hydra.sweep.subdir: {first_line(error)}") from error
+
+
+def user_error(error: Exception, overrides: Sequence[str]) -> UserError:
+    """What Hydra or OmegaConf complain of, in one line that names the key."""
+    return UserError(explain(error, lambda: _known_keys(overrides)))
+
+
+def _known_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that there are with these overrides' choices of groups."""
+    groups = [o for o in overrides if o.partition("=")[0] in GROUPS]
+    try:
+        config = compose(groups)
+    except UserError:
+        return list(GROUPS)
+
+    def walk(node: Mapping[Any, Any], prefix: str) -> list[str]:
+        keys = []
+        for key, value in node.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, dict):
+                keys += walk(value, f"{prefix}{key}.")
+        return keys
+
+    tree = OmegaConf.to_container(config)
+    assert isinstance(tree, dict)
+    return [*walk(tree, ""), "experiment"]

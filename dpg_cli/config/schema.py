@@ -1,0 +1,161 @@
+"""The typed schema of a config: keys, types and ranges. The YAML files hold the values."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from dpg_cli.config.messages import describe
+from dpg_cli.errors import UserError
+from dpg_cli.ranges import Count, CountOrZero, Positive
+
+MAX_STEPS = 999_999_999  # a checkpoint's folder has nine digits
+MAX_ENVIRONMENTS = 100_000  # of all seeds, evaluation's too
+
+
+class Strict(BaseModel):
+    """No unknown key, no conversion but from whole to floating numbers, nothing infinite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class EnvConfig(Strict):
+    """`configs/schema.yaml` and `configs/env/<id>.yaml`."""
+
+    id: Annotated[str, Field(min_length=1)]
+    kwargs: dict[str, Any]
+    max_episode_steps: Count | None
+    total_steps: Count
+    random_steps: CountOrZero
+    paper_random_steps: CountOrZero
+
+
+class EvalConfig(Strict):
+    """Evaluations."""
+
+    every: Count
+    episodes: Count
+
+
+class CheckpointConfig(Strict):
+    """Checkpoints."""
+
+    every: Count
+    keep: Count
+
+
+class LogConfig(Strict):
+    """Records of scalars."""
+
+    every: Count
+
+
+class TrainConfig(Strict):
+    """`configs/train.yaml`, which says what each key is."""
+
+    seed: CountOrZero
+    num_seeds: Count
+    num_envs: Count
+    total_steps: Annotated[Count, Field(le=MAX_STEPS)]
+    random_steps: CountOrZero
+    learning_starts: CountOrZero
+    updates_per_step: Positive
+    buffer_size: Count
+    share_next_obs: bool = False  # as in runs that were stored before there was a choice
+    compile: bool = False
+    truncation_bootstraps: bool
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    threads: Literal["auto"] | Annotated[Count, Field(le=1024)]
+    env_processes: Literal["auto"] | Annotated[Count, Field(le=1024)] = "auto"  # older runs have no such key
+    env_threads: Literal["auto"] | Annotated[Count, Field(le=1024)] = "auto"
+    precision: Literal["float32", "bf16", "float64"]
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+    algo: dict[str, Any]
+    env: EnvConfig
+    noise: dict[str, Any]
+
+
+def check(tree: Mapping[str, Any]) -> TrainConfig:
+    """Check every key, type and range of a whole config.
+
+    Raises:
+        UserError: names the first key that is wrong, its value and what would be right.
+    """
+    from dpg_cli.algorithms import ALGORITHMS  # here, since torch takes seconds to import
+    from dpg_cli.noise import NOISES
+
+    checked: TrainConfig = _check_model(TrainConfig, tree)
+    algo = _check_choice("algo", ALGORITHMS, checked.algo)
+    noise = _check_choice("noise", NOISES, checked.noise)
+    if checked.buffer_size < algo["batch_size"]:
+        raise UserError(f"buffer_size={checked.buffer_size}: must be at least algo.batch_size={algo['batch_size']}")
+    environments = checked.num_seeds * (checked.num_envs + checked.eval.episodes)
+    if environments > MAX_ENVIRONMENTS:
+        sizes = f"num_seeds={checked.num_seeds}, num_envs={checked.num_envs}, eval.episodes={checked.eval.episodes}"
+        raise UserError(f"{sizes}: {environments:,} environments; there may be {MAX_ENVIRONMENTS:,}")
+    if checked.buffer_size < checked.num_envs:
+        raise UserError(f"buffer_size={checked.buffer_size}: must be at least num_envs={checked.num_envs}")
+    return checked.model_copy(update={"algo": algo, "noise": noise})
+
+
+def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """A config with some keys changed, `eval.every` and the like too.
+
+    Raises:
+        UserError: a value is not what its key takes.
+    """
+    tree = config.model_dump()
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[name] = value
+    return check(whole_numbers(tree))
+
+
+def difference(config: TrainConfig, other: TrainConfig) -> str | None:
+    """The first key in which two configs differ, with both values; nothing if they are equal."""
+
+    def walk(one: Any, two: Any, key: str) -> str | None:
+        if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+            found = (walk(one[name], two[name], f"{key}.{name}") for name in one)
+            return next((text for text in found if text), None)
+        return None if one == two else f"{key.removeprefix('.')}={one} instead of {two}"
+
+    return walk(config.model_dump(), other.model_dump(), "")
+
+
+def whole_numbers(tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """1e6 is written as a count and read as a float: make it one again, but for what an environment is given."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: child if key == "kwargs" else whole(child) for key, child in value.items()}
+        if isinstance(value, list):
+            return [whole(child) for child in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return {key: whole(value) for key, value in tree.items()}
+
+
+def _check_model(model: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe(model, error, prefix)) from error
+
+
+def _check_choice(group: str, registry: Mapping[str, type], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a group whose keys are the fields of a registered class."""
+    name = str(values.get("name"))
+    if name not in registry:
+        raise UserError(f"{group}.name={name}: must be one of {', '.join(registry)}")
+    hints = get_type_hints(registry[name], include_extras=True)
+    keys: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(registry[name])}
+    model = create_model(name, __base__=Strict, name=(str, ...), **keys)
+    checked: dict[str, Any] = _check_model(model, values, f"{group}.").model_dump()
+    return checked

@@ -1,0 +1,78 @@
+"""The config tree: where it lies and what its groups offer."""
+
+import re
+from pathlib import Path
+
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+
+GROUPS = ("algo", "env", "noise", "experiment")
+
+
+def config_dir() -> Path:
+    """The config tree: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+
+
+def choices(group: str) -> list[str]:
+    """What a group can be set to: the names of its files, `td3/without_delay` for one in a folder."""
+    folder = config_dir() / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+class EnvironmentIds(ConfigSource):
+    """Lets `env=<id>` name any environment, with or without a file of its own; a real file wins."""
+
+    @staticmethod
+    def scheme() -> str:
+        """`gymnasium://`."""
+        return "gymnasium"
+
+    def available(self) -> bool:
+        """Always."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """The groups, and the folders that an id with slashes makes."""
+        return config_path.strip("/") in ("", *GROUPS) or self._below_env(config_path + "/")
+
+    def is_config(self, config_path: str) -> bool:
+        """Everything below `env` is some environment's id; whether it exists is asked when it is made."""
+        return self._below_env(config_path)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """`{id: <id>}`."""
+        env_id = config_path.removesuffix(".yaml").removeprefix("env/")
+        return ConfigResult(
+            provider=self.provider,
+            path=f"{self.scheme()}://{self.path}",
+            config=OmegaConf.create({"id": env_id}),
+            header={"package": None},
+        )
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Whole names, for tab completion, where Hydra would stop at a slash: ids, and choices in folders."""
+        path = config_path.strip("/")
+        if path == "":
+            return ["env"] if results_filter in (None, ObjectType.GROUP) else []
+        if results_filter is ObjectType.GROUP:
+            return []
+        if path != "env":
+            return [name for name in choices(path) if "/" in name] if path in GROUPS else []
+        import gymnasium  # here, since only completion needs it
+
+        # An id whose entry point is a function only says where the environment has gone.
+        return sorted(name for name, spec in gymnasium.registry.items() if not callable(spec.entry_point))
+
+    @staticmethod
+    def _below_env(path: str) -> bool:
+        return path.startswith("env/") and len(path.removesuffix(".yaml")) > len("env/")
+
+
+def register() -> None:
+    """Tell Hydra of the environment ids, and OmegaConf of `${path_name:...}`."""
+    Plugins.instance().register(EnvironmentIds)
+    OmegaConf.register_new_resolver("path_name", lambda name: re.sub(r"[/:]", "_", name), replace=True)
