@@ -61,6 +61,31 @@ class Outcome:
         return float(np.mean(means)) if means else math.nan
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What happens when, in environment steps per seed.
+
+    With E environments per seed, an interval fires when it is crossed.
+
+    Attributes:
+        total_steps: length of the training.
+        random_steps: uniform actions at the start.
+        learning_starts: steps before the first update. The first update never comes before one batch is stored.
+        updates_per_step: updates for each step after `learning_starts`.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between records.
+    """
+
+    total_steps: int
+    random_steps: int
+    learning_starts: int
+    updates_per_step: float
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+
+
 class Stopwatch:
     """Speed since the last record, evaluations and checkpoints excluded."""
 
@@ -90,44 +115,32 @@ def train(
     environments: Environments,
     evaluation_envs: EnvGroup,
     noise: Noise,
+    schedule: Schedule,
     recorders: Sequence[Recorder],
     checkpoints: Sequence[Checkpoints],
     start: Sequence[Loaded] | None = None,
     *,
-    total_steps: int,
-    random_steps: int,
-    learning_starts: int,
-    updates_per_step: float,
     truncation_bootstraps: bool,
-    eval_every: int,
-    checkpoint_every: int,
-    log_every: int,
     progress: Progress,
     stop: Callable[[], bool],
 ) -> Outcome:
     """Train S members, each in its own environments and folder.
 
-    Steps are environment steps for each seed throughout. With E environments a seed, a stride fires when it
-    is crossed, and the updates of a vector step follow it.
+    Steps are environment steps per seed throughout. With E environments per seed, the updates of a vector step follow
+    it.
 
     Args:
         learner: learns and acts; nothing is stored yet.
         environments: to train in.
         evaluation_envs: S members with as many environments as an evaluation has episodes.
         noise: exploration noise.
-        recorders: one a member.
-        checkpoints: one a member.
-        start: the checkpoint to go on from, one a member; nothing for a new run.
-        total_steps: when to end.
-        random_steps: so many uniform actions first.
-        learning_starts: steps before the first update; never before one batch is stored.
-        updates_per_step: updates for each step after `learning_starts`.
+        schedule: what happens when.
+        recorders: one per member.
+        checkpoints: one per member.
+        start: the checkpoint to resume from, one per member; None for a new run.
         truncation_bootstraps: whether a target looks beyond a time limit.
-        eval_every: steps between evaluations.
-        checkpoint_every: steps between checkpoints.
-        log_every: steps between records.
         progress: told of steps and evaluations.
-        stop: asked after every step whether to end early, with a checkpoint; an evaluation is then given up.
+        stop: asked after every step whether to end early, with a checkpoint; an evaluation is then abandoned.
 
     Returns:
         All evaluations, and where it ended.
@@ -139,12 +152,12 @@ def train(
     seeds = environments.seeds
     num_envs = environments.num_envs
     algorithm, replay, averages = learner.algorithm, learner.replay, learner.averages
-    first_update = max(learning_starts, algorithm.batch_size - 1)
+    first_update = max(schedule.learning_starts, algorithm.batch_size - 1)
     outcome = Outcome([[] for _ in seeds])
     watch = Stopwatch()
 
     def updates_due(step: int) -> int:
-        return math.floor(max(step - first_update, 0) * updates_per_step)
+        return math.floor(max(step - first_update, 0) * schedule.updates_per_step)
 
     def crossed(every: int, step: int) -> bool:
         return step // every > (step - num_envs) // every
@@ -212,9 +225,10 @@ def train(
         run_evaluation(outcome.step)
     if outcome.interrupted:  # the checkpoint that it started from says that this evaluation is due
         return outcome
-    if start is not None and evaluation_due and outcome.step >= total_steps:  # else nothing is saved after it
+    if start is not None and evaluation_due and outcome.step >= schedule.total_steps:  # else nothing is saved after it
         save_checkpoint(outcome.step, evaluation_due=False)
 
+    total_steps, random_steps = schedule.total_steps, schedule.random_steps
     for step, transition, episodes in collect(
         learner, environments, noise, step=outcome.step, total_steps=total_steps, random_steps=random_steps
     ):
@@ -236,21 +250,21 @@ def train(
         outcome.step = step
         complete = step >= total_steps
         outcome.interrupted = stop() and not complete
-        if crossed(log_every, step):
+        if crossed(schedule.log_every, step):
             record(step)
-        evaluation_due = crossed(eval_every, step)
+        evaluation_due = crossed(schedule.eval_every, step)
         if evaluation_due and not outcome.interrupted:
             run_evaluation(step)
             evaluation_due = outcome.interrupted
-        if crossed(checkpoint_every, step) or complete or outcome.interrupted:
+        if crossed(schedule.checkpoint_every, step) or complete or outcome.interrupted:
             save_checkpoint(step, evaluation_due=evaluation_due)
         if outcome.interrupted:
             return outcome
 
     # After the last checkpoint, since a run that was longer from the start would have neither.
-    if not crossed(log_every, outcome.step):
+    if not crossed(schedule.log_every, outcome.step):
         record(outcome.step)
-    if not crossed(eval_every, outcome.step):
+    if not crossed(schedule.eval_every, outcome.step):
         run_evaluation(outcome.step)
     return outcome
 

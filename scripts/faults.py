@@ -392,7 +392,7 @@ SIGNALS = list(itertools.product(SIGNAL_MOMENTS, HANDLED, (1, 2)))
 def signals(case: Case) -> None:
     """A signal at a random call of a kind, once or twice, then resume."""
     moment, number, times = SIGNALS[case.number]
-    start_up = ["compose", "check", "claim", "_begin", "copies_exactly", "build", "recorder"]
+    start_up = ["compose", "check", "claim", "begin", "copies_exactly", "build", "recorder"]
     name = str(case.random.choice(["Pendulum-v1", "HalfCheetah-v4", "HalfCheetah-v4, 2 environments, wrapped"]))
     envs = 2 if "num_envs=2" in RUNS[name] else 1
     highest = {"random steps": 30 // envs, "learning": 125, "evaluation": 124, "checkpoint": 150, "reset": 19}
@@ -416,7 +416,7 @@ def signals(case: Case) -> None:
 
     command = case.expect(128 + number, *arguments, prepare=lambda: at(where, call, send, setattr))
     handled = where not in start_up[:3]
-    assert ("go on with dpg-train resume=" in command.err()) == (handled and times == 1), command.err()
+    assert ("resume with dpg-train resume=" in command.err()) == (handled and times == 1), command.err()
     if moment == "sweep":
         stopped = "1" if call >= 130 else "0"
         if stopped == "1":

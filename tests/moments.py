@@ -12,12 +12,12 @@ from dpg_cli.environments import rollout
 from dpg_cli.storage import checkpoint, run_dir
 from dpg_cli.storage.atomic import Disk
 
-# What is called while a run starts, in order; the handlers of signals are there from `_begin` on.
+# What is called while a run starts, in order; the handlers of signals are there from `begin` on.
 START = [
     (config, "compose"),
     (build, "check"),
     (run_dir, "claim"),
-    (job, "_begin"),
+    (job, "begin"),
     (job, "copies_exactly"),
     (job, "build"),
     (metrics.Recorder, "__init__"),

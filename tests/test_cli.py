@@ -407,7 +407,7 @@ def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, signals
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "latest").readlink().name == f"step_{record['last_step']:09d}"
-    assert "go on with dpg-train resume=run" in err.splitlines()[-1]
+    assert "resume with dpg-train resume=run" in err.splitlines()[-1]
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

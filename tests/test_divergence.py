@@ -144,7 +144,7 @@ def test_an_environment_that_goes_wrong(train, whole, tmp_path, monkeypatch, kin
     sound(tmp_path / "run", 30)
     code, out, err = train("resume=run")
     assert (code, err) == (0, "")
-    assert "going on at step 30" in out
+    assert "resuming at step 30" in out
     assert lines(tmp_path / "run" / "evaluations.jsonl") == whole(*more)
 
 

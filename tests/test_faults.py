@@ -28,14 +28,14 @@ RUN += ["env.max_episode_steps=14", "checkpoint.keep=9"]
         ("evaluation", 20, signal.SIGHUP),
         ("checkpoint", 20, signal.SIGUSR1),
         ("reset", 15, signal.SIGINT),
-        ("_begin", 0, signal.SIGTERM),
+        ("begin", 0, signal.SIGTERM),
         ("recorder", 0, signal.SIGHUP),
     ],
 )
 def test_signals_at_any_moment(train, signalled, trained, tmp_path, moment, call, number, times):
     code, _, err = signalled(moment, call, [number] * times, *RUN, "hydra.run.dir=run")
     assert code == 128 + number
-    assert ("go on with dpg-train resume=run" in err) == (times == 1)
+    assert ("resume with dpg-train resume=run" in err) == (times == 1)
     assert checkpoint.valid_steps(tmp_path / "run")[1] == {}
     assert train("resume=run", "trust=true")[0] == 0
     assert differences(tmp_path / "run", trained(*RUN)) == []
@@ -44,7 +44,7 @@ def test_signals_at_any_moment(train, signalled, trained, tmp_path, moment, call
 def test_a_stopped_job_of_a_sweep_goes_on(train, signalled, trained, tmp_path):
     code, _, err = signalled("step", 100, [signal.SIGTERM], "-m", "seed=3,0,1", *RUN, "hydra.sweep.dir=sweep")
     assert code == 128 + signal.SIGTERM
-    assert "go on with dpg-train resume=sweep/1" in err
+    assert "resume with dpg-train resume=sweep/1" in err
     assert not (tmp_path / "sweep" / "2").exists()
     assert train("resume=sweep/1", "trust=true")[0] == 0
     assert differences(tmp_path / "sweep" / "1", trained(*RUN)) == []

@@ -80,7 +80,7 @@ def test_a_tmpfs_that_fills(train, tmp_path, mounted):
     subprocess.run(["mount", "-o", "remount,size=40m", tmp_path / "disk"], check=True)
     code, out, err = train("resume=disk/run", "trust=true")
     assert (code, err) == (0, "")
-    assert f"going on at step {good[-1]}" in out
+    assert f"resuming at step {good[-1]}" in out
     same(run, tmp_path / "whole")
     assert leftovers(run) == []
 
@@ -246,7 +246,7 @@ def test_a_requeued_job_goes_on_with_its_own_run(train, unfinished, tmp_path):
     code, out, err = train(*unfinished)
     assert (code, err) == (0, "")
     assert "requeued job 123: going on with its own run in run" in out
-    assert "going on at step 30" in out
+    assert "resuming at step 30" in out
     same(tmp_path / "run", tmp_path / "whole")
     code, _, err = train(*unfinished)  # it is done now
     assert code == 2

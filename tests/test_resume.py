@@ -74,10 +74,10 @@ def test_stopped_and_resumed_is_never_stopped(train, stopped, trained, tmp_path,
     arguments = [*RUN, *VARIANTS[name]]
     code, _, err = stopped(times, *arguments)
     assert code == 143
-    assert "go on with dpg-train resume=run" in err
+    assert "resume with dpg-train resume=run" in err
     code, out, err = train("resume=run", "trust=true")
     assert (code, err) == (0, "")
-    assert "going on at step" in out
+    assert "resuming at step" in out
     same(tmp_path / "run", trained(*arguments))
     record = json.loads((members(tmp_path / "run")[0] / "run.json").read_text())
     assert record["status"] == "done"
@@ -109,7 +109,7 @@ def test_a_folder_that_was_only_claimed_is_trained_from_the_start(train, trained
                 shutil.rmtree(path)
     code, out, err = train("resume=run", "trust=true")
     assert (code, err) == (0, "")
-    assert "beginning at step 0" in out
+    assert "starting at step 0" in out
     same(tmp_path / "run", trained(*arguments))
 
 
@@ -214,7 +214,7 @@ def test_several_seeds_go_on_from_the_highest_step_whole_in_all(train, tmp_path)
     (tmp_path / "run/seed_1/checkpoints/step_000000060/state.json").write_text("{}")
     code, out, err = train("resume=run", "trust=true", "total_steps=61")
     assert code == 0
-    assert "going on at step 30" in out
+    assert "resuming at step 30" in out
     assert "seed_1: the checkpoint of step 60 is damaged" in err
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(train, trained, 
     code, out, err = train("resume=run", "trust=true")
     assert code == 0
     assert "step 60 is damaged" in err
-    assert "going on at step 30" in out
+    assert "resuming at step 30" in out
     same(tmp_path / "run", trained(*RUN, "checkpoint.keep=3"))
 
 
@@ -348,7 +348,7 @@ def test_an_environment_that_cannot_be_copied_begins_a_new_episode(train, stoppe
     odd = "env=toy_envs:Toy/Odd-v0"
     code, out, _ = stopped(30, odd, *SMALL, "hydra.run.dir=run")
     assert code == 143
-    assert "cannot be copied in the middle of an episode" in out
+    assert "its state cannot be saved in the middle of an episode" in out
     assert train("resume=run", "trust=true")[0] == 0
     assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 60
 

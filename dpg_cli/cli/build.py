@@ -23,6 +23,7 @@ from dpg_cli.noise import NOISES, Noise
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import Replay
 from dpg_cli.seeding import Purpose, generator
+from dpg_cli.trainer import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Training(NamedTuple):
     environments: Environments
     evaluation_envs: EnvGroup
     noise: Noise
+    schedule: Schedule
 
     @property
     def algorithm(self) -> Algorithm:
@@ -129,6 +131,15 @@ def build(
             environments=Environments(training, seeds, copyable=copyable),
             evaluation_envs=evaluation,
             noise=NOISES[noise_name](**noise_values, action_dim=action_dim, generators=noise_streams),
+            schedule=Schedule(
+                total_steps=config.total_steps,
+                random_steps=config.random_steps,
+                learning_starts=config.learning_starts,
+                updates_per_step=config.updates_per_step,
+                eval_every=config.eval.every,
+                checkpoint_every=config.checkpoint.every,
+                log_every=config.log.every,
+            ),
         )
         on_error.pop_all()
     return made

@@ -1,9 +1,14 @@
-"""A run folder that a command is given, perhaps a stranger's."""
+"""Run folders of the commands: one that is given, perhaps a stranger's, and one that a run begins."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from dpg_cli import config as configs
+from dpg_cli.cli.names import members
 from dpg_cli.errors import UserError
+from dpg_cli.storage.atomic import Disk, write_whole
 
 
 def load_config(key: str, run: Path, trust: str) -> configs.TrainConfig:
@@ -27,3 +32,49 @@ def load_config(key: str, run: Path, trust: str) -> configs.TrainConfig:
     if trust != "true" and (reason := configs.asks_for_trust(config)) is not None:
         raise UserError(f"{reason}; if you trust it, trust=true")
     return config
+
+
+def begin(config: configs.TrainConfig, folder: Path) -> None:
+    """Write what a claimed folder is, and the folders of its members.
+
+    Raises:
+        UserError: another run is in it, as when jobs of a sweep are given one folder.
+    """
+    try:
+        (folder / "run.json").touch(exist_ok=False)
+    except FileExistsError as error:
+        raise UserError(f"{folder} holds a run already") from error
+    seeds, folders = members(config, folder)
+    for seed, path in zip(seeds, folders, strict=True):
+        if path != folder:
+            path.mkdir()
+            with contextlib.suppress(UserError):  # there is none, or a run that was killed at its start has torn it
+                configs.store_hydra(folder / ".hydra", path / ".hydra", seed=seed, num_seeds=1)
+    write_configs(config, folder)
+
+
+def write_configs(config: configs.TrainConfig, folder: Path) -> None:
+    """`config.yaml` of a run and of each of its members."""
+    write_whole(Disk(), folder / "config.yaml", configs.dump(config).encode())
+    for member, path in enumerate(members(config, folder)[1]):
+        if path != folder:
+            write_whole(Disk(), path / "config.yaml", configs.dump(config_of_member(config, member)).encode())
+
+
+def config_of_member(config: configs.TrainConfig, member: int) -> configs.TrainConfig:
+    """The config with which a member would be trained alone."""
+    return config.model_copy(update={"seed": config.seed + member, "num_seeds": 1})
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """What is logged goes into this file too, in the format of Hydra's log."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        with contextlib.suppress(OSError):  # a full disk
+            handler.close()

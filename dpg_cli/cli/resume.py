@@ -3,6 +3,7 @@
 Hydra has no part in it, and nothing of the folder is run: its config is data, its state safetensors and JSON.
 """
 
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.device import choose, named_device
-from dpg_cli.cli.folder import load_config
+from dpg_cli.cli.folder import load_config, logging_to, write_configs
 from dpg_cli.cli.memory import most_bytes
+from dpg_cli.cli.names import members
 from dpg_cli.cli.progress import below_here, quoted
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import checkpoint, run_dir
@@ -67,7 +69,7 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
             reason = str(error).partition("; ")[0].partition(": ")[2]
             move = f"dpg-train resume={quoted(below_here(folder))} device=cpu"
             raise UserError(f"the run was on {device}, and {reason}; {move} resumes it on the CPU") from error
-    _, folders = job.members(config, folder)
+    _, folders = members(config, folder)
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
         return _from_the_start(config, folder, folders)
@@ -87,10 +89,9 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
                 print(f"warning: {path}: {back}", file=sys.stderr)
         with explaining(folder):
             remove_leftovers(Disk(), folder)
-            job.write_configs(stored_config, folder)
-            _log_to(folder)
-        print(f"going on at step {starts[0].step:,}")
-        return job.run(config, folder, run_dir.command_line(), start=starts).exit_code
+            write_configs(stored_config, folder)
+        print(f"resuming at step {starts[0].step:,}")
+        return _train(config, folder, starts)
 
 
 def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence[Path]) -> int:
@@ -107,9 +108,17 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)
         remove_leftovers(Disk(), folder)
-        _log_to(folder)
-    print("nothing was trained yet: beginning at step 0")
-    return job.run(config, folder, run_dir.command_line()).exit_code
+    print("nothing was trained yet: starting at step 0")
+    return _train(config, folder, None)
+
+
+def _train(config: configs.TrainConfig, folder: Path, starts: Sequence[checkpoint.Loaded] | None) -> int:
+    """Train with a log, which Hydra opens for new runs; the exit code."""
+    logging.root.setLevel(logging.INFO)
+    with contextlib.ExitStack() as opened:
+        with explaining(folder):
+            opened.enter_context(logging_to(folder / "train.log"))
+        return job.run(config, folder, run_dir.command_line(), start=starts).exit_code
 
 
 def _holds_a_later_step(path: Path) -> bool:
@@ -121,13 +130,6 @@ def _names_the_past(argument: str) -> bool:
     key = argument.partition("=")[0].lstrip("+~")
     fields = configs.TrainConfig.model_fields
     return key not in CHANGEABLE and key.partition(".")[0] in fields and key not in ("eval", "checkpoint", "log")
-
-
-def _log_to(folder: Path) -> None:
-    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    logging.root.addHandler(handler)
-    logging.root.setLevel(logging.INFO)
 
 
 def _newest(folders: Sequence[Path], most: int) -> list[checkpoint.Loaded]:

@@ -1,19 +1,85 @@
-"""A sweep as its user sees it: which job of how many, what differs between jobs, how each went."""
+"""`dpg-train -m`: one training for each combination of values."""
 
+import json
+import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from dpg_cli.cli.job import Label, Result, failures
-from dpg_cli.cli.progress import below_here, quoted
-from dpg_cli.errors import UserError
+from dpg_cli import config as configs
+from dpg_cli.cli import handover, job
+from dpg_cli.cli.names import Label
+from dpg_cli.cli.progress import below_here, new_console, quoted
+from dpg_cli.cli.signals import StopRequest
+from dpg_cli.errors import DiskError, UserError, one_line
+from dpg_cli.storage.atomic import explaining
+from dpg_cli.storage.run_dir import claim, command_line
+
+
+def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
+    """Train once for each combination of values; the exit code.
+
+    Raises:
+        UserError: a mistake in any of the jobs, before anything is written.
+    """
+    folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
+    plan = Sweep(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
+    plan.check()
+    claim(folder, "hydra.sweep.dir")
+    curve_names = plan.write_curve_names()
+    command, console = command_line(), new_console()
+    between_jobs, one_after_another, begun = StopRequest(), configs.has_basic_launcher(composed), []
+
+    def task(config: DictConfig) -> float:
+        begun.append(True)
+        if between_jobs.signal is not None:
+            sys.exit(128 + between_jobs.signal)  # no Exception, so that it ends the sweep
+        hydra_config = HydraConfig.get()
+        where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
+        label = plan.label(number, list(hydra_config.overrides.task))
+        checked = configs.validate(config)
+        if not one_after_another:  # jobs side by side would wait for each other's threads
+            given = checked.model_dump(include={"threads", "env_threads", "env_processes"})
+            checked = checked.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
+        result = job.run(checked, where, command, label)
+        plan.ended(number, label, where, result)
+        if result.exit_code > 128:
+            sys.exit(result.exit_code)
+        # A failed job is no exception either: Hydra would end the sweep after the batch that it is in.
+        return math.nan if result.outcome is None else result.outcome.score()
+
+    removed = False
+    try:
+        with between_jobs, explaining(folder):
+            handover.hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={handover.quoted(folder)}"])
+    except DiskError:
+        raise
+    except Exception as error:
+        written_before_any_job = {"multirun.yaml", "tensorboard.flags"}
+        if begun or not (one_after_another or written_before_any_job.issuperset(os.listdir(folder))):
+            raise
+        handover.remove(folder)
+        removed = True
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"hydra: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        failed = plan.failures()
+        if not removed:
+            plan.print_scores(console, curve_names, in_this_process=one_after_another)
+            for where, reason in failed.items():
+                print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 class Sweep:
-    """Names the jobs of a sweep and remembers how they went.
+    """The jobs of a sweep: which of how many each is, what differs between them, how each went.
 
     Args:
         folder: of the sweep.
@@ -30,9 +96,9 @@ class Sweep:
         self._folder = folder
         self._jobs = jobs
         self._planned = planned
-        self._job_folders: Sequence[str | None] = []
+        self._job_folders: list[str | None] = []
         self._common = set.intersection(*(set(job) for job in jobs))
-        self._results: dict[int, tuple[str, Path, Result]] = {}
+        self._results: dict[int, tuple[str, Path, job.Result]] = {}
 
     def label(self, number: int, overrides: Sequence[str]) -> Label:
         """Which job of how many, and what differs; jobs are numbered from 0, as their folders are."""
@@ -40,19 +106,28 @@ class Sweep:
         differs = " ".join(override.lstrip("+") for override in overrides if override not in self._common)
         return Label(f"[{position}] job {number}", differs)
 
-    def set_job_folders(self, job_folders: Sequence[str | None]) -> None:
-        """The folder of each job in that of the sweep.
+    def check(self) -> None:
+        """Compose and check the config of every job.
 
         Raises:
-            UserError: two jobs would share one.
+            UserError: a job's config is wrong, two jobs would be the same run, or two would share a folder.
         """
-        first: dict[str, int] = {}
-        for number, name in enumerate(job_folders):
-            if name is not None and first.setdefault(name, number) != number:
-                raise UserError(f"hydra.sweep.subdir: jobs {first[name]} and {number} would share the folder {name}")
-        self._job_folders = job_folders
+        runs: dict[str, int] = {}
+        folders: dict[str, int] = {}
+        for number, overrides in enumerate(self._jobs):
+            try:
+                config = configs.compose(overrides)
+                resolved, name = configs.dump(configs.validate(config)), configs.job_folder(config, number)
+            except UserError as error:
+                differs = self.label(number, overrides).differs
+                raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
+            if (same := runs.setdefault(resolved, number)) != number:
+                raise UserError(f"-m: jobs {same} and {number} would be the same run ({' '.join(overrides)})")
+            if name is not None and (same := folders.setdefault(name, number)) != number:
+                raise UserError(f"hydra.sweep.subdir: jobs {same} and {number} would share the folder {name}")
+            self._job_folders.append(name)
 
-    def ended(self, number: int, label: Label, folder: Path, result: Result) -> None:
+    def ended(self, number: int, label: Label, folder: Path, result: job.Result) -> None:
         """A job has ended."""
         self._results[number] = (label.differs, folder, result)
 
@@ -97,7 +172,17 @@ class Sweep:
         """The reason of every failed job, by its number, or by its folder where another process ran it."""
         known = {folder.resolve() for _, folder, _ in self._results.values()}
         found = {str(n): result.error for n, (_, _, result) in self._results.items() if result.error is not None}
-        for folder, reason in failures(self._folder):
+        for folder, reason in _failures(self._folder):
             if folder.resolve() not in known:
                 found[os.path.relpath(folder, self._folder)] = reason
         return found
+
+
+def _failures(folder: Path) -> list[tuple[Path, str]]:
+    """Folder and reason of every failed job of a sweep."""
+    failed = []
+    for path in sorted(folder.rglob("run.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["status"] == "failed" and not (path.parents[1] / "run.json").exists():  # no member of a job
+            failed.append((path.parent, content["error"]))
+    return failed

@@ -7,16 +7,13 @@ checks the config, so that a mistake costs no folder, claims the folder, and onl
 import argparse
 import contextlib
 import io
-import logging
-import math
 import os
 import shlex
-import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -81,6 +78,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     from hydra.types import RunMode
 
     from dpg_cli import config as configs
+    from dpg_cli.cli.handover import hand_over, openly, quoted
     from dpg_cli.errors import UserError
 
     configs.register()
@@ -104,10 +102,10 @@ def _run_command(arguments: Sequence[str]) -> int:
         return 0
     as_written = flags.cfg == "job" and flags.resolve and not looks
     if looks or (flags.cfg is not None and not as_written):
-        _hand_over(lambda _: None, [_openly(argument) for argument in arguments])
+        hand_over(lambda _: None, [openly(argument) for argument in arguments])
         return 0
 
-    overrides = [_openly(override) for override in rest]
+    overrides = [openly(override) for override in rest]
     if any(override.partition("=")[0] == "resume" for override in overrides):
         from dpg_cli.cli.resume import resume
 
@@ -116,7 +114,7 @@ def _run_command(arguments: Sequence[str]) -> int:
         folder = Path(flags.config_dir).resolve()
         if not folder.is_dir():
             raise UserError(f"--config-dir={flags.config_dir}: no such folder")
-        overrides.append(f"hydra.searchpath=[{_quoted(f'file://{folder}')},'gymnasium://']")
+        overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')},'gymnasium://']")
 
     fixed = configs.without_sweeps(overrides) if flags.multirun else overrides
     composed = configs.compose(fixed)
@@ -132,7 +130,9 @@ def _run_command(arguments: Sequence[str]) -> int:
     if composed.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: a run leaves the working directory as it is")
     if flags.multirun or composed.hydra.mode is RunMode.MULTIRUN:
-        return _sweep(overrides, composed)
+        from dpg_cli.cli.sweep import sweep
+
+        return sweep(overrides, composed)
     return _single(composed)
 
 
@@ -140,6 +140,7 @@ def _single(composed: "DictConfig") -> int:
     """Train once; the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
+    from dpg_cli.cli.handover import remove
     from dpg_cli.errors import DiskError, UserError, one_line
     from dpg_cli.storage.atomic import Disk, explaining, write_whole
     from dpg_cli.storage.run_dir import claim, command_line, is_requeued
@@ -173,15 +174,9 @@ def _single(composed: "DictConfig") -> int:
     except Exception as error:
         if begun:
             raise
-        _undo(folder)
+        remove(folder)
         raise UserError(f"hydra: {type(error).__name__}: {one_line(error)}") from error
     return results[0].exit_code
-
-
-def _undo(folder: Path) -> None:
-    """Remove a folder that Hydra failed in before any training, for what `hydra.*` says, such as no such log level."""
-    logging.shutdown()  # Hydra's file, which no logger has if it failed between the two
-    shutil.rmtree(folder)
 
 
 def _go_on(config: "TrainConfig", folder: Path) -> int:
@@ -194,82 +189,6 @@ def _go_on(config: "TrainConfig", folder: Path) -> int:
         raise UserError(f"{difference}, as it stands in {folder / 'config.yaml'} of this requeued job's own run")
     print(f"requeued job {os.environ['SLURM_JOB_ID']}: going on with its own run in {folder}")
     return go_on(config, folder.resolve())
-
-
-def _sweep(overrides: Sequence[str], composed: "DictConfig") -> int:
-    """Train once for each combination of values; the exit code."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from dpg_cli import config as configs
-    from dpg_cli.cli import job
-    from dpg_cli.cli.progress import new_console
-    from dpg_cli.cli.signals import StopRequest
-    from dpg_cli.cli.sweep import Sweep
-    from dpg_cli.errors import DiskError, UserError, one_line
-    from dpg_cli.storage.atomic import explaining
-    from dpg_cli.storage.run_dir import claim, command_line
-
-    jobs = list(configs.combinations(overrides, composed))
-    folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
-    sweep = Sweep(folder, jobs, planned=configs.has_basic_sweeper(composed))
-    job_folders = []
-    first: dict[str, int] = {}
-    for number, combination in enumerate(jobs):
-        try:
-            job_config = configs.compose(combination)
-            resolved = configs.dump(configs.validate(job_config))
-            job_folders.append(configs.job_folder(job_config, number))
-        except UserError as error:
-            differs = sweep.label(number, combination).differs
-            raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
-        if (same := first.setdefault(resolved, number)) != number:
-            raise UserError(f"-m: jobs {same} and {number} would be the same run ({' '.join(combination)})")
-    sweep.set_job_folders(job_folders)
-    claim(folder, "hydra.sweep.dir")
-    curve_names = sweep.write_curve_names()
-    command, console = command_line(), new_console()
-    between_jobs, one_after_another, begun = StopRequest(), configs.has_basic_launcher(composed), []
-
-    def task(config: "DictConfig") -> float:
-        begun.append(True)
-        if between_jobs.signal is not None:
-            sys.exit(128 + between_jobs.signal)  # no Exception, so that it ends the sweep
-        hydra_config = HydraConfig.get()
-        where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
-        label = sweep.label(number, list(hydra_config.overrides.task))
-        checked = configs.validate(config)
-        if not one_after_another:  # jobs side by side would wait for each other's threads
-            given = checked.model_dump(include={"threads", "env_threads", "env_processes"})
-            checked = checked.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
-        result = job.run(checked, where, command, label)
-        sweep.ended(number, label, where, result)
-        if result.exit_code > 128:
-            sys.exit(result.exit_code)
-        # A failed job is no exception either: Hydra would end the sweep after the batch that it is in.
-        return math.nan if result.outcome is None else result.outcome.score()
-
-    undone = False
-    try:
-        with between_jobs, explaining(folder):
-            _hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={_quoted(folder)}"])
-    except DiskError:
-        raise
-    except Exception as error:
-        written_before_any_job = {"multirun.yaml", "tensorboard.flags"}
-        if begun or not (one_after_another or written_before_any_job.issuperset(os.listdir(folder))):
-            raise
-        _undo(folder)
-        undone = True
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"hydra: {type(error).__name__}: {one_line(error)}") from error
-    finally:
-        failed = sweep.failures()
-        if not undone:
-            sweep.print_scores(console, curve_names, in_this_process=one_after_another)
-            for where, reason in failed.items():
-                print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def _help() -> str:
@@ -285,6 +204,7 @@ def _help() -> str:
 
 def _complete() -> None:
     """Answer the shell: as Hydra does, but for the cursor in the middle of a line, for quotes and for open keys."""
+    from dpg_cli.cli.handover import hand_over, openly
     from dpg_cli.config import GROUPS
 
     line = os.environ.get("COMP_LINE", "")
@@ -292,36 +212,9 @@ def _complete() -> None:
     before, _, current = line.rpartition(" ")
     words = []
     with contextlib.suppress(ValueError):  # a quote that is not closed
-        words = [_openly(word) for word in shlex.split(before) if " " not in word]
+        words = [openly(word) for word in shlex.split(before) if " " not in word]
     os.environ["COMP_LINE"] = " ".join([*(words or ["dpg-train"]), current])
     answer = io.StringIO()
     with contextlib.suppress(Exception), contextlib.redirect_stdout(answer):  # a prompt is no place for messages
-        _hand_over(lambda _: None, ["-sc", "query=bash"])
+        hand_over(lambda _: None, ["-sc", "query=bash"])
     print(" ".join(f"{word}=" if word in GROUPS else word for word in answer.getvalue().split()))
-
-
-def _hand_over(task: Callable[["DictConfig"], Any], arguments: Sequence[str]) -> None:
-    """Run Hydra's own command line, with errors as exceptions."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from dpg_cli.config import config_dir, user_error
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [sys.argv[0], *arguments]
-    try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise user_error(error, arguments) from error
-
-
-def _openly(override: str) -> str:
-    """What an environment is given is open: its keys need no `+`."""
-    return f"++{override}" if override.startswith("env.kwargs.") else override
-
-
-def _quoted(value: object) -> str:
-    """A string in Hydra's grammar."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"

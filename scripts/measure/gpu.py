@@ -370,12 +370,13 @@ def step_speed(seeds: int, steps: int, *overrides: str, captured: bool = True) -
 def train(folder: Path, *overrides: str) -> Any:
     """A training in this process."""
     from dpg_cli import config
+    from dpg_cli.cli import folder as folders
     from dpg_cli.cli import job
 
     checked = config.validate(config.compose([ENV, f"device={GPU}", *overrides]))
     folder.mkdir()
     logging.root.setLevel(logging.INFO)
-    with job._logging_to(folder / "train.log"), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+    with folders.logging_to(folder / "train.log"), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         result = job.run(checked, folder, sys.argv)
     if result.error is not None:
         raise RuntimeError(result.error)

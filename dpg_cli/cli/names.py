@@ -1,0 +1,62 @@
+"""What a run is called, in the terminal, in TensorBoard and on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dpg_cli.config import TrainConfig
+from dpg_cli.environments.make import newer_version
+
+
+class Label(NamedTuple):
+    """What a job of a sweep is called."""
+
+    position: str  # such as "[3/4] job 2"
+    differs: str  # the settings that differ from the other jobs', such as "algo=td3 seed=0"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a run is called.
+
+    Attributes:
+        title: what is trained, in one line.
+        position: which job of a sweep it is; empty for a single run.
+        seeds: one per member.
+        folders: one per member.
+        curves: one per member, for TensorBoard's HParams tab.
+    """
+
+    title: str
+    position: str
+    seeds: Sequence[int]
+    folders: Sequence[Path]
+    curves: Sequence[str]
+
+
+def names_of(config: TrainConfig, folder: Path, label: Label | None = None) -> Names:
+    """The names of a run.
+
+    Args:
+        config: of the run.
+        folder: the run folder; with several seeds, the parent of theirs.
+        label: of a job of a sweep.
+    """
+    what = f"{config.algo['name']} on {config.env.id}"
+    seeds, folders = members(config, folder)
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}, mean ± spread over seeds"
+    newest = newer_version(config.env.id)
+    job = " ".join(filter(None, label)) + ": " if label else ""
+    title = f"{job}{what}, {which}" + (f" (the newest version is {newest})" if newest else "")
+    # What differs stands first. The folder at the end keeps names unique.
+    where = f"({'/'.join(folder.parts[-2:])})"
+    differs = (label.differs if label else "") or what
+    curves = [" ".join(filter(None, (differs, "" if path == folder else path.name, where))) for path in folders]
+    return Names(title, label.position if label else "", seeds, folders, curves)
+
+
+def members(config: TrainConfig, folder: Path) -> tuple[Sequence[int], list[Path]]:
+    """The seeds of a run, and the run folder of each."""
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    return seeds, [folder] if config.num_seeds == 1 else [folder / f"seed_{seed}" for seed in seeds]
