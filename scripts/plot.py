@@ -65,9 +65,7 @@ def name_of(run: Path) -> str:
     if not path.exists():
         return str(config.load_from(run).algo["name"])
     try:
-        return one_line(
-            config.read_yaml(path)["hydra"]["runtime"]["choices"]["algo"]
-        )
+        return one_line(config.read_yaml(path)["hydra"]["runtime"]["choices"]["algo"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not what Hydra writes") from error
 
