@@ -8,12 +8,12 @@ import checkpoint_cost
 import cold
 import costs
 import footprint
-import measure
 import pytest
 import revisions
 import scaling
 import seeds
 from commands import SMALL, TOY
+from updates import update_flops
 
 from dpg_cli.cli.arguments import run_script
 
@@ -54,16 +54,14 @@ def test_operations_of_an_update_by_hand():
     of_actor = actor + critic  # forward
     of_actor += 4 * 1 + 5 * 4 + 2 * 5  # through the critic, back to the action
     of_actor += actor + (4 * 2 + 5 * 4)
-    every_second = measure.update_flops(3, 2, [5, 4], batch_size=7, num_critics=2, policy_delay=2)
+    every_second = update_flops(3, 2, [5, 4], batch_size=7, num_critics=2, policy_delay=2)
     assert every_second == 2 * 7 * (target + critics + of_actor / 2)
-    ddpg = measure.update_flops(3, 2, [5, 4], batch_size=7, num_critics=1, policy_delay=1)
+    ddpg = update_flops(3, 2, [5, 4], batch_size=7, num_critics=1, policy_delay=1)
     assert ddpg == 2 * 7 * (actor + critic + critics / 2 + of_actor)
 
 
 def test_operations_of_an_update_on_half_cheetah():
-    assert measure.update_flops(17, 6, [256, 256], 256, num_critics=2, policy_delay=2) == pytest.approx(
-        0.41e9, rel=0.02
-    )
+    assert update_flops(17, 6, [256, 256], 256, num_critics=2, policy_delay=2) == pytest.approx(0.41e9, rel=0.02)
 
 
 def test_a_paired_ratio_is_the_median_of_ratios():
