@@ -136,3 +136,16 @@ def test_a_training_too_short_for_a_count(command):
 def test_a_result_that_could_not_be_written_is_refused_before_it_is_measured(script, module):
     name = module.__name__
     assert script(module, "out=nowhere/it.json") == (2, "", f"{name}: out=nowhere/it.json: No such file or directory\n")
+
+
+def test_every_part_around_an_update_is_timed(script, tmp_path):
+    out = tmp_path / "cold.json"
+    assert script(cold, "rounds=2", f"out={out}")[0] == 0
+    microseconds = json.loads(out.read_text())["microseconds"]
+    assert len(microseconds) == 3
+    assert all(len(parts) == len(cold.PARTS) and min(parts) > 0 for parts in microseconds.values())
+
+
+@pytest.mark.parametrize(("varied", "size"), [("batch", 4), ("width", 8), ("num_seeds", 2), ("num_envs", 2)])
+def test_every_size_can_be_varied(varied, size):
+    assert scaling.milliseconds("td3", varied, threads=1, size=size, updates=1) > 0

@@ -58,7 +58,7 @@ def spin() -> None:
 
 def round_of(training: Training, between: Callable[[], object]) -> list[float]:
     """Seconds of each part of a step."""
-    algorithm, environments, _, noise, replay = training
+    algorithm, environments, noise, replay = training.algorithm, training.environments, training.noise, training.replay
     between()
     clock = [time.perf_counter()]
     action = algorithm.act(environments.obs)

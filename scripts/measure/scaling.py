@@ -94,10 +94,10 @@ def milliseconds(algo: str, varied: str, threads: int, size: int, updates: int) 
 
 def seconds_acting(training: Training, steps: int) -> float:
     """Of one environment step with the policy and its noise."""
-    algorithm, environments, _, noise, _ = training
+    environments = training.environments
     environments.reset()
     enough = 2 * (steps + environments.num_envs)
-    loop = collect(algorithm, environments, noise, step=0, total_steps=enough, random_steps=0)
+    loop = collect(training.algorithm, environments, training.noise, step=0, total_steps=enough, random_steps=0)
     warm = next(step for step, _, _ in loop if step >= steps // 4)
     start = time.perf_counter()
     end = next(step for step, _, _ in loop if step >= warm + steps)
