@@ -5,8 +5,8 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from test_algorithms import plain_update
 from test_trainer import Run, composed, records
+from tiny_algorithms import plain_update
 
 from dpg_cli.algorithms import Batch
 from dpg_cli.algorithms.td3 import TD3

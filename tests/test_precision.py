@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_algorithms import make, make_batch
+from tiny_algorithms import make, make_batch
 
 from dpg_cli import precision
 from dpg_cli.algorithms import Batch

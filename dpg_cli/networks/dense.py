@@ -83,7 +83,7 @@ def backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extra
     """The gradients, written out.
 
     It is what automatic differentiation does by a third of the operations: ReLU in place, and no gradient that nobody
-    asked for. tests/test_networks.py holds it to torch's own in float64.
+    asked for. tests/networks/test_networks.py holds it to torch's own in float64.
 
     Args:
         grad: of the output, `(N, B, out)`.

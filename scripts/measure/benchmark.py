@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Training speed of dpg-train beside stable-baselines3 and sbx, in one run, interleaved.
 
-    python scripts/benchmark.py
-    python scripts/benchmark.py algo=ddpg threads=1 seconds=3 repetitions=30 out=speed.json
-    python scripts/benchmark.py precision=bf16
-    python scripts/benchmark.py side_by_side=2
+    python scripts/measure/benchmark.py
+    python scripts/measure/benchmark.py algo=ddpg threads=1 seconds=3 repetitions=30 out=speed.json
+    python scripts/measure/benchmark.py precision=bf16
+    python scripts/measure/benchmark.py side_by_side=2
 
 All train on HalfCheetah-v4 with 256-256 networks, batches of 256, Gaussian exploration noise and one update a step.
 Each is a process of its own, held to as many cores as it has threads, since JAX knows no other limit. All are started
@@ -18,7 +18,7 @@ added up.
 
 Two more processes take turns: dpg-cli's updates alone, with sampling, and float32 products of 256³, by the library that
 dpg-train would choose. The matrix products of an update, counted from the sizes of the layers, over that rate are the
-share of the limit, for updates alone and for the whole training. Where a step's time goes is for scripts/costs.py.
+share of the limit, for updates alone and for the whole training. Where a step's time goes is for costs.py.
 
 Needs the extra `bench`: pip install -e '.[bench]'
 """
@@ -38,12 +38,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from measure import check_files, prepare, update_flops, update_once, write
+from results import check_files, write
+from updates import prepare, update_flops, update_once
 
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("algo", "seconds", "threads", "repetitions", "precision", "side_by_side", "out")
 ENV = "HalfCheetah-v4"
 OBS_DIM, ACTION_DIM = 17, 6
@@ -242,7 +243,7 @@ def child(name: str, counter: Counter, work: Work) -> None:
 
 def training(counter: Path, tree: Path, work: Work) -> list[str]:
     """The command of `dpg-train` itself, with whose warm-up and work the peers agree."""
-    script = ROOT / "scripts" / "counted_training.py"
+    script = ROOT / "scripts" / "measure" / "counted_training.py"
     command = [sys.executable, str(script), str(counter), str(tree), *overrides(work)]
     command += [f"env={ENV}", "device=cpu", f"random_steps={WARM_UP // 2}", f"hydra.run.dir={counter}.run"]
     return [*command, f"total_steps={ENDLESS}", f"eval.every={ENDLESS}", "eval.episodes=1"]

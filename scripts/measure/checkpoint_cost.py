@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """What one checkpoint costs at several sizes of the replay, and how much of a training checkpoints take.
 
-    python scripts/checkpoint_cost.py
-    python scripts/checkpoint_cost.py repetitions=21 threads=1 out=cost.json
+    python scripts/measure/checkpoint_cost.py
+    python scripts/measure/checkpoint_cost.py repetitions=21 threads=1 out=cost.json
 
 TD3 on HalfCheetah-v4 with the default networks. The buffer is full of random rows; each checkpoint follows `new` rows
 more, so that only what is stored differs. The sizes take turns. Seconds are medians, on the disk of the working
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import check_files, write
+from results import check_files, write
 
 from dpg_cli import config as configs
 from dpg_cli.cli.arguments import parse, run_script, whole

@@ -1,18 +1,12 @@
-"""What the measuring scripts share: a training to take apart, the work in an update, the machine."""
+"""A training whose updates can be timed alone, and the floating-point operations of an update."""
 
-import json
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from dpg_cli import config
 from dpg_cli.cli.build import Training, build, sizes
-from dpg_cli.errors import UserError
 
 ROWS = 5_000  # transitions in a replay that updates are timed with
 
@@ -55,33 +49,3 @@ def update_flops(
     through = critic + (critic - critic_first) + action_dim * hidden_sizes[0]
     actors = actor + through + actor + (actor - actor_first)
     return 2.0 * batch_size * (targets + critics + actors / policy_delay)
-
-
-def machine() -> dict[str, Any]:
-    """Where a figure comes from."""
-    return {
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg(),
-        "torch": torch.__version__,
-    }
-
-
-def check_files(values: dict[str, str], *keys: str) -> None:
-    """Refuse files that cannot be written before anything is measured for them.
-
-    Raises:
-        UserError: the key, and why not.
-    """
-    for key in keys:
-        try:
-            if key in values:
-                Path(values[key]).open("ab").close()
-        except OSError as error:
-            raise UserError(f"{key}={values[key]}: {error.strerror}") from error
-
-
-def write(values: dict[str, str], result: dict[str, Any]) -> None:
-    """The result as JSON, where `out=` says."""
-    if "out" in values:
-        Path(values["out"]).write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n", encoding="utf-8")

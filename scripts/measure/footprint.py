@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """How long `dpg-train` takes to start, and how much memory a run takes.
 
-    python scripts/footprint.py
-    python scripts/footprint.py repetitions=5 out=footprint.json
+    python scripts/measure/footprint.py
+    python scripts/measure/footprint.py repetitions=5 out=footprint.json
 
 Start: seconds of `dpg-train --help` and of `dpg-train --cfg job`, and from the call of `dpg-train` to its first
 evaluation, at step 0, and to the first environment step of the training, after that evaluation.
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from measure import check_files, write
+from results import check_files, write
 
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.errors import UserError

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Training speed at several revisions of this repository, in turns.
 
-    python scripts/revisions.py HEAD~3 HEAD .
-    python scripts/revisions.py 0722704 . algo=ddpg threads=1 repetitions=20 out=revisions.json
+    python scripts/measure/revisions.py HEAD~3 HEAD .
+    python scripts/measure/revisions.py 0722704 . algo=ddpg threads=1 repetitions=20 out=revisions.json
 
-Each revision is what git can name, as far back as scripts/counted_training.py runs; `.` is the working tree. The last
-columns are the medians of the paired ratios to the one before and to the first. What is trained, and the keys, are as
-for scripts/benchmark.py, and so are the cautions.
+Each revision is what git can name, as far back as counted_training.py runs; `.` is the working tree. The last columns
+are the medians of the paired ratios to the one before and to the first. What is trained, and the keys, are as for
+benchmark.py, and so are the cautions.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmark import ENV, KEYS, OURS, ROOT, in_turns, paired, print_title, row, stopped, work_of
-from measure import check_files, write
+from results import check_files, write
 
 from dpg_cli.cli.arguments import parse, run_script
 from dpg_cli.errors import UserError

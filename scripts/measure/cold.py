@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """What surrounds an update, at once after itself and after a few milliseconds of something else.
 
-    python scripts/cold.py
-    python scripts/cold.py threads=1 rounds=500 out=cold.json
+    python scripts/measure/cold.py
+    python scripts/measure/cold.py threads=1 rounds=500 out=cold.json
 
 Medians in microseconds, HalfCheetah-v4, one seed. In between there is nothing; or 4 ms of a loop that reads the clock
 and touches no memory; or an update. Where the loop alone makes the parts slower, it is not, or not only, this program
@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
-from measure import check_files, prepare, update_once, write
+from results import check_files, write
+from updates import prepare, update_once
 
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.build import Training
@@ -57,7 +58,7 @@ def spin() -> None:
 
 def round_of(training: Training, between: Callable[[], object]) -> list[float]:
     """Seconds of each part of a step."""
-    algorithm, environments, _, noise, replay = training
+    algorithm, environments, noise, replay = training.algorithm, training.environments, training.noise, training.replay
     between()
     clock = [time.perf_counter()]
     action = algorithm.act(environments.obs)

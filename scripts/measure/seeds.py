@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Time per update of several seeds in one process beside as many separate processes.
 
-    python scripts/seeds.py
-    python scripts/seeds.py algo=ddpg counts=1,2,4 repetitions=5 updates=300 out=seeds.json
+    python scripts/measure/seeds.py
+    python scripts/measure/seeds.py algo=ddpg counts=1,2,4 repetitions=5 updates=300 out=seeds.json
 
 An update of `counts` seeds (with sampling; HalfCheetah-v4, the algorithm's own networks and batch) is timed in one
 process with `num_seeds`, threads=auto, and in so many processes of one seed and one thread each, all at work at once.
@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 
-from measure import check_files, prepare, update_once, write
+from results import check_files, write
+from updates import prepare, update_once
 
 from dpg_cli.cli.arguments import parse, run_script, whole
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Where the time of a `dpg-train` goes, in milliseconds an environment step.
 
-    python scripts/costs.py
-    python scripts/costs.py steps=50_000 env=Hopper-v4 precision=bf16 out=costs.json
+    python scripts/measure/costs.py
+    python scripts/measure/costs.py steps=50_000 env=Hopper-v4 precision=bf16 out=costs.json
 
 Runs the real command in this process, with timers round its parts, and takes overrides as `dpg-train` does. `steps` is
 its total_steps (3,000), and random_steps is 1,000 unless it is given. Counting begins with the hundredth update, so
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from measure import check_files, write
+from results import check_files, write
 from rich.live import Live
 
 from dpg_cli import config as configs

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""`dpg-train`, which counts its steps in a file: what scripts/benchmark.py and scripts/revisions.py measure.
+"""`dpg-train`, which counts its steps in a file: what benchmark.py and revisions.py measure.
 
-    python scripts/counted_training.py COUNTER TREE OVERRIDE...
+    python scripts/measure/counted_training.py COUNTER TREE OVERRIDE...
 
 COUNTER holds one int64; TREE is the checkout whose dpg_cli must be the one that is imported. Nothing is imported here
 but what earlier revisions have, too.

@@ -8,12 +8,12 @@ import checkpoint_cost
 import cold
 import costs
 import footprint
-import measure
 import pytest
 import revisions
 import scaling
 import seeds
 from commands import SMALL, TOY
+from updates import update_flops
 
 from dpg_cli.cli.arguments import run_script
 
@@ -54,16 +54,14 @@ def test_operations_of_an_update_by_hand():
     of_actor = actor + critic  # forward
     of_actor += 4 * 1 + 5 * 4 + 2 * 5  # through the critic, back to the action
     of_actor += actor + (4 * 2 + 5 * 4)
-    every_second = measure.update_flops(3, 2, [5, 4], batch_size=7, num_critics=2, policy_delay=2)
+    every_second = update_flops(3, 2, [5, 4], batch_size=7, num_critics=2, policy_delay=2)
     assert every_second == 2 * 7 * (target + critics + of_actor / 2)
-    ddpg = measure.update_flops(3, 2, [5, 4], batch_size=7, num_critics=1, policy_delay=1)
+    ddpg = update_flops(3, 2, [5, 4], batch_size=7, num_critics=1, policy_delay=1)
     assert ddpg == 2 * 7 * (actor + critic + critics / 2 + of_actor)
 
 
 def test_operations_of_an_update_on_half_cheetah():
-    assert measure.update_flops(17, 6, [256, 256], 256, num_critics=2, policy_delay=2) == pytest.approx(
-        0.41e9, rel=0.02
-    )
+    assert update_flops(17, 6, [256, 256], 256, num_critics=2, policy_delay=2) == pytest.approx(0.41e9, rel=0.02)
 
 
 def test_a_paired_ratio_is_the_median_of_ratios():
@@ -138,3 +136,16 @@ def test_a_training_too_short_for_a_count(command):
 def test_a_result_that_could_not_be_written_is_refused_before_it_is_measured(script, module):
     name = module.__name__
     assert script(module, "out=nowhere/it.json") == (2, "", f"{name}: out=nowhere/it.json: No such file or directory\n")
+
+
+def test_every_part_around_an_update_is_timed(script, tmp_path):
+    out = tmp_path / "cold.json"
+    assert script(cold, "rounds=2", f"out={out}")[0] == 0
+    microseconds = json.loads(out.read_text())["microseconds"]
+    assert len(microseconds) == 3
+    assert all(len(parts) == len(cold.PARTS) and min(parts) > 0 for parts in microseconds.values())
+
+
+@pytest.mark.parametrize(("varied", "size"), [("batch", 4), ("width", 8), ("num_seeds", 2), ("num_envs", 2)])
+def test_every_size_can_be_varied(varied, size):
+    assert scaling.milliseconds("td3", varied, threads=1, size=size, updates=1) > 0

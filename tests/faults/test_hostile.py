@@ -25,7 +25,7 @@ from dpg_cli.storage import checkpoint
 STEP = "checkpoints/step_000000060"
 SECRET = "hunter2-secret"
 MOST = 400 * 2**20  # bytes that a refusal may take: many times less than what every attack asks for
-PLOT = Path(__file__).resolve().parents[1] / "scripts" / "plot.py"
+PLOT = Path(__file__).resolve().parents[2] / "scripts" / "plot.py"
 TERABYTE = 2**40
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Time per update against batch, width and seeds, and per environment step against environments: table and picture.
 
-    python scripts/scaling.py
-    python scripts/scaling.py algo=ddpg threads=1 repetitions=3 updates=20 out=scaling.json image=scaling.png
+    python scripts/measure/scaling.py
+    python scripts/measure/scaling.py algo=ddpg threads=1 repetitions=3 updates=20 out=scaling.json image=scaling.png
 
 TD3 on HalfCheetah-v4 with its own 256-256 and batch of 256, but for the one size that is varied. An update is timed
 with sampling; `width` is that of both hidden layers, an update of `num_seeds` seeds is one update of all of them.
@@ -18,7 +18,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from measure import check_files, prepare, update_once, write
+from results import check_files, write
+from updates import prepare, update_once
 
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.arguments import parse, run_script, whole
@@ -93,10 +94,10 @@ def milliseconds(algo: str, varied: str, threads: int, size: int, updates: int) 
 
 def seconds_acting(training: Training, steps: int) -> float:
     """Of one environment step with the policy and its noise."""
-    algorithm, environments, _, noise, _ = training
+    environments = training.environments
     environments.reset()
     enough = 2 * (steps + environments.num_envs)
-    loop = collect(algorithm, environments, noise, step=0, total_steps=enough, random_steps=0)
+    loop = collect(training.algorithm, environments, training.noise, step=0, total_steps=enough, random_steps=0)
     warm = next(step for step, _, _ in loop if step >= steps // 4)
     start = time.perf_counter()
     end = next(step for step, _, _ in loop if step >= warm + steps)
