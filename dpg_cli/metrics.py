@@ -18,7 +18,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from dpg_cli.environments.rollout import Episode, Evaluation
+from dpg_cli.environments.evaluation import Evaluation
+from dpg_cli.environments.rollout import Episode
 from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import explaining
 from dpg_cli.storage.untrusted import MAX_LINE, records

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from dpg_cli.environments.evaluation import Evaluation, StopRequested, evaluate
 from dpg_cli.environments.group import EnvGroup
-from dpg_cli.environments.rollout import Environments, Episode, Evaluation, StopRequested, collect, evaluate
+from dpg_cli.environments.rollout import Environments, Episode, collect
 from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.learner import Learner
 from dpg_cli.metrics import Recorder

@@ -39,7 +39,9 @@ def main() -> None:
     console.print(f"$ {' '.join(COMMAND)}", highlight=False, markup=False)
     console.print(Text.from_ansi(panel(at)))
     svg_format = FONTS.sub("", CONSOLE_SVG_FORMAT)
-    out.write_text(console.export_svg(title="dpg-train", code_format=svg_format, unique_id="terminal"), encoding="utf-8")
+    out.write_text(
+        console.export_svg(title="dpg-train", code_format=svg_format, unique_id="terminal"), encoding="utf-8"
+    )
     print(out)
 
 
@@ -57,7 +59,7 @@ def panel(at: int) -> str:
         try:
             while piece := os.read(main_end, 4096):
                 written += piece
-                before, *frames = REDRAW.split(written)
+                _, *frames = REDRAW.split(written)
                 shown = [frame.decode(errors="ignore").strip() for frame in frames[:-1]]  # the last may be half drawn
                 steps = [int(step[1].replace(",", "")) for frame in shown[-1:] if (step := STEP.search(frame))]
                 if steps and steps[0] >= at:

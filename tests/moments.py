@@ -8,7 +8,7 @@ from dpg_cli import config, metrics
 from dpg_cli.algorithms.ddpg import DDPG
 from dpg_cli.algorithms.td3 import TD3
 from dpg_cli.cli import build, job
-from dpg_cli.environments import rollout
+from dpg_cli.environments import evaluation, rollout
 from dpg_cli.storage import checkpoint, run_dir
 from dpg_cli.storage.atomic import Disk
 
@@ -44,12 +44,12 @@ def at(moment, call, action, patch):
     """
     due = once(call, action)
     if moment == "evaluation":
-        whole = rollout.run_episodes
+        whole = evaluation.run_episodes
 
         def run_episodes(act, *arguments, **named):
             return whole(before(act, due), *arguments, **named)
 
-        patch(rollout, "run_episodes", run_episodes)
+        patch(evaluation, "run_episodes", run_episodes)
     elif moment == "checkpoint":
         saving = []
 

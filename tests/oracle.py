@@ -5,6 +5,7 @@ from commands import lines, without_time
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dpg_cli.storage import checkpoint
+from dpg_cli.storage.state_tree import pack
 
 
 def differences(run, other):
@@ -57,7 +58,7 @@ def digest(run):
         parts["best policy"] = (checkpoint.find(run, "best") / checkpoint.POLICY).read_bytes()
     for name, part in newest.state.items():
         if name != "files":
-            tree, tensors = checkpoint._pack(part)
+            tree, tensors = pack(part)
             parts[name] = (tree, [tensor.numpy().tobytes() for tensor in tensors.values()])
     return parts
 

@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from dpg_cli.environments.rollout import Episode, Evaluation
+from dpg_cli.environments.evaluation import Evaluation
+from dpg_cli.environments.rollout import Episode
 from dpg_cli.metrics import Averages, Recorder
 
 TAGS = {

@@ -17,6 +17,7 @@ from dpg_cli.errors import DivergedError, UserError
 from dpg_cli.metrics import Recorder
 from dpg_cli.storage import checkpoint
 from dpg_cli.storage.atomic import Disk
+from dpg_cli.storage.state_tree import pack
 from dpg_cli.trainer import train
 
 config.register()
@@ -274,7 +275,7 @@ def test_the_normaliser_sees_every_observation_that_is_acted_on(tmp_path):
 
 def digest(run):
     """Everything that a run has come to."""
-    tree, tensors = checkpoint._pack(checkpoint.load(run.folders[0], run.outcome.step).state)
+    tree, tensors = pack(checkpoint.load(run.folders[0], run.outcome.step).state)
     del tree["files"]
     return tree, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, run.stored().tobytes()
 

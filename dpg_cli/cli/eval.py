@@ -67,7 +67,7 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     from dpg_cli.cli.build import environment_maker
     from dpg_cli.cli.memory import most_bytes
-    from dpg_cli.environments import rollout
+    from dpg_cli.environments import evaluation
     from dpg_cli.environments.group import LocalEnvs
     from dpg_cli.seeding import Purpose, integer
     from dpg_cli.storage import checkpoint
@@ -89,7 +89,7 @@ def _run_command(arguments: Sequence[str]) -> int:
         return action.numpy()
 
     env_seeds = [integer(seed, Purpose.TEST, episode) for episode in range(episodes)]
-    trajectories = rollout.run_episodes(act, envs, [env_seeds], seeds=[seed], step=step)
+    trajectories = evaluation.run_episodes(act, envs, [env_seeds], seeds=[seed], step=step)
     envs.close()
     _print(env_id, which, step, trajectories.returns[0], trajectories.lengths[0])
     return 0

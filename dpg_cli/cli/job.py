@@ -18,7 +18,8 @@ from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.cli.stepping import choose_stepping, may_share_steps
 from dpg_cli.config import TrainConfig, asks_for_trust
-from dpg_cli.environments.rollout import Episode, Evaluation
+from dpg_cli.environments.evaluation import Evaluation
+from dpg_cli.environments.rollout import Episode
 from dpg_cli.environments.state import copies_exactly
 from dpg_cli.environments.threads import ThreadSafety
 from dpg_cli.errors import DiskError, DivergedError, UserError, one_line

@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dpg_cli.environments.rollout import Episode, Evaluation
+from dpg_cli.environments.evaluation import Evaluation
+from dpg_cli.environments.rollout import Episode
 from dpg_cli.trainer import Outcome
 
 

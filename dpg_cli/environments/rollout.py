@@ -1,14 +1,13 @@
-"""Acting in environments: `collect()` for training, `evaluate()` for measuring."""
+"""Acting in the training environments: `collect()`."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dpg_cli.algorithms import Algorithm
-from dpg_cli.environments.group import BadRewardError, EnvGroup, Stepped
-from dpg_cli.errors import DivergedError
+from dpg_cli.environments.group import EnvGroup
+from dpg_cli.environments.stepper import Stepper, by_position, check_finite
 from dpg_cli.noise import Noise
 from dpg_cli.seeding import Purpose, generator, integer
 
@@ -26,66 +25,12 @@ class Transition(NamedTuple):
     truncated: np.ndarray  # (S, E) bool
 
 
-class StopRequested(Exception):  # noqa: N818 - no error
-    """Whoever watches asked to stop, and an evaluation was given up."""
-
-
 class Episode(NamedTuple):
     """A finished training episode."""
 
     member: int
     episode_return: float
     length: int
-
-
-class Stepper:
-    """Steps the environments of all members and checks what they return.
-
-    Args:
-        envs: S members with E environments each, in order.
-        seeds: one a member.
-    """
-
-    def __init__(self, envs: EnvGroup, seeds: Sequence[int]):
-        self._envs = envs
-        self._seeds = seeds
-        self._shape = (len(seeds), len(envs) // len(seeds))
-
-    def step(
-        self, when: str, action: np.ndarray, obs: np.ndarray, running: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step environments and check that everything they return is finite.
-
-        Args:
-            when: for messages.
-            action: `(S, E, action_dim)` in [-1, 1].
-            obs: `(S, E, obs_dim)`; the observations are written to it.
-            running: `(S, E)`, the environments to step; None for all.
-
-        Returns:
-            Reward, terminated and truncated, `(S, E)`, with 0 and False for environments that were not stepped.
-
-        Raises:
-            DivergedError: an action, a reward, an observation or a simulation is not finite.
-            ValueError: an observation has another shape than its space says.
-        """
-        check_finite(self._seeds, when, action=action)
-        reward = np.zeros(self._shape)
-        terminated, truncated = np.zeros(self._shape, bool), np.zeros(self._shape, bool)
-        stepped = Stepped(by_position(obs), reward.reshape(-1), terminated.reshape(-1), truncated.reshape(-1))
-        try:
-            self._envs.step(by_position(action), stepped, None if running is None else running.reshape(-1))
-        except BadRewardError as bad:
-            raise DivergedError(f"seed {self._seed(bad.position)}, {when}: reward is not finite") from None
-        check_finite(self._seeds, when, obs=obs)
-        if (position := self._envs.unstable()) is not None:
-            raise DivergedError(
-                f"seed {self._seed(position)}, {when}: the simulation became unstable and was reset by MuJoCo"
-            )
-        return reward, terminated, truncated
-
-    def _seed(self, position: int) -> int:
-        return self._seeds[position // self._shape[1]]
 
 
 class Environments:
@@ -240,166 +185,3 @@ def collect(
         if episodes:
             noise.reset(transition.terminated | transition.truncated)
         yield step, transition, episodes
-
-
-class Trajectories(NamedTuple):
-    """Whole episodes, N for each of S members, padded to the longest, T steps."""
-
-    obs: np.ndarray  # (T, S, N, obs_dim)
-    reward: np.ndarray  # (T, S, N); 0 after an episode's end
-    made: np.ndarray  # (T, S, N) bool; whether the episode had that step
-    terminated: np.ndarray  # (S, N) bool; whether it ended by termination, not by truncation
-
-    @property
-    def returns(self) -> np.ndarray:
-        """Undiscounted returns, `(S, N)`."""
-        total: np.ndarray = self.reward.sum(axis=0)
-        return total
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Steps, `(S, N)`."""
-        steps: np.ndarray = self.made.sum(axis=0)
-        return steps
-
-
-def run_episodes(
-    act: Callable[[np.ndarray], np.ndarray],
-    envs: EnvGroup,
-    env_seeds: Sequence[Sequence[int]],
-    *,
-    seeds: Sequence[int],
-    step: int,
-    stop: Callable[[], bool] = lambda: False,
-) -> Trajectories:
-    """Run one episode in every environment, all as one batch.
-
-    Args:
-        act: the policy, `(S, N, obs_dim)` to `(S, N, action_dim)`.
-        envs: S members with N environments each, in order.
-        env_seeds: what each environment is reset with, S lists of N.
-        seeds: one a member, for messages.
-        step: the environment step of the policy, for messages.
-        stop: asked before every step whether to give up.
-
-    Raises:
-        DivergedError: an action, a reward or an observation is not finite.
-        StopRequested: `stop` said so.
-    """
-    space = envs.example.observation_space
-    obs = np.empty((len(env_seeds), len(env_seeds[0]), *space.shape), space.dtype)  # type: ignore[misc]
-    envs.reset([env_seed for member in env_seeds for env_seed in member], by_position(obs))
-    when = f"evaluation at step {step}"
-    check_finite(seeds, when, obs=obs)
-    stepper = Stepper(envs, seeds)
-    running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
-    observations, rewards, made = [], [], []
-    while running.any():
-        if stop():
-            raise StopRequested
-        action = act(obs)
-        observations.append(obs.copy())
-        made.append(running.copy())
-        reward, now_terminated, now_truncated = stepper.step(when, action, obs, running)
-        terminated |= now_terminated
-        running &= ~(now_terminated | now_truncated)
-        rewards.append(reward)
-    return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated)
-
-
-class Evaluation(NamedTuple):
-    """The deterministic policy of one member over N episodes."""
-
-    returns: list[float]
-    lengths: list[int]
-    value_bias: float | None  # None where no state's remaining return is known well enough
-
-
-def evaluate(
-    algorithm: Algorithm,
-    envs: EnvGroup,
-    seeds: Sequence[int],
-    step: int,
-    stop: Callable[[], bool] = lambda: False,
-    act: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> list[Evaluation]:
-    """Run every member's policy without noise.
-
-    Episode i at step t starts from the stream (seed, evaluation, t, i): an evaluation leaves nothing behind.
-
-    Args:
-        algorithm: the policy and its critic.
-        envs: S members with N environments each, in order.
-        seeds: one a member.
-        step: the environment step t.
-        stop: asked before every step whether to give up.
-        act: the policy, where it is computed in another way than by `algorithm.act`.
-
-    Returns:
-        One evaluation a member.
-
-    Raises:
-        DivergedError: an action, a reward, an observation or a value is not finite.
-        StopRequested: `stop` said so.
-    """
-    episodes = len(envs) // len(seeds)
-    env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(episodes)] for seed in seeds]
-    trajectories = run_episodes(act or algorithm.act, envs, env_seeds, seeds=seeds, step=step, stop=stop)
-    q = values(algorithm, trajectories.obs)
-    check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
-    biases = value_bias(trajectories, q, algorithm.discount)
-    return [
-        Evaluation(returns.tolist(), lengths.tolist(), bias)
-        for returns, lengths, bias in zip(trajectories.returns, trajectories.lengths, biases, strict=True)
-    ]
-
-
-def values(algorithm: Algorithm, obs: np.ndarray, chunk: int = 100) -> np.ndarray:
-    """Q(s, μ(s)) along trajectories, `(T, S, N, obs_dim)` to `(T, S, N)`, `chunk` steps at a time."""
-    steps, members, episodes, obs_dim = obs.shape
-    by_member = obs.swapaxes(0, 1)
-    q = np.empty((members, steps, episodes), obs.dtype)
-    for start in range(0, steps, chunk):
-        part = by_member[:, start : start + chunk]
-        q[:, start : start + chunk] = algorithm.value(part.reshape(members, -1, obs_dim)).reshape(part.shape[:-1])
-    return q.swapaxes(0, 1)
-
-
-def value_bias(trajectories: Trajectories, q: np.ndarray, discount: float) -> list[float | None]:
-    """Mean of Q(s, μ(s)) minus the discounted return that followed, for each member.
-
-    Only states count whose return is known: the episode ended by termination, or what its truncation cut off is
-    worth less than 1%, discount^k < 0.01 with k steps left.
-
-    Args:
-        trajectories: of the deterministic policy.
-        q: the critic's values at their observations, `(T, S, N)`.
-        discount: a step.
-    """
-    _, reward, made, terminated = trajectories
-    following = np.zeros_like(reward)
-    tail = np.zeros(reward.shape[1:])
-    for t in reversed(range(len(reward))):
-        tail = reward[t] + discount * tail
-        following[t] = tail
-    left = trajectories.lengths - np.arange(len(reward))[:, None, None]
-    known = made & (terminated | (discount ** np.maximum(left, 0) < 0.01))
-    difference = q - following
-    return [float(difference[:, s][known[:, s]].mean()) if known[:, s].any() else None for s in range(reward.shape[1])]
-
-
-def by_position(array: np.ndarray) -> np.ndarray:
-    """`(S, E, ...)` as `(S * E, ...)`, the same memory where it is contiguous."""
-    return array.reshape(-1, array.shape[-1])
-
-
-def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> None:
-    """Raise for the first quantity, `(S, ...)`, that holds NaN or infinity.
-
-    Raises:
-        DivergedError: it names seed, `when` and quantity.
-    """
-    for name, values in quantities.items():
-        if b"\0" in np.isfinite(values).tobytes():  # takes half as long as .all()
-            member = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise DivergedError(f"seed {seeds[member]}, {when}: {name} is not finite")

@@ -9,10 +9,8 @@ the start. The manifest names every file with its size and SHA-256, the shards t
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -29,14 +27,22 @@ from dpg_cli.errors import UserError
 from dpg_cli.networks import Actor, Normalizer
 from dpg_cli.storage import shards as transitions_on_disk
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
-from dpg_cli.storage.shards import Transitions, bounds, described, shards_in
-from dpg_cli.storage.untrusted import read, read_json
+from dpg_cli.storage.checkpoint_folder import (
+    MANIFEST,
+    folder_name,
+    link,
+    read_file,
+    read_manifest,
+    saved_folders,
+    step_of,
+    write_folder,
+)
+from dpg_cli.storage.shards import Transitions, bounds, shards_in
+from dpg_cli.storage.state_tree import pack, unpack
 
 POLICY = "policy.safetensors"
 TREE, TENSORS = "state.json", "state.safetensors"
-MANIFEST = "manifest.json"
 DAMAGED = ": damaged checkpoint: "
-MAX_JSON = 2**28  # bytes of a manifest, which names every shard, or of a tree, which holds a stride's averages
 
 
 class Loaded(NamedTuple):
@@ -108,19 +114,19 @@ class Checkpoints:
         if len(rows):
             first = max(self.stored, oldest)
             shards |= transitions_on_disk.write(self._replay, first, rows, self._disk)
-        tree, tensors = _pack(state)
+        tree, tensors = pack(state)
         files = {POLICY: _to_bytes(policy), TREE: json.dumps(tree).encode(), TENSORS: save_tensors(tensors)}
         about = {"shards": shards, "best": self._best}
-        folder = _write(self._root, f"step_{step:09d}", step, files, self._versions, about, self._disk)
+        folder = write_folder(self._root, "step", step, files, self._versions, about, self._disk)
         try:
             for name in files:  # read back before older ones go
-                _read(folder, name, _manifest(folder))
+                read_file(folder, name, read_manifest(folder))
         except Exception as error:
             self._disk.remove(folder)
             raise OSError(errno.EIO, f"reads back otherwise than it was written ({error})", str(folder)) from error
         self._shards = shards
-        _link(self._root, "latest", folder.name, self._disk)
-        for old in _saved(self._root, "step")[: -self._keep]:
+        link(self._root, "latest", folder.name, self._disk)
+        for old in saved_folders(self._root, "step")[: -self._keep]:
             self._disk.remove(old)
         self._drop_unneeded()
 
@@ -136,30 +142,30 @@ class Checkpoints:
             self._save_best(step, policy)
 
     def _save_best(self, step: int, policy: Mapping[str, Tensor]) -> None:
-        _write(self._root, f"best_{step:09d}", step, {POLICY: _to_bytes(policy)}, self._versions, {}, self._disk)
-        _link(self._root, "best", f"best_{step:09d}", self._disk)
+        write_folder(self._root, "best", step, {POLICY: _to_bytes(policy)}, self._versions, {}, self._disk)
+        link(self._root, "best", folder_name("best", step), self._disk)
         self._best = step
         self._drop_unneeded()
 
     def _drop_unneeded(self) -> None:
         """Shards and best policies that belong to no kept checkpoint."""
         needed, best = set(self._shards), {self._best}
-        for path in _saved(self._root, "step"):
+        for path in saved_folders(self._root, "step"):
             with contextlib.suppress(Exception):  # a damaged one needs nothing
-                manifest = _manifest(path)
+                manifest = read_manifest(path)
                 needed |= set(manifest["shards"])
                 best.add(manifest["best"])
         for shard in shards_in(self._replay):
             if shard.name not in needed:
                 self._disk.remove(shard)
-        for folder in _saved(self._root, "best"):
-            if _step(folder) not in best:
+        for folder in saved_folders(self._root, "best"):
+            if step_of(folder) not in best:
                 self._disk.remove(folder)
 
 
 def saved_steps(run: Path) -> list[int]:
     """The steps of all checkpoints, in order, whatever their state."""
-    return [_step(folder) for folder in _saved(run / "checkpoints", "step")]
+    return [step_of(folder) for folder in saved_folders(run / "checkpoints", "step")]
 
 
 def valid_steps(run: Path) -> tuple[list[int], dict[int, str]]:
@@ -209,11 +215,11 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
     Raises:
         UserError: a file is missing, damaged or holds something else.
     """
-    folder = run / "checkpoints" / f"step_{step:09d}"
+    folder = run / "checkpoints" / folder_name("step", step)
     try:
-        manifest = _manifest(folder)
-        _, tree, tensors = (_read(folder, name, manifest, most) for name in (POLICY, TREE, TENSORS))
-        state = _unpack(json.loads(tree), load_tensors(tensors))
+        manifest = read_manifest(folder)
+        _, tree, tensors = (read_file(folder, name, manifest, most) for name in (POLICY, TREE, TENSORS))
+        state = unpack(json.loads(tree), load_tensors(tensors))
         added, size = state["replay"]["added"], state["replay"]["size"]
         if not (type(added) is type(size) is int and 0 <= size <= added):
             raise ValueError(f"{size} of {added} transitions")
@@ -228,15 +234,15 @@ def rewind(run: Path, start: Loaded, disk: Disk) -> None:
     root, replay = run / "checkpoints", run / "replay"
     for folder in (run, root, replay):
         remove_leftovers(disk, folder)
-    for folder in [*_saved(root, "step"), *_saved(root, "best")]:
-        if _step(folder) > start.step:
+    for folder in [*saved_folders(root, "step"), *saved_folders(root, "best")]:
+        if step_of(folder) > start.step:
             disk.remove(folder)
     for shard in shards_in(replay):
         if shard.name not in start.shards and bounds(shard.name)[1] > start.state["replay"]["added"]:
             disk.remove(shard)
-    _link(root, "latest", f"step_{start.step:09d}", disk)
+    link(root, "latest", folder_name("step", start.step), disk)
     if start.best is not None:
-        _link(root, "best", f"best_{start.best:09d}", disk)
+        link(root, "best", folder_name("best", start.best), disk)
 
 
 def find(run: Path, which: str) -> Path:
@@ -249,13 +255,13 @@ def find(run: Path, which: str) -> Path:
     if which in ("best", "latest") and (root / which).is_symlink():
         names = [os.readlink(root / which)]  # once: a run that goes on may move its links
     else:
-        names = [f"{kind}_{int(which):09d}" for kind in ("step", "best")] if which.isdecimal() else []
+        names = [folder_name(kind, int(which)) for kind in ("step", "best")] if which.isdecimal() else []
     if not root.is_symlink():
-        for folder in [*_saved(root, "step"), *_saved(root, "best")]:
+        for folder in [*saved_folders(root, "step"), *saved_folders(root, "best")]:
             if folder.name in names and (folder / MANIFEST).is_file():
                 return folder
-    saved = [*_saved(root, "step"), *_saved(root, "best")]
-    steps = sorted({_step(path) for path in saved if (path / MANIFEST).is_file()})
+    saved = [*saved_folders(root, "step"), *saved_folders(root, "best")]
+    steps = sorted({step_of(path) for path in saved if (path / MANIFEST).is_file()})
     raise UserError(f"checkpoint={which}: no such checkpoint; there are best, latest and {steps}")
 
 
@@ -273,8 +279,8 @@ def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
         UserError: a file is missing, damaged or not a policy.
     """
     try:
-        manifest = _manifest(folder)
-        return _actor(load_tensors(_read(folder, POLICY, manifest, most))), _step(folder)
+        manifest = read_manifest(folder)
+        return _actor(load_tensors(read_file(folder, POLICY, manifest, most))), step_of(folder)
     except Exception as error:
         raise _damaged(folder, error) from error
 
@@ -282,51 +288,6 @@ def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
 def _damaged(folder: Path, error: Exception) -> UserError:
     what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return UserError(f"{folder}{DAMAGED}{what}")
-
-
-def _saved(root: Path, kind: str) -> list[Path]:
-    """The folders of a kind, oldest first, and nothing else that lies beside them."""
-    found = (path for path in root.glob(f"{kind}_*") if re.fullmatch(rf"{kind}_\d{{9}}", path.name))
-    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.partition("_")[2])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
-
-    Raises:
-        Exception: it is none, or does not match its checksum.
-    """
-    manifest: dict[str, Any] = read_json(folder / MANIFEST, MAX_JSON)
-    if manifest.pop("checksum") != _checksum(manifest):
-        raise ValueError(f"{MANIFEST} does not match its checksum")
-    if type(manifest["step"]) is not int or manifest["step"] != _step(folder):
-        raise ValueError(f"its manifest says step {manifest['step']}")
-    if "shards" in manifest:  # that of a best policy names none
-        best, versions = manifest["best"], manifest["versions"]
-        if not (best is None or (type(best) is int and 0 <= best <= manifest["step"])):
-            raise ValueError(f"its manifest says that the best was step {best}")
-        if not all(isinstance(text, str) for text in versions.values()):
-            raise ValueError("its manifest has versions that are no texts")
-    return manifest
-
-
-def _read(folder: Path, name: str, manifest: Mapping[str, Any], most: int = sys.maxsize) -> bytes:
-    """A file of a checkpoint, which is as its manifest says.
-
-    Raises:
-        Exception: it is not.
-    """
-    expected = manifest["files"][name]
-    if (folder / name).stat(follow_symlinks=False).st_size != expected["size"]:
-        raise ValueError(f"{name} does not have its size")
-    data = read(folder / name, MAX_JSON if name == TREE else most)
-    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise ValueError(f"{name} does not match its checksum")
-    return data
 
 
 def _actor(state: dict[str, Tensor]) -> Actor:
@@ -345,90 +306,5 @@ def _actor(state: dict[str, Tensor]) -> Actor:
     return actor
 
 
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def _to_bytes(policy: Mapping[str, Tensor]) -> bytes:
     return save_tensors({key: tensor.contiguous() for key, tensor in policy.items()})
-
-
-def _write(
-    root: Path,
-    name: str,
-    step: int,
-    files: Mapping[str, bytes],
-    versions: Mapping[str, str],
-    about: Mapping[str, Any],
-    disk: Disk,
-) -> Path:
-    """A folder that appears whole or not at all: filled under another name, synced, renamed."""
-    temporary, folder = root / f".{name}.{os.getpid()}", root / name
-    described_files = {file: described(data) for file, data in files.items()}
-    manifest: dict[str, Any] = {"step": step, "files": described_files, "versions": dict(versions), **about}
-    manifest["checksum"] = _checksum(manifest)
-    try:
-        if not root.is_dir():
-            disk.make_folder(root)
-            disk.sync_folder(root.parent)
-        disk.remove(temporary)  # of a write that failed
-        disk.make_folder(temporary)
-        for file, data in files.items():
-            disk.write(temporary / file, data)
-        disk.write(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
-        disk.sync_folder(temporary)
-        if folder.is_dir():  # of a try before; a folder cannot be renamed onto one that holds something
-            disk.remove(folder)
-        disk.rename(temporary, folder)
-        disk.sync_folder(root)
-    except OSError:
-        with contextlib.suppress(OSError):
-            disk.remove(temporary)
-        raise
-    return folder
-
-
-def _link(root: Path, name: str, target: str, disk: Disk) -> None:
-    temporary = root / f".{name}.{os.getpid()}"
-    try:
-        disk.remove(temporary)
-        if (root / name).is_dir() and not (root / name).is_symlink():  # as a copy that follows links leaves it
-            disk.remove(root / name)
-        disk.link(temporary, target)
-        disk.rename(temporary, root / name)
-        disk.sync_folder(root)
-    except OSError:
-        with contextlib.suppress(OSError):
-            disk.remove(temporary)
-        raise
-
-
-def _pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A tree for JSON, and the tensors and arrays that it refers to by number."""
-    tensors: dict[str, Tensor] = {}
-
-    def pack(node: Any) -> Any:
-        if isinstance(node, np.ndarray | Tensor):
-            name = str(len(tensors))
-            tensor = node if isinstance(node, Tensor) else torch.from_numpy(node.copy())
-            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            return {"array" if isinstance(node, np.ndarray) else "tensor": name}
-        if isinstance(node, Mapping):
-            return {key: pack(value) for key, value in node.items()}
-        if isinstance(node, Sequence) and not isinstance(node, str):
-            return [pack(value) for value in node]
-        return node
-
-    return pack(state), tensors
-
-
-def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(tree, dict):
-        if set(tree) == {"tensor"}:
-            return tensors[tree["tensor"]]
-        if set(tree) == {"array"}:
-            return tensors[tree["array"]].numpy()
-        return {key: _unpack(value, tensors) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_unpack(value, tensors) for value in tree]
-    return tree

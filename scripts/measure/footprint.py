@@ -44,7 +44,7 @@ for _ in range(1_000):
 """
 UNTIL_A_STEP = """
 import os, sys, time
-from dpg_cli.environments import rollout
+from dpg_cli.environments import evaluation, rollout
 from dpg_cli.cli.train import main
 
 def stepped(*_, **__):
@@ -52,7 +52,7 @@ def stepped(*_, **__):
     os._exit(0)
 
 if sys.argv.pop(1) == "evaluation":
-    rollout.run_episodes = stepped
+    evaluation.run_episodes = stepped
 else:
     rollout.Environments.step = stepped
 main()

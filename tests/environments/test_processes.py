@@ -25,7 +25,7 @@ from dpg_cli.environments import worker as env_worker
 from dpg_cli.environments.group import LocalEnvs
 from dpg_cli.environments.make import make_env
 from dpg_cli.environments.processes import EnvProcessError, EnvProcesses
-from dpg_cli.environments.rollout import Stepper
+from dpg_cli.environments.stepper import Stepper
 
 TIMEOUT = 30.0  # seconds; only a test that fails waits for so long
 SEVERAL = [TOY, *SMALL, "num_seeds=2", "num_envs=2", "eval.episodes=3", "noise=ou", "hydra.run.dir=run"]

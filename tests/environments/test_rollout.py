@@ -12,7 +12,8 @@ from toy_envs import local
 
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.config import config_dir
-from dpg_cli.environments.rollout import Environments, Trajectories, collect, evaluate, run_episodes, value_bias
+from dpg_cli.environments.evaluation import Trajectories, evaluate, run_episodes, value_bias
+from dpg_cli.environments.rollout import Environments, collect
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import Gaussian, NoNoise, OrnsteinUhlenbeck
 from dpg_cli.seeding import Purpose, generator

@@ -17,8 +17,9 @@ from toy_envs import Alone, Reach, Sharing, local
 from dpg_cli import config
 from dpg_cli.cli import build, stepping
 from dpg_cli.environments import threads as env_threads
+from dpg_cli.environments.evaluation import evaluate, run_episodes
 from dpg_cli.environments.make import make_env
-from dpg_cli.environments.rollout import Environments, collect, evaluate, run_episodes
+from dpg_cli.environments.rollout import Environments, collect
 from dpg_cli.environments.state import copies_exactly
 from dpg_cli.environments.threads import PLAIN_LOOP, TRIALS, EnvThreads, ThreadSafety
 from dpg_cli.errors import DivergedError

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.torch import load, save
 
 from dpg_cli.storage import checkpoint
+from dpg_cli.storage.checkpoint_folder import checksum, saved_folders
 
 
 def truncated(path, random):
@@ -79,7 +80,7 @@ def _rewritten(path, change):
         tensors, changed = change(load(path.read_bytes()))
         path.write_bytes(save(tensors))
     run = path.parent.parent if path.suffix == ".npy" else path.parents[2]
-    for folder in checkpoint._saved(run / "checkpoints", "step"):
+    for folder in saved_folders(run / "checkpoints", "step"):
         manifest = json.loads((folder / "manifest.json").read_bytes())
         if path.name == "manifest.json" and folder != path.parent:
             continue
@@ -88,6 +89,6 @@ def _rewritten(path, change):
         for described in (manifest.get("files", {}) if folder == path.parent else {}, manifest.get("shards", {})):
             if path.name in described:
                 described[path.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        manifest["checksum"] = checkpoint._checksum(manifest)
+        manifest["checksum"] = checksum(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
     return changed

@@ -13,6 +13,7 @@ from dpg_cli import metrics
 from dpg_cli.cli import job
 from dpg_cli.storage import checkpoint, run_dir
 from dpg_cli.storage.atomic import Disk
+from dpg_cli.storage.state_tree import pack
 
 BIG = ["algo.hidden_sizes=[200,200]", "algo.batch_size=4", "total_steps=60", "random_steps=10", "eval.every=20"]
 BIG += ["eval.episodes=2", "checkpoint.every=10", "checkpoint.keep=2", "log.every=20", "threads=1"]
@@ -39,7 +40,7 @@ def mounted(tmp_path):
 def same(run, other):
     assert (run / "evaluations.jsonl").read_bytes() == (other / "evaluations.jsonl").read_bytes()
     assert without_time(lines(run / "metrics.jsonl")) == without_time(lines(other / "metrics.jsonl"))
-    states = [checkpoint._pack(checkpoint.load(folder, 60).state) for folder in (run, other)]
+    states = [pack(checkpoint.load(folder, 60).state) for folder in (run, other)]
     for tree, _ in states:
         del tree["files"]
     assert states[0][0] == states[1][0]

@@ -20,7 +20,8 @@ import yaml
 from commands import SMALL
 from safetensors.torch import load_file, save_file
 
-from dpg_cli.storage import checkpoint
+from dpg_cli.storage.checkpoint_folder import checksum
+from dpg_cli.storage.shards import described
 
 STEP = "checkpoints/step_000000060"
 SECRET = "hunter2-secret"
@@ -71,13 +72,13 @@ def seal(folder):
             digest = "0" * 64 if size > 2**30 else hashlib.file_digest(file, "sha256").hexdigest()
         manifest["files"][name] = {"size": size, "sha256": digest}
     for path in (folder.parents[1] / "replay").glob("*.npy"):
-        manifest["shards"][path.name] = checkpoint.described(path.read_bytes())
+        manifest["shards"][path.name] = described(path.read_bytes())
     seal_manifest(folder, manifest)
 
 
 def seal_manifest(folder, manifest):
     manifest.pop("checksum", None)
-    manifest["checksum"] = checkpoint._checksum(manifest)
+    manifest["checksum"] = checksum(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -177,7 +178,7 @@ def written(name, content):
         path.write_bytes(content(sentinel))
         if name == "best policy":
             manifest = json.loads((folder / "manifest.json").read_text())
-            manifest["files"]["policy.safetensors"] = checkpoint.described(path.read_bytes())
+            manifest["files"]["policy.safetensors"] = described(path.read_bytes())
             seal_manifest(folder, manifest)
         else:
             seal(run / STEP)

@@ -1,4 +1,4 @@
-"""The deterministic policy gradient theorem where everything is known: a discounted linear-quadratic regulator.
+"""A discounted linear-quadratic regulator, and the policy gradient theorems in closed form.
 
 State s (n), action a (m), discount γ. With a linear policy, deterministic or Gaussian,
 
@@ -12,15 +12,10 @@ Sources: Silver et al. 2014, "Deterministic policy gradient algorithms" (theorem
 there); Bertsekas, "Dynamic programming and optimal control", for the regulator.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-
-from dpg_cli.adam import Adam
-from dpg_cli.algorithms import Algorithm, Batch
-from dpg_cli.networks import Network
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,79 +227,6 @@ def finite_differences(regulator: Regulator, gain: Tensor, step: float, sigma: f
     return gradient
 
 
-def deterministic_samples(regulator: Regulator, gain: Tensor, obs: Tensor) -> Tensor:
-    """One estimate of ∇J from each state: ∇μ(s) ∇ₐQ(s, a) / (1 - γ) at a = μ(s).
-
-    Args:
-        regulator: the problem.
-        gain: K.
-        obs: states from (1 - γ) ρ, `(size, n)`.
-
-    Returns:
-        `(size, m, n)`.
-    """
-    action_gradient = obs @ regulator.action_gradient(gain).T
-    return torch.einsum("bi,bj->bij", action_gradient, obs) / (1 - regulator.discount)
-
-
-def score_samples(
-    regulator: Regulator, gain: Tensor, obs: Tensor, sigma: float, xi: Tensor, *, baseline: bool = False
-) -> Tensor:
-    """One estimate of ∇J from each state and action: ∇ log π(a|s) (Q(s, a) - b(s)) / (1 - γ) at a = K s + σ ξ.
-
-    Args:
-        regulator: the problem.
-        gain: K.
-        obs: states from the Gaussian policy's (1 - γ) ρ, `(size, n)`.
-        sigma: σ.
-        xi: ξ, `(size, m)`.
-        baseline: whether b(s) is Q(s, K s), the best that can be done without the action; else it is 0.
-
-    Returns:
-        `(size, m, n)`.
-    """
-    mean = obs @ gain.T
-    weight = regulator.q(gain, obs, mean + sigma * xi, sigma)
-    if baseline:
-        weight = weight - regulator.q(gain, obs, mean, sigma)
-    score = torch.einsum("bi,bj->bij", xi / sigma, obs)
-    return score * weight[:, None, None] / (1 - regulator.discount)
-
-
-def score_variance(regulator: Regulator, gain: Tensor, obs: Tensor, sigma: float, *, baseline: bool = False) -> Tensor:
-    """The total variance of `score_samples` that is left when the state is given, summed over ∇J's entries.
-
-    With Q(s, K s + σ ξ) - b(s) = q + σ gᵀξ - σ² ξᵀH ξ and E[‖ξ‖² f(ξ)] = (m + d) E[f(ξ)] for f of degree d,
-
-        ‖s‖² (m q² / σ² + (m + 1) ‖g‖² - 2 (m + 2) q tr H + σ² (m + 4) ((tr H)² + 2 tr H²)) / (1 - γ)².
-
-    That of `deterministic_samples` is 0.
-
-    Args:
-        regulator: the problem.
-        gain: K.
-        obs: states, `(size, n)`.
-        sigma: σ.
-        baseline: as in `score_samples`; with it q is 0.
-
-    Returns:
-        `(size,)`.
-    """
-    m = len(gain)
-    q = torch.zeros(len(obs), dtype=obs.dtype) if baseline else regulator.q(gain, obs, obs @ gain.T, sigma)
-    g = obs @ regulator.action_gradient(gain).T
-    curvature = regulator.curvature(gain)
-    trace, square = curvature.trace(), (curvature @ curvature).trace()
-    variance = m * q**2 / sigma**2 + (m + 1) * g.square().sum(dim=-1)
-    variance = variance - 2 * (m + 2) * q * trace + sigma**2 * (m + 4) * (trace**2 + 2 * square)
-    return obs.square().sum(dim=-1) * variance / (1 - regulator.discount) ** 2
-
-
-def total_variance(samples: Tensor) -> Tensor:
-    """The variance of estimates `(size, m, n)`, summed over their entries: a scalar."""
-    return samples.var(dim=0).sum()
-
-
 def compatible_weights(features: Tensor, action_gradient: Tensor, moment: Tensor) -> Tensor:
     """The least-squares w of the compatible critic Qʷ(s, a) = (a - μ(s))ᵀ ∇μ(s)ᵀ w + v(s) (Theorem 3).
 
@@ -322,140 +244,3 @@ def compatible_weights(features: Tensor, action_gradient: Tensor, moment: Tensor
     gram = torch.einsum("imk,jml,kl->ij", features, features, moment)
     weights: Tensor = torch.linalg.solve(gram, torch.einsum("imk,ml,kl->i", features, action_gradient, moment))
     return weights
-
-
-class LinearActor(nn.Module):
-    """μ(s) = K s in place of `networks.Actor`.
-
-    Args:
-        gain: K, `(m, n)`.
-    """
-
-    def __init__(self, gain: Tensor):
-        super().__init__()
-        self.shape = (1, *gain.T.shape)  # (1, n, m), one member
-        self.flat = nn.Parameter(gain.T.clone().flatten())
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """`(1, B, n)` to `(1, B, m)`."""
-        return obs @ self.flat.view(self.shape)
-
-    def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """As of `networks.Actor`."""
-        return self(obs), lambda grad: (obs.mT @ grad).flatten()
-
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """As of `networks.Network`."""
-        return [flat.view(self.shape)]
-
-
-class TrueCritic(nn.Module):
-    """The true Q in place of `networks.Critic`.
-
-    The first critic is the truth. Critic k + 1 is k `lift` (1 + ‖a‖²) above it: it slopes otherwise everywhere, so that
-    an actor that ascends anything but the first critic is found out. With a negative `lift` the smallest of several is
-    not the first, with a positive one the largest is not.
-
-    Args:
-        regulator: the problem.
-        gain: K of the policy that Q is of, `(m, n)`.
-        num_critics: critics.
-        lift: how far each critic lies above the one before it, where the action is 0.
-    """
-
-    def __init__(self, regulator: Regulator, gain: Tensor, num_critics: int = 1, lift: float = -1.0):
-        super().__init__()
-        self._regulator, self._gain, self._lift = regulator, gain.detach().clone(), lift
-        # Something for the critic's optimizer to move; no slope by the action depends on it.
-        self.flat = nn.Parameter(torch.zeros(num_critics, dtype=gain.dtype))
-
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """`(1, B, n)` and `(1, B, m)` to `(num_critics, 1, B)`."""
-        lifts = self._lift * torch.arange(len(self.flat), dtype=obs.dtype)[:, None, None]
-        above = lifts * (1 + action.square().sum(dim=-1))
-        return self._regulator.q(self._gain, obs, action) + above + self.flat[:, None, None]
-
-    def q1(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The first critic's values, `(1, B)`."""
-        q: Tensor = self(obs, action)
-        return q[0]
-
-    def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """As of `networks.Critic`."""
-        return self(obs, action), lambda grad: grad.sum(dim=(1, 2))
-
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """As of `networks.Critic`."""
-        action = action.clone().requires_grad_()
-        q1 = self.q1(obs, action)
-        return q1.detach(), torch.autograd.grad(q1.sum(), action)[0]
-
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """As of `networks.Network`."""
-        return [flat.view(-1, 1, 1, 1)]
-
-
-class SteepestDescent:
-    """In place of `Adam`: a step is the negative gradient itself.
-
-    Args:
-        network: its parameters are updated in place.
-    """
-
-    def __init__(self, network: Network):
-        self.network = network
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor) -> None:
-        """Subtract the gradient, `(P,)`."""
-        self.network.flat.sub_(gradient)
-
-
-def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: float = -1.0) -> None:
-    """Put the true Q in the place of an algorithm's critics, and plain ascent in that of its actor's optimizer.
-
-    A step of the actor is then its gradient itself, sign included.
-
-    Args:
-        algorithm: of one member, in float64; its updates stay as they are.
-        regulator: the problem.
-        gain: K of the policy that Q is of, `(m, n)`.
-        lift: of `TrueCritic`.
-    """
-    num_critics = len(algorithm.critic.layers[0].weight)
-    algorithm.critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
-    algorithm.target_critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
-    algorithm.critic_optimizer = Adam(algorithm.critic, algorithm.critic_lr)
-    algorithm.actor_optimizer = SteepestDescent(algorithm.actor)  # type: ignore[assignment]
-
-
-def actor_update(
-    algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: float = -1.0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """∇J as an algorithm's own `update` finds it, given the true Q and a batch whose moment is ρ's exactly.
-
-    Args:
-        algorithm: of one member, in float64. Its networks are replaced.
-        regulator: the problem.
-        gain: K, `(m, n)`.
-        lift: of `TrueCritic`.
-
-    Returns:
-        The actor's step, `(m, n)`, in ∇J's units, and the update's metrics.
-    """
-    algorithm.actor, algorithm.target_actor = LinearActor(gain), LinearActor(gain)  # type: ignore[assignment]
-    give_true_q(algorithm, regulator, gain, lift)
-    n = len(regulator.start)
-    # n states with mean of s sᵀ = (1 - γ) Σ: the columns of a root.
-    scale = (n * (1 - regulator.discount)) ** 0.5
-    obs = scale * torch.linalg.cholesky(regulator.state_moment(gain)).T
-    action = obs @ gain.T + 0.1 * torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
-    next_obs = obs @ regulator.dynamics.T + action @ regulator.control.T
-    reward = regulator.reward(obs, action)
-    batch = Batch(obs[None], action[None], reward[None], next_obs[None], torch.zeros(1, n, dtype=torch.float64))
-    for _ in range(getattr(algorithm, "policy_delay", 1)):
-        metrics = algorithm.update(batch)
-    step: Tensor = algorithm.actor.flat.detach().view(gain.T.shape).T - gain
-    return step / (1 - regulator.discount), metrics

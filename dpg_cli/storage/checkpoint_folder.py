@@ -1,0 +1,143 @@
+"""The folders of checkpoints: each appears whole or not at all, and its manifest names every file with its SHA-256."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpg_cli.storage.atomic import Disk
+from dpg_cli.storage.shards import described
+from dpg_cli.storage.untrusted import read, read_json
+
+MANIFEST = "manifest.json"
+MAX_JSON = 2**28  # bytes of a manifest, which names every shard, or of a tree, which holds a stride's averages
+
+
+def folder_name(kind: str, step: int) -> str:
+    """`step_000050000`, a checkpoint, or `best_000045000`, the policy of the best evaluation."""
+    return f"{kind}_{step:09d}"
+
+
+def saved_folders(root: Path, kind: str) -> list[Path]:
+    """The folders of a kind, oldest first, and nothing else that lies beside them."""
+    found = (path for path in root.glob(f"{kind}_*") if re.fullmatch(rf"{kind}_\d{{9}}", path.name))
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
+
+
+def step_of(folder: Path) -> int:
+    """The step in a folder's name."""
+    return int(folder.name.partition("_")[2])
+
+
+def write_folder(
+    root: Path,
+    kind: str,
+    step: int,
+    files: Mapping[str, bytes],
+    versions: Mapping[str, str],
+    about: Mapping[str, Any],
+    disk: Disk,
+) -> Path:
+    """Write a folder that appears whole or not at all: filled under another name, synced, renamed.
+
+    Args:
+        root: where it shall lie.
+        kind: `step` or `best`.
+        step: of the checkpoint.
+        files: their contents, by name.
+        versions: of the software, for the manifest.
+        about: what else the manifest says.
+        disk: to write to.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    name = folder_name(kind, step)
+    temporary, folder = root / f".{name}.{os.getpid()}", root / name
+    described_files = {file: described(data) for file, data in files.items()}
+    manifest: dict[str, Any] = {"step": step, "files": described_files, "versions": dict(versions), **about}
+    manifest["checksum"] = checksum(manifest)
+    try:
+        if not root.is_dir():
+            disk.make_folder(root)
+            disk.sync_folder(root.parent)
+        disk.remove(temporary)  # of a write that failed
+        disk.make_folder(temporary)
+        for file, data in files.items():
+            disk.write(temporary / file, data)
+        disk.write(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
+        disk.sync_folder(temporary)
+        if folder.is_dir():  # of a try before; a folder cannot be renamed onto one that holds something
+            disk.remove(folder)
+        disk.rename(temporary, folder)
+        disk.sync_folder(root)
+    except OSError:
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
+        raise
+    return folder
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        Exception: it is none, or does not match its checksum.
+    """
+    manifest: dict[str, Any] = read_json(folder / MANIFEST, MAX_JSON)
+    if manifest.pop("checksum") != checksum(manifest):
+        raise ValueError(f"{MANIFEST} does not match its checksum")
+    if type(manifest["step"]) is not int or manifest["step"] != step_of(folder):
+        raise ValueError(f"its manifest says step {manifest['step']}")
+    if "shards" in manifest:  # that of a best policy names none
+        best, versions = manifest["best"], manifest["versions"]
+        if not (best is None or (type(best) is int and 0 <= best <= manifest["step"])):
+            raise ValueError(f"its manifest says that the best was step {best}")
+        if not all(isinstance(text, str) for text in versions.values()):
+            raise ValueError("its manifest has versions that are no texts")
+    return manifest
+
+
+def read_file(folder: Path, name: str, manifest: Mapping[str, Any], most: int = sys.maxsize) -> bytes:
+    """A file of a checkpoint, which is as its manifest says.
+
+    Raises:
+        Exception: it is not.
+    """
+    expected = manifest["files"][name]
+    if (folder / name).stat(follow_symlinks=False).st_size != expected["size"]:
+        raise ValueError(f"{name} does not have its size")
+    data = read(folder / name, MAX_JSON if name.endswith(".json") else most)
+    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise ValueError(f"{name} does not match its checksum")
+    return data
+
+
+def checksum(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest without its own checksum."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def link(root: Path, name: str, target: str, disk: Disk) -> None:
+    """Point `latest` or `best` at a folder beside it.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    temporary = root / f".{name}.{os.getpid()}"
+    try:
+        disk.remove(temporary)
+        if (root / name).is_dir() and not (root / name).is_symlink():  # as a copy that follows links leaves it
+            disk.remove(root / name)
+        disk.link(temporary, target)
+        disk.rename(temporary, root / name)
+        disk.sync_folder(root)
+    except OSError:
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
+        raise
