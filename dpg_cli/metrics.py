@@ -285,9 +285,9 @@ def cut(folder: Path, sizes: Mapping[str, int]) -> bool:
         UserError: `sizes`, which come from a file, or a curve are none.
     """
     if not isinstance(sizes, dict) or not {METRICS, EVALUATIONS} <= sizes.keys():
-        raise UserError(f"{folder}: the checkpoint does not say how long {METRICS} and {EVALUATIONS} were")
+        raise UserError(f"{folder}: the checkpoint has no lengths of {METRICS} and {EVALUATIONS}")
     if not all(type(size) is int and size >= 0 for size in sizes.values()):
-        raise UserError(f"{folder}: the checkpoint gives a length that is none: {sizes}")
+        raise UserError(f"{folder}: the checkpoint has an invalid length: {sizes}")
     for name in (METRICS, EVALUATIONS):
         path = folder / name
         path.touch()

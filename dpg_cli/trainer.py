@@ -221,7 +221,7 @@ def train(
         except torch.OutOfMemoryError:  # which says nothing about the checkpoint
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-            raise UserError(f"the checkpoint of step {start[0].step} cannot be gone on from: {error}") from error
+            raise UserError(f"the checkpoint of step {start[0].step} cannot be resumed: {error}") from error
     if evaluation_due:
         run_evaluation(outcome.step)
     if outcome.interrupted:  # the checkpoint that it started from says that this evaluation is due
@@ -347,7 +347,7 @@ def global_random_state() -> dict[str, Any]:
 def set_global_random_state(state: Mapping[str, Any]) -> None:
     """Go on from `global_random_state()`."""
     if not 0 <= state["numpy"][2] <= len(state["numpy"][1]):  # which NumPy does not check
-        raise ValueError("no state of a random generator")
+        raise ValueError("not a state of a random generator")
     torch.set_rng_state(state["torch"])
     np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
     version, numbers, gauss = state["python"]

@@ -45,7 +45,7 @@ def returns(runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     evaluations = [stored.evaluations(run) for run in runs]
     length = min(map(len, evaluations))
     if length == 0:
-        raise UserError(f"{runs[[*map(len, evaluations)].index(0)]}: there is no evaluation")
+        raise UserError(f"{runs[[*map(len, evaluations)].index(0)]}: there is not an evaluation")
     if length < max(map(len, evaluations)):
         print(f"  cut to {length} evaluations, which is all that {runs[[*map(len, evaluations)].index(length)]} has")
     steps = np.array([step for step, _ in evaluations[0][:length]])

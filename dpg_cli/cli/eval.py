@@ -20,9 +20,9 @@ Keys
   run         a run folder
   checkpoint  best (default), latest, or a step
   episodes    how many (default 10)
-  seed        of the environments' first states (default 0); they are never those of the training's evaluations
-  trust       true: import the module that an id such as my_pkg:MyEnv-v0 names, and hand on arguments of the
-              environment that are texts (default false)
+  seed        of the episodes (default 0); they never repeat the episodes of the training's evaluations
+  trust       true: import the module that an id such as my_pkg:MyEnv-v0 names, and pass strings to the environment
+              that may be file paths (default false)
 """
 
 
@@ -80,7 +80,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     most = most_bytes(settings, *observed, *acting)
     actor, step = checkpoint.load_policy(checkpoint.find(run, which), most)
     if (observed, acting) != ((actor.obs_dim,), (actor.action_dim,)):
-        raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}, the policy's are not")
+        raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}; the policy has others")
     envs = LocalEnvs([first, *(new_env() for _ in range(episodes - 1))], "evaluation")
 
     @torch.no_grad()

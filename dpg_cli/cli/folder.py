@@ -27,7 +27,7 @@ def load_config(key: str, run: Path, trust: str) -> configs.TrainConfig:
     if not run.is_dir():
         raise UserError(f"{key}={run}: no such folder")
     if not (run / "config.yaml").exists():
-        raise UserError(f"{key}={run}: no run folder, there is no config.yaml in it")
+        raise UserError(f"{key}={run}: not a run folder: it has no config.yaml")
     config = configs.load_from(run)
     if trust != "true" and (reason := configs.asks_for_trust(config)) is not None:
         raise UserError(f"{reason}; if you trust it, trust=true")
@@ -43,7 +43,7 @@ def begin(config: configs.TrainConfig, folder: Path) -> None:
     try:
         (folder / "run.json").touch(exist_ok=False)
     except FileExistsError as error:
-        raise UserError(f"{folder} holds a run already") from error
+        raise UserError(f"{folder} already holds a run") from error
     seeds, folders = members(config, folder)
     for seed, path in zip(seeds, folders, strict=True):
         if path != folder:

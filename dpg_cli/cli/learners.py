@@ -42,7 +42,7 @@ def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: to
     except (RuntimeError, MemoryError) as error:
         if device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks") from error
+        raise UserError(f"algo.hidden_sizes={config.algo['hidden_sizes']}: not enough memory for these networks") from error
 
 
 def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_dim: int, *, captured: bool) -> Learner:

@@ -34,7 +34,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
         networks += update_bytes(config) + GPU_RESERVE
     if networks > free:
         raise UserError(
-            f"algo.hidden_sizes={config.algo['hidden_sizes']}: no memory for such networks: with "
+            f"algo.hidden_sizes={config.algo['hidden_sizes']}: not enough memory for these networks: with "
             f"num_seeds={config.num_seeds} they take {networks / 2**30:,.1f} GiB, "
             f"and {free / 2**30:.1f} GiB of {where} are free: use smaller ones, or reduce num_seeds{elsewhere}"
         )

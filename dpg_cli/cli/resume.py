@@ -1,4 +1,4 @@
-"""`dpg-train resume=RUN_DIR`: go on with a run, exactly, from its own config and its newest whole checkpoint.
+"""`dpg-train resume=RUN_DIR`: resume a run exactly, from its own config and its newest whole checkpoint.
 
 Hydra has no part in it, and nothing of the folder is run: its config is data, its state safetensors and JSON.
 """
@@ -43,7 +43,7 @@ def resume(arguments: Sequence[str]) -> int:
     stored = load_config("resume", folder, values.pop("trust", "false"))
     for argument in filter(_names_the_past, arguments):
         key = argument.partition("=")[0]
-        raise UserError(f"{key}: would change the run's past; with resume= there are {', '.join(CHANGEABLE)}")
+        raise UserError(f"{key}: affects steps already taken; resume= can change {', '.join(CHANGEABLE)}")
     config = configs.changed(stored, {key: configs.parse_value(key, text) for key, text in values.items()})
     return go_on(config, folder, keep_device="device" not in values)
 
@@ -77,15 +77,15 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that nobody writes any
         starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
-            print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= goes on")
+            print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= continues it")
             return 0
         _warn_of_versions(starts[0])
         before, now = run_dir.device(folder), choose(config, obs_dim, action_dim).device
         if before is not None and torch.device(before).type != now.type:
-            print(f"warning: the run goes on, but not bit for bit: device {before} -> {now}", file=sys.stderr)
+            print(f"warning: the resumed run is not the same bit for bit: device {before} -> {now}", file=sys.stderr)
         for path, steps in zip(folders, saved, strict=True):
             if len(folders) > 1 and steps[-1] > (step := starts[0].step):
-                back = f"goes back from step {steps[-1]:,} to {step:,}, the highest that all seeds have"
+                back = f"returns from step {steps[-1]:,} to {step:,}, the highest that all seeds have"
                 print(f"warning: {path}: {back}", file=sys.stderr)
         with explaining(folder):
             remove_leftovers(Disk(), folder)
@@ -102,7 +102,7 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
     """
     for path in folders:
         if any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES):
-            raise UserError(f"resume={path}: its checkpoints are gone, but it was trained; start another run")
+            raise UserError(f"resume={path}: it has results, but no checkpoints; start a new run")
     build.check(config)
     with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
@@ -149,4 +149,4 @@ def _warn_of_versions(start: checkpoint.Loaded) -> None:
     now = run_dir.versions()
     changes = [f"{name} {old} -> {now.get(name)}" for name, old in start.versions.items() if now.get(name) != old]
     if changes:
-        print(f"warning: the run goes on, but not bit for bit: {one_line(', '.join(changes))}", file=sys.stderr)
+        print(f"warning: the resumed run is not the same bit for bit: {one_line(', '.join(changes))}", file=sys.stderr)

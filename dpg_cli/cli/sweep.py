@@ -92,7 +92,7 @@ class Sweep:
 
     def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], *, planned: bool):
         if not jobs:
-            raise UserError("-m: the sweep has no jobs, since a key has no values")
+            raise UserError("-m: the sweep has no jobs, because a key has no values")
         self._folder = folder
         self._jobs = jobs
         self._planned = planned
@@ -161,7 +161,7 @@ class Sweep:
             console.print(table)
         missing = len(self._jobs) - len(self._results) if self._planned and in_this_process else 0
         if missing:
-            console.print(f"{missing} {'job' if missing == 1 else 'jobs'} did not begin")
+            console.print(f"{missing} {'job' if missing == 1 else 'jobs'} did not start")
         console.print(f"  sweep folder {below_here(self._folder)}", soft_wrap=True)
         logdir = f"--logdir {quoted(below_here(self._folder))}"
         if curve_names is not None:

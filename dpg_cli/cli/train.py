@@ -31,7 +31,7 @@ Examples
   dpg-train algo=ddpg env=Pendulum-v1 noise=ou seed=3
   dpg-train experiment=td3_paper env=Hopper-v4 num_seeds=3
   dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
-  dpg-train resume=RUN_DIR [total_steps=2e6]            go on with a run, exactly
+  dpg-train resume=RUN_DIR [total_steps=2e6]            resume a run exactly
   tensorboard --logdir outputs
 """
 KEYS = """
@@ -90,11 +90,11 @@ def _run_command(arguments: Sequence[str]) -> int:
     flags, rest = parser.parse_known_args(arguments)
     looks = {argument.partition("=")[0] for argument in rest if argument.startswith("-")}
     if unknown := sorted(looks - LOOKS):
-        raise UserError(f"{unknown[0]}: no such flag here; see dpg-train --help")
+        raise UserError(f"{unknown[0]}: unknown flag; see dpg-train --help")
     if flags.cfg not in (None, "job", "hydra", "all"):
         raise UserError(f"--cfg={flags.cfg}: should be job, hydra or all")
     if flags.cfg is None and (flags.resolve or looks & {"--package", "-p"}):
-        raise UserError("--resolve and --package: go with --cfg")
+        raise UserError("--resolve and --package: need --cfg")
     if flags.cfg is not None and flags.multirun:
         raise UserError("--cfg: shows the config of one run; leave out -m")
     if rest[:2] == ["-sc", "query=bash"]:
@@ -128,7 +128,7 @@ def _run_command(arguments: Sequence[str]) -> int:
         print(configs.dump(configs.validate(composed)), end="")
         return 0
     if composed.hydra.job.chdir:
-        raise UserError("hydra.job.chdir=true: a run leaves the working directory as it is")
+        raise UserError("hydra.job.chdir=true: not supported; a run never changes the working directory")
     if flags.multirun or composed.hydra.mode is RunMode.MULTIRUN:
         from dpg_cli.cli.sweep import sweep
 
@@ -152,7 +152,7 @@ def _single(composed: "DictConfig") -> int:
     try:
         build.check(checked)
     except SystemExit as error:
-        raise UserError(f"env.id={checked.env.id}: ended the program when it was made") from error
+        raise UserError(f"env.id={checked.env.id}: exited the program when it was created") from error
     claim(folder, "hydra.run.dir")
     try:
         with explaining(folder):  # from here on it can be resumed
@@ -186,8 +186,8 @@ def _go_on(config: "TrainConfig", folder: Path) -> int:
     from dpg_cli.errors import UserError
 
     if (difference := configs.difference(config, configs.load_from(folder))) is not None:
-        raise UserError(f"{difference}, as it stands in {folder / 'config.yaml'} of this requeued job's own run")
-    print(f"requeued job {os.environ['SLURM_JOB_ID']}: going on with its own run in {folder}")
+        raise UserError(f"{difference}, in {folder / 'config.yaml'}, the run that this requeued job started")
+    print(f"requeued job {os.environ['SLURM_JOB_ID']}: resuming its own run in {folder}")
     return go_on(config, folder.resolve())
 
 

@@ -54,7 +54,7 @@ def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
     def whole(loader: Any, node: Any) -> int:
         value: int = loader.construct_yaml_int(node)
         if abs(value) >= 10**18:  # some thousands of digits cannot even be printed
-            raise yaml.YAMLError("a number too large for anything")
+            raise yaml.YAMLError("a number that is too large")
         return value
 
     class Plain(yaml.SafeLoader):
@@ -76,7 +76,7 @@ def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
     }
     Plain.add_constructor("tag:yaml.org,2002:int", whole)
     if len(text) > MAX_STORED:
-        raise UserError(f"{where}: has {len(text):,} bytes, more than any config")
+        raise UserError(f"{where}: has {len(text):,} bytes, too many for a config")
     try:
         tree = yaml.load(text, Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number that is none; a list in a list in a ...

@@ -28,7 +28,7 @@ def parse_value(key: str, text: str) -> Any:
     except HydraException as error:
         raise UserError(f"{key}={text}: {first_line(error)}") from error
     if parsed.is_sweep_override():
-        raise UserError(f"{key}={text}: one value, not several")
+        raise UserError(f"{key}={text}: takes one value, not several")
     return parsed.value()
 
 

@@ -95,7 +95,7 @@ def check(tree: Mapping[str, Any]) -> TrainConfig:
     environments = checked.num_seeds * (checked.num_envs + checked.eval.episodes)
     if environments > MAX_ENVIRONMENTS:
         sizes = f"num_seeds={checked.num_seeds}, num_envs={checked.num_envs}, eval.episodes={checked.eval.episodes}"
-        raise UserError(f"{sizes}: {environments:,} environments; there may be {MAX_ENVIRONMENTS:,}")
+        raise UserError(f"{sizes}: {environments:,} environments; the limit is {MAX_ENVIRONMENTS:,}")
     if checked.buffer_size < checked.num_envs:
         raise UserError(f"buffer_size={checked.buffer_size}: must be at least num_envs={checked.num_envs}")
     return checked.model_copy(update={"algo": algo, "noise": noise})

@@ -158,7 +158,7 @@ def make_env(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"env.id={env_id}: cannot be made: {_one_line(error)}{_versions_hint(env_id)}") from error
+        raise UserError(f"env.id={env_id}: cannot be created: {_one_line(error)}{_versions_hint(env_id)}") from error
     for warning in caught:
         on_warning(_one_line(warning.message))
     return flat

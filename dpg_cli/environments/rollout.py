@@ -131,7 +131,7 @@ class Environments:
         anew = np.reshape([reason is not None for reason in reasons], self.obs.shape[:2])
         for position, reason in enumerate(reasons):
             if reason is not None:
-                log.warning("seed %d: a new episode begins: %s", self.seeds[position // self.num_envs], reason)
+                log.warning("seed %d: a new episode starts: %s", self.seeds[position // self.num_envs], reason)
         self._returns[anew], self._lengths[anew] = 0.0, 0
         return anew
 

@@ -72,7 +72,7 @@ def set_state(env: Env, state: list[dict[str, Any]]) -> None:
             if name in CONSTANT_NAMES or isinstance(current, CONSTANT_TYPES) or not _settable(layer, name):
                 raise ValueError(f"{where} is not to be set")
             if name in own and not _may_follow(current, value, where):
-                raise ValueError(f"{where} is no {type(current).__name__}")
+                raise ValueError(f"{where} is not a {type(current).__name__}")
             setattr(layer, name, _decode(value, current, where))
 
 

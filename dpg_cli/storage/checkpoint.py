@@ -298,7 +298,7 @@ def _actor(state: dict[str, Tensor]) -> Actor:
         if weights[i].shape != (1, rows, columns) or state[f"layers.{i}.bias"].shape != (1, 1, columns):
             raise ValueError(f"layer {i} does not fit the one before it")
     if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in state.values()):
-        raise ValueError("the policy holds what is no finite number")
+        raise ValueError("the policy holds a number that is not finite")
     normalizer = Normalizer(1, obs_dim) if "normalizer.mean" in state else None
     generators = [torch.Generator()]  # what it draws is overwritten
     actor = Actor(obs_dim, action_dim, sizes[1:-1], generators, weights[0].dtype, normalizer)

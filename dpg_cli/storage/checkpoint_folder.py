@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not (best is None or (type(best) is int and 0 <= best <= manifest["step"])):
             raise ValueError(f"its manifest says that the best was step {best}")
         if not all(isinstance(text, str) for text in versions.values()):
-            raise ValueError("its manifest has versions that are no texts")
+            raise ValueError("its manifest has versions that are not strings")
     return manifest
 
 

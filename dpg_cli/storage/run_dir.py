@@ -39,7 +39,7 @@ def claim(folder: Path, key: str) -> None:
         for path in missing:
             Disk().sync_folder(path.parent)
     except FileExistsError as error:
-        raise UserError(f"{key}={folder}: exists already; choose a folder that does not") from error
+        raise UserError(f"{key}={folder}: already exists; choose a new folder") from error
     except OSError as error:
         for path in missing:
             with contextlib.suppress(OSError):

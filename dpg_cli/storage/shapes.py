@@ -35,6 +35,6 @@ def check_form(own: Any, stored: Any, where: str) -> None:
             check_form(value, stored[index], f"{where}.{index}")
     elif own is None or type(own) in (bool, float):
         if not isinstance(stored, bool | int | float | None):
-            raise ValueError(f"{where} is no number")
+            raise ValueError(f"{where} is not a number")
     elif type(stored) is not type(own):
-        raise ValueError(f"{where} is no {type(own).__name__}")
+        raise ValueError(f"{where} is not a {type(own).__name__}")

@@ -61,7 +61,7 @@ def bounds(name: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"rows_(\d{12})_(\d{12})\.npy", name)
     if match is None:
-        raise ValueError(f"{name} is no shard")
+        raise ValueError(f"{name} is not a shard")
     return int(match[1]), int(match[2])
 
 
@@ -127,7 +127,7 @@ def check(replay: Path, shards: Mapping[str, Any], added: int, size: int) -> Tra
 def _header(file: BinaryIO) -> tuple[np.dtype[Any], int]:
     """What an npy file says it holds: a dtype without Python objects, and how many."""
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("no npy file of version 1.0")
+        raise ValueError("not an npy file of version 1.0")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject or fortran_order or len(shape) != 1:
         raise ValueError(f"holds {dtype} of shape {shape}")

@@ -37,7 +37,7 @@ def check_kinds(folder: Path) -> None:
                         raise UserError(f"{entry.path}: is a link; a run folder holds none but latest and best")
                 elif stat.S_ISREG(about.st_mode):
                     if about.st_nlink > 1:
-                        raise UserError(f"{entry.path}: has a second name elsewhere, a hard link; go on with a copy")
+                        raise UserError(f"{entry.path}: has a second name elsewhere, a hard link; resume a copy")
                 elif not stat.S_ISDIR(about.st_mode):
                     raise UserError(f"{entry.path}: is neither a file nor a folder")
 
@@ -56,7 +56,7 @@ def opened(path: Path) -> BufferedReader:
         raise UserError(f"{path}: {reason}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UserError(f"{path}: is no file")
+        raise UserError(f"{path}: is not a file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -69,7 +69,7 @@ def read(path: Path, most: int) -> bytes:
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise UserError(f"{path}: has {size:,} bytes, more than the {most:,} that it could have")
+            raise UserError(f"{path}: has {size:,} bytes, more than the possible {most:,}")
         return file.read(size)
 
 
@@ -86,7 +86,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of `metrics.jsonl` or `evaluations.jsonl`.
 
     Raises:
-        UserError: a line is no record, with its number.
+        UserError: a line is not a record, with its number.
     """
     with opened(path) as file:
         number = 0
@@ -94,7 +94,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             number += 1
             record = _parsed(line, f"{path}: line {number}")
             if not isinstance(record, dict) or type(record.get("step")) is not int:
-                raise UserError(f"{path}: line {number} is no record")
+                raise UserError(f"{path}: line {number} is not a record")
             yield record
         if len(line) == MAX_LINE:  # a shorter one without an end is being written, or torn
             raise UserError(f"{path}: line {number + 1} is too long")
@@ -113,7 +113,7 @@ def evaluations(run: Path) -> list[tuple[int, list[float]]]:
             if len(returns) != len(record["returns"]) or not returns:
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{run / 'evaluations.jsonl'}: line {number} is no evaluation") from error
+            raise UserError(f"{run / 'evaluations.jsonl'}: line {number} is not an evaluation") from error
         found.append((record["step"], returns))
     return found
 
@@ -131,7 +131,7 @@ def _parsed(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no JSON: {error}") from error
+        raise UserError(f"{where}: not JSON: {error}") from error
 
 
 def _refuse(error: OSError) -> None:

@@ -199,7 +199,7 @@ def test_a_sweep_that_is_stopped_says_how_far_it_came(train, monkeypatch):
     monkeypatch.setattr(job, "StopRequest", Request)
     code, out, _ = train("-m", TOY, "seed=0,1,2", *SMALL, "hydra.sweep.dir=sweep")
     assert code == 143
-    assert "2 jobs did not begin" in out
+    assert "2 jobs did not start" in out
     assert "sweep folder sweep" in out
 
 
@@ -214,7 +214,7 @@ def test_a_sweep_is_stopped_between_two_jobs(train, monkeypatch):
     code, out, _ = train("-m", TOY, "seed=0,1,2", *SMALL, "hydra.sweep.dir=sweep")
     assert code == 143
     assert re.search(r"0 +seed=0 +-", out)
-    assert "2 jobs did not begin" in out
+    assert "2 jobs did not start" in out
 
 
 def test_what_is_probably_not_meant_is_said(train):
@@ -268,7 +268,7 @@ def test_what_is_probably_not_meant_is_said(train):
         (["hydra.job.chdir=true"], "hydra.job.chdir=true"),
         (["hydra.run.dir=x/${nothing}"], "hydra.run.dir: Interpolation key 'nothing' not found"),
         (["device=cuda:99999999999999999999"], "no such device"),
-        (["algo.hidden_sizes=[1e7,1e7]"], "no memory for such networks"),
+        (["algo.hidden_sizes=[1e7,1e7]"], "not enough memory for these networks"),
     ],
 )
 def test_a_mistake_costs_one_line_and_no_folder(train, tmp_path, arguments, message):

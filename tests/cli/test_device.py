@@ -228,7 +228,7 @@ def test_who_moves_a_run_to_another_device_is_told_what_is_lost(train, tmp_path)
     content["device"] = {"name": "cuda"}
     (folder / "run.json").write_text(json.dumps(content))
     code, _, err = train(f"resume={folder}", "total_steps=60", "device=cpu", "trust=true")
-    assert (code, err) == (0, "warning: the run goes on, but not bit for bit: device cuda -> cpu\n")
+    assert (code, err) == (0, "warning: the resumed run is not the same bit for bit: device cuda -> cpu\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -196,7 +196,7 @@ def test_one_seed_of_several_goes_on_alone(train, stopped, tmp_path):
     assert json.loads((tmp_path / "run/seed_4/run.json").read_text())["status"] == "interrupted"
     code, _, err = train("resume=run", "trust=true")  # all seeds, from where the other one stands
     assert code == 0
-    assert "seed_5: goes back from step 60 to" in err
+    assert "seed_5: returns from step 60 to" in err
 
 
 def test_seeds_without_a_step_in_common_are_told_apart(train, finished, tmp_path):
@@ -269,9 +269,9 @@ def test_shards_that_the_ring_has_overwritten_go(train, tmp_path):
     [
         (["resume=nowhere"], "nowhere: no such folder"),
         (["resume=run"], "trust=true"),
-        (["resume=run", "trust=true", "algo.tau=0.1"], "algo.tau: would change the run's past"),
-        (["resume=run", "trust=true", "seed=3"], "seed: would change the run's past"),
-        (["resume=run", "trust=true", "share_next_obs=true"], "share_next_obs: would change the run's past"),
+        (["resume=run", "trust=true", "algo.tau=0.1"], "algo.tau: affects steps already taken"),
+        (["resume=run", "trust=true", "seed=3"], "seed: affects steps already taken"),
+        (["resume=run", "trust=true", "share_next_obs=true"], "share_next_obs: affects steps already taken"),
         (["resume=run", "trust=true", "total_steps=abc"], "total_steps=abc"),
         (["resume=run", "trust=true", "total_steps=["], "total_steps=["),
         (["resume=run", "trust=true", "total_steps=70,80"], "total_steps=70,80: one value"),

@@ -246,7 +246,7 @@ def unfinished(train, tmp_path, monkeypatch):
 def test_a_requeued_job_goes_on_with_its_own_run(train, unfinished, tmp_path):
     code, out, err = train(*unfinished)
     assert (code, err) == (0, "")
-    assert "requeued job 123: going on with its own run in run" in out
+    assert "requeued job 123: resuming its own run in run" in out
     assert "resuming at step 30" in out
     same(tmp_path / "run", tmp_path / "whole")
     code, _, err = train(*unfinished)  # it is done now
