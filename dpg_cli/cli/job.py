@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.build import Training, build, environment_maker, sizes
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
@@ -23,7 +24,6 @@ from dpg_cli.environments.rollout import Episode
 from dpg_cli.environments.state import copies_exactly
 from dpg_cli.environments.threads import ThreadSafety
 from dpg_cli.errors import DiskError, DivergedError, UserError, one_line
-from dpg_cli.learner import CapturedLearner
 from dpg_cli.metrics import Recorder
 from dpg_cli.storage import run_dir
 from dpg_cli.storage.atomic import Disk, explaining, write_whole

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
+from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
-from dpg_cli.learner import CapturedLearner, Learner
+from dpg_cli.learner import Learner
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import DeviceReplay, Replay
 from dpg_cli.seeding import Purpose, torch_generator
