@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dpg_cli.errors import UserError
+
 WARM_UP = 3  # runs before a capture: libraries make their handles, and a compiler compiles
 TO_THE_HOST = {"_local_scalar_dense", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "nonzero"}
 INDEXING = {"index", "index_put", "index_put_", "masked_select"}  # which count where a mask is true
@@ -25,6 +27,13 @@ class Event(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has come to it."""
+
+
+class Static(Protocol):
+    """What graphs use."""
+
+    def static_tensors(self) -> list[Tensor]:
+        """Its tensors that outlive a replay."""
 
 
 class CaptureError(Exception):
@@ -62,6 +71,49 @@ def warm_up(function: Callable[[], object], device: torch.device) -> None:
         for _ in range(WARM_UP):
             function()
     current.wait_stream(stream)
+
+
+def compiled_and_captured(
+    function: Callable[[], object],
+    used: Sequence[Static],
+    device: torch.device,
+    *,
+    compiled: bool,
+    generators: Sequence[torch.Generator] = (),
+) -> Callable[[], None]:
+    """What replays a function that uses the static tensors of `used`, and no others.
+
+    Args:
+        function: has not run before.
+        used: all that it uses and does not make itself.
+        device: of all of that.
+        compiled: whether to compile it first.
+        generators: as for `capture`.
+
+    Raises:
+        UserError: it cannot be compiled.
+    """
+    if compiled:
+        function = compile_for(device, function)
+    else:
+        warm_up(function, device)
+    return capture(function, [tensor for part in used for tensor in part.static_tensors()], generators)
+
+
+def compile_for(device: torch.device, function: Callable[[], object]) -> Callable[[], object]:
+    """Compile a function by running it.
+
+    Raises:
+        UserError: it cannot be compiled, as where a C compiler is missing.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
+
+    compiled: Callable[[], object] = torch.compile(function, fullgraph=True, dynamic=False)
+    try:
+        warm_up(compiled, device)
+    except TorchDynamoException as error:
+        raise UserError(f"compile=true: compilation failed ({error}); use compile=false") from error
+    return compiled
 
 
 class Graph:

@@ -91,16 +91,18 @@ def test_imports_make_no_circle():
 
 
 def test_imports_point_one_way():
-    """Such as `cli -> trainer -> {learner, environments}`, `learner -> {replay, capture}`, `algorithms -> networks`."""
-    below_the_trainer = {"learner", "environments", "replay", "storage", "metrics", "capture"}
+    """Such as `cli -> trainer -> {learner, environments}`, `captured_learner -> learner`, `algorithms -> networks`."""
+    below_the_trainer = {"learner", "captured_learner", "environments", "replay", "storage", "metrics", "capture"}
     assert importers("cli") == set()
     assert importers("config") == {"cli"}
     assert importers("trainer") == {"cli"}
     for name in below_the_trainer:
         assert importers(name) <= {"cli", "trainer"} | below_the_trainer | ({"config"} if name == "storage" else set())
     graph = parts()
-    assert below_the_trainer - {"replay", "capture"} <= graph["trainer"]
-    assert {"replay", "metrics", "capture"} <= graph["learner"]
+    assert below_the_trainer - {"replay", "captured_learner", "capture"} <= graph["trainer"]
+    assert {"replay", "metrics"} <= graph["learner"]
+    assert {"learner", "replay", "capture"} <= graph["captured_learner"]
+    assert importers("captured_learner") == {"cli"}
     assert "networks" in graph["algorithms"]
     upper = below_the_trainer | {"cli", "config", "trainer", "noise"}
     assert not graph["algorithms"] & upper

@@ -11,9 +11,10 @@ from tiny_algorithms import plain_update
 from dpg_cli.algorithms import Batch
 from dpg_cli.algorithms.td3 import TD3
 from dpg_cli.capture import CaptureError, capture, warm_up
+from dpg_cli.captured_learner import AHEAD, CapturedLearner
 from dpg_cli.cli import build, learners
 from dpg_cli.cli.learners import new_algorithm
-from dpg_cli.learner import AHEAD, CapturedLearner, Learner
+from dpg_cli.learner import Learner
 from dpg_cli.replay import DeviceReplay, Replay, Step
 
 # A batch of 16 and one action: a CPU draws such noise in one block as it does one by one.

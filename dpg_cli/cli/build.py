@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dpg_cli.algorithms import Algorithm
+from dpg_cli.capture import compile_for
 from dpg_cli.cli.device import activate, choose, named_device
 from dpg_cli.cli.learners import choose_threads, named, new_algorithm, new_learner
 from dpg_cli.cli.memory import check_memory
@@ -18,7 +19,7 @@ from dpg_cli.environments.make import LogOnce, make_env
 from dpg_cli.environments.processes import EnvProcesses
 from dpg_cli.environments.rollout import Environments
 from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
-from dpg_cli.learner import Learner, compile_for
+from dpg_cli.learner import Learner
 from dpg_cli.noise import NOISES, Noise
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import Replay

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from dpg_cli import __version__
 from dpg_cli.algorithms import Algorithm
+from dpg_cli.captured_learner import CapturedLearner, follow
 from dpg_cli.cli.learners import choose_threads, new_algorithm, new_learner
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError, one_line
-from dpg_cli.learner import CapturedLearner, Learner, follow
+from dpg_cli.learner import Learner
 from dpg_cli.precision import choose_products
 from dpg_cli.replay import DeviceReplay, Step
 from dpg_cli.storage.atomic import Disk, write_whole

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
+from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
-from dpg_cli.learner import CapturedLearner, Learner
+from dpg_cli.learner import Learner
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import DeviceReplay, Replay
 from dpg_cli.seeding import Purpose, torch_generator
@@ -42,7 +43,9 @@ def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: to
     except (RuntimeError, MemoryError) as error:
         if device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(f"algo.hidden_sizes={config.algo['hidden_sizes']}: not enough memory for these networks") from error
+        raise UserError(
+            f"algo.hidden_sizes={config.algo['hidden_sizes']}: not enough memory for these networks"
+        ) from error
 
 
 def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_dim: int, *, captured: bool) -> Learner:

@@ -1,9 +1,9 @@
 """What a run says at its start: what is allowed and probably not meant, or good to know."""
 
+from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.build import Training
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.make import has_time_limit
-from dpg_cli.learner import CapturedLearner
 
 
 def notes(config: TrainConfig, training: Training, copy_problem: str | None, thread_problem: str | None) -> list[str]:

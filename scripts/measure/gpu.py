@@ -238,7 +238,7 @@ def against_the_cpu(algo: str, seeds: int, *more_overrides: str) -> float:
     import numpy as np
     import torch
 
-    from dpg_cli.learner import AHEAD, follow
+    from dpg_cli.captured_learner import AHEAD, follow
     from dpg_cli.replay import DeviceReplay, Step
 
     overrides = [f"algo={algo}", f"num_seeds={seeds}", "precision=float64", "algo.batch_size=64", *more_overrides]
@@ -266,19 +266,19 @@ def against_single_operations() -> float:
     """Half as many updates by graphs, and by the functions that were captured."""
     import torch
 
-    from dpg_cli import learner as learner_module
+    from dpg_cli import capture as capture_module
 
     row = next(transitions(2))
     graphs = new_learner(GPU, "num_seeds=2", captured=True)
     more(graphs, COMPARED // 2, row)
-    capture = learner_module.capture
-    learner_module.capture = lambda function, *_: function
+    capture = capture_module.capture
+    capture_module.capture = lambda function, *_: function
     try:
         with torch.no_grad():
             single = new_learner(GPU, "num_seeds=2", captured=True)
             more(single, COMPARED // 2, row)
     finally:
-        learner_module.capture = capture
+        capture_module.capture = capture
     return largest_difference(graphs.algorithm, single.algorithm)
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from test_trainer import composed
 
+from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli import device, job, memory
 from dpg_cli.cli.device import CPU, choose, named_device
 from dpg_cli.cli.learners import new_algorithm, new_learner
 from dpg_cli.errors import UserError
-from dpg_cli.learner import CapturedLearner, Learner
+from dpg_cli.learner import Learner
 from dpg_cli.replay import Replay
 from dpg_cli.seeding import CUDA_STATE, Purpose, restore_generator, torch_generator
 from dpg_cli.storage import run_dir

@@ -1,0 +1,321 @@
+"""Learning and acting by work that is captured on a device.
+
+On a GPU an update of a small network is about a hundred kernels of a few microseconds. The host cannot launch them fast
+enough one by one. So each kind of update is captured once, with the choice of its batch and its noise, and replayed;
+so are storing and acting. The host waits for the device only when it needs an action.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from dpg_cli.algorithms import Algorithm
+from dpg_cli.capture import Static, compiled_and_captured, new_event
+from dpg_cli.learner import Learner
+from dpg_cli.networks import Actor, Network
+from dpg_cli.replay import DeviceReplay, Step
+
+AHEAD = 16  # updates drawn for at once: each replay of a graph that draws costs two kernels for each generator
+
+
+class CapturedLearner(Learner):
+    """A learner on a device, by graphs.
+
+    Args:
+        algorithm: learns and acts.
+        replay: on the algorithm's device.
+        compiled: whether `torch.compile` makes fewer and larger kernels of each graph.
+    """
+
+    replay: DeviceReplay
+
+    def __init__(self, algorithm: Algorithm, replay: DeviceReplay, *, compiled: bool = False):
+        super().__init__(algorithm, replay)
+        self._compiled = compiled
+        self._asked = False  # whether the next action has been
+        self._evaluation: tuple[Staging, CapturedPolicy] | None = None
+
+    def prepare(self) -> None:
+        """Capture everything; networks, optimizers and random streams are afterwards what they were."""
+        algorithm, replay = self.algorithm, self.replay
+        if self._compiled:
+            torch.compiler.reset()  # of the runs before in this process: the compiler takes few of one function
+        members = range(len(algorithm.generators))
+        before = tree_map(_copied_to_the_host, [(algorithm.state(m), replay.state(m)) for m in members])
+        *shape, width = replay.row_shape
+        self._staging = Staging((*shape, width + algorithm.actor.obs_dim), algorithm.actor)
+        rows, obs = torch.split(self._staging.on_device, [width, algorithm.actor.obs_dim], dim=-1)
+        self._no_rows = np.zeros(replay.row_shape)
+        self._policy = CapturedPolicy(algorithm.actor, obs, compiled=self._compiled)
+        self._insert = self._captured(lambda: replay.insert(rows), self._staging, replay)
+        self._observe = None
+        if (normalizer := algorithm.actor.normalizer) is not None:
+            self._observe = self._captured(lambda: normalizer.update(obs), algorithm, self._staging)
+        self._draws = Draws(self._try_updates(), algorithm, replay)
+        algorithm.drawn_ahead = self._draws.take
+        used = (algorithm, replay, self.averages, self._draws)
+        self._update = {kind: self._captured(functools.partial(self._learn_once, kind), *used) for kind in self._tags}
+        draws, device = self._draws, algorithm.actor.flat.device
+        self._draw = compiled_and_captured(draws.draw, [draws], device, compiled=False, generators=draws.generators)
+        algorithm.load_state([state for state, _ in before])
+        replay.load_state([state for _, state in before], [()] * len(before))
+        self.averages.take()
+
+    def learn(self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool) -> None:
+        """As `Learner.learn`. The next action is requested as soon as the actor is what it will be then."""
+        algorithm = self.algorithm
+        numbers = range(algorithm.updates + 1, algorithm.updates + 1 + updates)
+        last_change = max((n for n in numbers if self._changes_actor(n)), default=None)
+        self._staging.load(*step.in_a_row(), observed)
+        if self._observe is not None:
+            self._observe()
+        if acts_next and last_change is None:
+            self._policy.run()
+        self._insert()
+        self.replay.inserted()
+        for n in numbers:
+            if (n - 1) % AHEAD == 0:
+                self._draw_ahead()
+            kind = self._changes_actor(n)
+            self._update[kind]()
+            algorithm.updates = n
+            self.averages.count(self._tags[kind])
+            if acts_next and n == last_change:
+                self._policy.run()
+        self._asked = acts_next
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """The policy in training; `learn` may have requested the action already."""
+        if not self._asked:
+            self._staging.load(self._no_rows, obs)
+            self._policy.run()
+        self._asked = False
+        return self._policy.action()
+
+    def act_to_evaluate(self, obs: np.ndarray) -> np.ndarray:
+        """The policy in evaluations, which all have one number of environments."""
+        if self._evaluation is None:
+            staging = Staging(obs.shape, self.algorithm.actor)
+            policy = CapturedPolicy(self.algorithm.actor, staging.on_device, compiled=self._compiled)
+            self._evaluation = staging, policy
+        staging, policy = self._evaluation
+        staging.load(obs)
+        policy.run()
+        return policy.action()
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """The generators stand where what they have drawn ahead can be drawn again."""
+        generators = self._draws.generators
+        now = [g.get_state() for g in generators]
+        before = self._draws.before if self.algorithm.updates % AHEAD else now
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, now, strict=True):
+                generator.set_state(state)
+
+    def restored(self) -> None:
+        """Draw again what had been drawn ahead, and not used up."""
+        if used := self.algorithm.updates % AHEAD:
+            self._draw_ahead()
+            self._draws.used.fill_(used)
+        self._asked = False
+
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """The current block: numbers that choose batches `(S, AHEAD, B)`, and N(0, 1) `(S, AHEAD, n)`."""
+        numbers, normals, _ = self._draws.static_tensors()
+        return numbers.cpu(), normals.cpu()
+
+    def _changes_actor(self, number: int) -> bool:
+        return number % self.algorithm.actor_every == 0
+
+    def _draw_ahead(self) -> None:
+        self._draws.before = [g.get_state() for g in self._draws.generators]
+        self._draw()
+
+    def _learn_once(self, changes_actor: bool) -> None:
+        self.algorithm.updates = self.algorithm.actor_every - 1 if changes_actor else 0
+        batch = self.replay.batch(self._draws.next())
+        self.averages.sum_up(self.algorithm.update(batch))
+
+    def _try_updates(self) -> int:
+        """Make each kind of update once; how many numbers N(0, 1) it draws for each member, at most."""
+        algorithm, most, drawn = self.algorithm, 0, 0
+
+        def zeros(shape: Sequence[int]) -> Tensor:
+            nonlocal drawn
+            drawn += math.prod(shape[1:])
+            return algorithm.actor.flat.detach().new_zeros(shape)
+
+        numbers = torch.zeros(self.replay.row_shape[0], algorithm.batch_size, dtype=torch.int64)
+        batch = self.replay.batch(numbers.to(algorithm.actor.flat.device))
+        algorithm.drawn_ahead = zeros
+        self._tags: dict[bool, list[str]] = {}  # of the scalars of updates that change the actor, and of the others
+        for n in range(1, algorithm.actor_every + 1):
+            if self._changes_actor(n) not in self._tags:
+                algorithm.updates, drawn = n - 1, 0
+                scalars = algorithm.update(batch)
+                self.averages.sum_up(scalars)
+                self._tags[self._changes_actor(n)] = list(scalars)
+                most = max(most, drawn)
+        return most
+
+    def _captured(self, function: Callable[[], None], *used: Static) -> Callable[[], None]:
+        return compiled_and_captured(function, used, self.algorithm.actor.flat.device, compiled=self._compiled)
+
+
+@torch.no_grad()
+def follow(algorithm: Algorithm, replay: DeviceReplay, numbers: Tensor, normals: Tensor) -> None:
+    """Make the updates that a captured learner has made from the same transitions and draws.
+
+    Args:
+        algorithm: on a CPU.
+        replay: on a CPU.
+        numbers: that choose the batches, `(S, n, B)` for n updates.
+        normals: N(0, 1), `(S, n, ·)`.
+    """
+    draws = Draws(normals.shape[-1], algorithm, replay)
+    algorithm.drawn_ahead = draws.take
+    for number in range(numbers.shape[1]):
+        draws.give(normals[:, number])
+        algorithm.update(replay.batch(numbers[:, number]))
+
+
+class Draws:
+    """The random numbers of updates, for `AHEAD` updates at once, each member's from its own generators.
+
+    Args:
+        normals: how many numbers N(0, 1) an update takes for each member.
+        algorithm: its generators draw those.
+        replay: its generators draw the numbers that choose batches.
+
+    Attributes:
+        generators: all of them.
+        used: `(1,)`, the number of updates made from the current block.
+        before: the generators' states from which that was drawn.
+    """
+
+    def __init__(self, normals: int, algorithm: Algorithm, replay: DeviceReplay):
+        flat, members = algorithm.actor.flat.detach(), len(algorithm.generators)
+        self._of = (replay.generators, algorithm.generators)
+        self.generators = [*replay.generators, *algorithm.generators]
+        self._numbers = flat.new_zeros(members, AHEAD, algorithm.batch_size, dtype=torch.int64)
+        self._normals = flat.new_zeros(members, AHEAD, normals)
+        self.used = flat.new_zeros(1, dtype=torch.int64)
+        self.before: list[Tensor] = []
+
+    def static_tensors(self) -> list[Tensor]:
+        """Every tensor."""
+        return [self._numbers, self._normals, self.used]
+
+    def draw(self) -> None:
+        """Draw for the next `AHEAD` updates."""
+        choosing, of_noise = self._of
+        for numbers, generator in zip(self._numbers, choosing, strict=True):
+            numbers.random_(0, DeviceReplay.NUMBERS, generator=generator)
+        if self._normals.shape[-1]:
+            for normals, generator in zip(self._normals, of_noise, strict=True):
+                normals.normal_(generator=generator)
+        self.used.zero_()
+
+    def next(self) -> Tensor:
+        """Turn to the next update: the numbers that choose its batch, `(S, B)`."""
+        numbers = self._numbers.index_select(1, self.used).squeeze(1)
+        self.give(self._normals.index_select(1, self.used).squeeze(1))
+        self.used.add_(1)
+        return numbers
+
+    def give(self, normals: Tensor) -> None:
+        """`take` comes from these numbers now, `(S, n)`."""
+        self._now, self._taken = normals.to(self._normals.dtype), 0
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        """The update's next numbers N(0, 1), of a shape `(S, ...)`."""
+        first, self._taken = self._taken, self._taken + math.prod(shape[1:])
+        return self._now[:, first : self._taken].view(*shape)
+
+
+class Staging:
+    """Arrays on their way to a device, in memory that it reads by itself.
+
+    Args:
+        shape: of all of them side by side.
+        network: says where to, and in which precision.
+
+    Attributes:
+        on_device: what the last `load` took.
+    """
+
+    def __init__(self, shape: Sequence[int], network: Network):
+        flat = network.flat.detach()
+        self._host = torch.zeros(*shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
+        self._array: np.ndarray = self._host.numpy()
+        self.on_device = flat.new_zeros(*shape)
+        self._copied = new_event(flat.device)
+
+    def static_tensors(self) -> list[Tensor]:
+        """The one on the device."""
+        return [self.on_device]
+
+    def load(self, *parts: np.ndarray) -> None:
+        """Take arrays, to be side by side in their last axis."""
+        self._copied.synchronize()  # of the last ones: the device may come to it only now
+        np.concatenate(parts, axis=-1, out=self._array, casting="unsafe")
+        self.on_device.copy_(self._host, non_blocking=True)
+        self._copied.record()
+
+
+class CapturedPolicy:
+    """An actor for the observations in one place: run it, and later take the actions.
+
+    Args:
+        actor: the network.
+        obs: where observations are, `(S, N, obs_dim)`.
+        compiled: as for `CapturedLearner`.
+    """
+
+    def __init__(self, actor: Actor, obs: Tensor, *, compiled: bool):
+        flat = actor.flat.detach()
+        self._obs = obs
+        self._action = flat.new_zeros(*obs.shape[:-1], actor.action_dim)
+        self._on_host = torch.zeros(self._action.shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
+        self._done = new_event(flat.device)
+
+        @torch.no_grad()
+        def act() -> None:
+            self._action.copy_(actor(obs, exact=True))
+
+        self._act = compiled_and_captured(
+            act,
+            (actor, self),
+            flat.device,
+            compiled=compiled,
+        )
+
+    def static_tensors(self) -> list[Tensor]:
+        """Observations and actions."""
+        return [self._obs, self._action]
+
+    def run(self) -> None:
+        """Let the device act, by the actor as it is now."""
+        self._act()
+        self._on_host.copy_(self._action, non_blocking=True)
+        self._done.record()
+
+    def action(self) -> np.ndarray:
+        """Wait for the actions, `(S, N, action_dim)`."""
+        self._done.synchronize()
+        return self._on_host.numpy().copy()
+
+
+def _copied_to_the_host(value: object) -> object:
+    return value.cpu().clone() if isinstance(value, Tensor) else value
