@@ -2,6 +2,8 @@
 """Draw `value/bias` and the return of a sweep with experiment=overestimation: see docs/theory.md.
 
 Usage: python scripts/overestimation.py outputs/sweeps/TIMESTAMP [PICTURE.png]
+
+The picture is outputs/overestimation.png unless another is named.
 """
 
 import sys
@@ -19,7 +21,7 @@ try:
 except ImportError:
     sys.exit('scripts/overestimation.py: matplotlib is missing; install it with: pip install -e ".[plot]"')
 
-IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "overestimation.png"
+IMAGE = Path("outputs", "overestimation.png")
 NAMES = {1: "DDPG (one critic)", 2: "clipped double Q (two critics)"}
 TAGS = {"value/bias": "Q(s, μ(s)) less the discounted return", "eval/return_mean": "return of the evaluation"}
 Curves = dict[int, list[dict[int, float]]]  # by number of critics, one curve a seed, by step
@@ -47,6 +49,7 @@ def main() -> None:
     axes[0].axhline(0, color="0.3", linewidth=1)
     axes[0].legend(fontsize=8)
     figure.suptitle(configs[0]["env"]["id"])
+    image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=80)
     print(f"-> {image}")
 

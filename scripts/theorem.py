@@ -1,5 +1,11 @@
 #!/usr/bin/env python
-"""Draw the deterministic policy gradient theorem into docs/images/ and print it as a table: see docs/theory.md."""
+"""Draw the deterministic policy gradient theorem and print it as a table: see docs/theory.md.
+
+    python scripts/theorem.py                    # three pictures in outputs/
+    python scripts/theorem.py out=docs/images    # those of the documentation
+
+Needs the extra `plot`: pip install -e '.[plot]'
+"""
 
 import sys
 from pathlib import Path
@@ -13,6 +19,7 @@ except ImportError:
     sys.exit('scripts/theorem.py: matplotlib is missing; install it with: pip install -e ".[plot]"')
 
 from dpg_cli.algorithms import ALGORITHMS
+from dpg_cli.cli.arguments import parse, run_script
 from dpg_cli.theory import (
     Regulator,
     actor_update,
@@ -25,7 +32,6 @@ from dpg_cli.theory import (
     total_variance,
 )
 
-IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 DISCOUNT = 0.9
 SAMPLES = 50_000
 LAYERS = {
@@ -45,16 +51,17 @@ COPIES = [1, 2, 4, 8, 16, 32]
 
 
 def main() -> None:
+    images = Path(parse(sys.argv[1:], ("out",), required=()).get("out", "outputs"))
+    images.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
-    IMAGES.mkdir(parents=True, exist_ok=True)
     regulator, gain = random_regulator(4, 2, DISCOUNT, seed=0)
-    draw_agreement(regulator, gain)
-    draw_variance(regulator, gain)
-    draw_limits(regulator, gain)
+    draw_agreement(regulator, gain, images)
+    draw_variance(regulator, gain, images)
+    draw_limits(regulator, gain, images)
 
 
-def draw_agreement(regulator: Regulator, gain: Tensor) -> None:
+def draw_agreement(regulator: Regulator, gain: Tensor, images: Path) -> None:
     exact = regulator.exact_gradient(gain)
     updates = {
         name: actor_update(
@@ -91,10 +98,10 @@ def draw_agreement(regulator: Regulator, gain: Tensor) -> None:
     left.legend(fontsize=8)
     right.loglog(steps, differences, "s-", color="C1", markersize=4)
     right.set(xlabel="step of the finite differences", ylabel="relative error", title="the error of finite differences")
-    save(figure, "theorem_agreement.png")
+    save(figure, images / "theorem_agreement.png")
 
 
-def draw_variance(regulator: Regulator, gain: Tensor) -> None:
+def draw_variance(regulator: Regulator, gain: Tensor, images: Path) -> None:
     by_sigma = [estimator_variances(regulator, gain, sigma) for sigma in SIGMAS]
     by_dimension = [estimator_variances(*regulator.split(gain, copies), 0.2) for copies in COPIES]
     dimensions = [2 * copies for copies in COPIES]
@@ -116,7 +123,7 @@ def draw_variance(regulator: Regulator, gain: Tensor) -> None:
     axes[1].set_xticks(dimensions, dimensions)
     axes[1].minorticks_off()
     axes[0].legend(fontsize=8)
-    save(figure, "theorem_variance.png")
+    save(figure, images / "theorem_variance.png")
 
 
 NAMES = ("score function", "score, baseline Q(s, μ(s))", "deterministic", "formula for the first")
@@ -137,7 +144,7 @@ def estimator_variances(regulator: Regulator, gain: Tensor, sigma: float) -> lis
     return [(variance / scale).item() for variance in variances]
 
 
-def draw_limits(regulator: Regulator, gain: Tensor) -> None:
+def draw_limits(regulator: Regulator, gain: Tensor, images: Path) -> None:
     deterministic = regulator.policy_gradient(gain)
     distances = [relative_error(regulator.exact_gradient(gain, sigma), deterministic) for sigma in SIGMAS]
     heading("The limit: the Gaussian policy's gradient against the deterministic one", "σ", "‖∇J_σ - ∇J‖ / ‖∇J‖")
@@ -165,7 +172,7 @@ def draw_limits(regulator: Regulator, gain: Tensor) -> None:
     right.plot(scales, wrong, "o-", markersize=4, label="distance from the on-policy ∇J, relative")
     right.set(xlabel="σ of the behaviour", ylim=(0, 3), title="the off-policy gradient")
     right.legend(fontsize=8)
-    save(figure, "theorem_limits.png")
+    save(figure, images / "theorem_limits.png")
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -187,10 +194,10 @@ def row(name: str, *values: str) -> None:
     print(f"{name:36}", "  ".join(f"{value:>26}" for value in values))
 
 
-def save(figure: plt.Figure, name: str) -> None:
-    figure.savefig(IMAGES / name, dpi=100)
-    print(f"\n-> docs/images/{name}")
+def save(figure: plt.Figure, image: Path) -> None:
+    figure.savefig(image, dpi=100)
+    print(f"\n-> {image}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script("theorem", main)

@@ -1,4 +1,4 @@
-"""Moments of a training at which something can be made to happen, for tests and `scripts/faults.py`."""
+"""Moments of a training at which something can be made to happen, for tests and `faults/run.py`."""
 
 import functools
 

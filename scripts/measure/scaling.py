@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Time per update against batch, width and seeds, and per environment step against environments: table and picture.
 
-    python scripts/measure/scaling.py
+    python scripts/measure/scaling.py                              # the picture is outputs/scaling.png
     python scripts/measure/scaling.py algo=ddpg threads=1 repetitions=3 updates=20 out=scaling.json image=scaling.png
 
 TD3 on HalfCheetah-v4 with its own 256-256 and batch of 256, but for the one size that is varied. An update is timed
@@ -27,7 +27,7 @@ from dpg_cli.cli.build import Training
 from dpg_cli.environments.rollout import collect
 from dpg_cli.errors import UserError
 
-IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "scaling.png"
+IMAGE = Path("outputs", "scaling.png")
 OVERRIDES = {
     "batch": "algo.batch_size={0}",
     "width": "algo.hidden_sizes=[{0},{0}]",
@@ -122,6 +122,7 @@ def draw(algo: str, times: Times, image: Path) -> None:
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
     figure.suptitle(f"{algo} on HalfCheetah-v4")
+    image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=80)
     print(f"\n-> {image}")
 

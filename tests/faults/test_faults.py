@@ -1,4 +1,4 @@
-"""What can happen to a run, at chosen moments in this process; `scripts/faults.py` does it from outside, at any."""
+"""What can happen to a run, at chosen moments in this process; `run.py` does it from outside, at any."""
 
 import shutil
 import signal
