@@ -1,17 +1,23 @@
 #!/usr/bin/env python
-"""Learning curves of finished runs: the evaluations of the seeds of each algorithm, a panel for each environment.
+"""Draw learning curves of runs: the evaluations of every seed, one panel per environment.
 
-    python scripts/plot.py runs=outputs out=curves.png
-    python scripts/plot.py runs=outputs/sweeps/2026-11-22_14-00-00-000000,outputs/Pendulum-v1 out=curves.png
+    python scripts/plot.py runs=outputs out=curves.svg
+    python scripts/plot.py runs=outputs/td3,outputs/ddpg labels=TD3,DDPG show=seeds out=curves.png
 
-`runs` are run folders or folders above them. Runs that differ in nothing but the seed are one curve: the mean of
-their evaluations and the 95% interval of that mean (percentile bootstrap over seeds, 10,000 resamples). A table of
-every seed is printed. `labels=a,b` names the curves in the order in which `runs` holds them. Needs the extra `plot`:
-pip install -e '.[plot]'
+    runs       run folders, or folders above them; runs that differ only in the seed are one curve
+    out        the picture: .svg, .png or .pdf
+    labels     names of the curves, in the order in which `runs` holds them (default: the choice of algo)
+    show       interval (default): the mean over seeds and its 95% interval (percentile bootstrap over seeds, 10,000
+               resamples); seeds: the mean, and a thin line for each seed
+    published  ENV_ID:RETURN,...: a dashed line in the panel of an environment
+
+A table of every seed is printed; ± is the standard deviation over seeds, with ddof=0 as in the papers' code. Needs the
+extra `plot`: pip install -e '.[plot]'
 """
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,40 +76,67 @@ def name_of(run: Path) -> str:
         raise UserError(f"{path}: not what Hydra writes") from error
 
 
+def dashed_lines(text: str, env_ids: Iterable[str]) -> dict[str, float]:
+    """Returns by environment, from `ENV_ID:RETURN,...`."""
+    lines = {}
+    for item in filter(None, text.split(",")):
+        env_id, _, value = item.rpartition(":")
+        if env_id not in env_ids:
+            raise UserError(f"published={text}: {env_id or item} is not among {', '.join(map(one_line, env_ids))}")
+        try:
+            lines[env_id] = float(value)
+        except ValueError:
+            raise UserError(f"published={text}: {value} is not a number") from None
+    return lines
+
+
 def main() -> None:
-    values = parse(sys.argv[1:], ("runs", "out", "labels"), required=("runs", "out"))
+    values = parse(sys.argv[1:], ("runs", "out", "labels", "show", "published"), required=("runs", "out"))
+    if (show := values.get("show", "interval")) not in ("interval", "seeds"):
+        raise UserError(f"show={show}: must be interval or seeds")
     labels = iter(values["labels"].split(",")) if "labels" in values else None
     if find_spec("matplotlib") is None:
         raise UserError("matplotlib is missing; pip install -e '.[plot]'")
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "plot"  # the same picture is the same file
     from matplotlib import pyplot
 
     panels = curves([Path(root) for root in values["runs"].split(",")])
+    published = dashed_lines(values.get("published", ""), panels)
     count = sum(len(lines) for lines in panels.values())
     if "labels" in values and len(values["labels"].split(",")) != count:
         raise UserError(f"labels={values['labels']}: there are {count} curves")
-    size = (4.8 * len(panels), 3.6 + 0.2 * max(map(len, panels.values())))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=size, squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), squeeze=False, layout="constrained")
+    colors: dict[str, str] = {}  # a label has one colour in all panels
+    legend = {}
     for ax, (env_id, lines) in zip(axes[0], panels.items(), strict=True):
         for runs in lines.values():
             label = name_of(runs[0]) if labels is None else next(labels)
+            color = colors.setdefault(label, f"C{len(colors)}")
             steps, means = returns(runs)
             low, high = interval(means)
-            ax.plot(steps, means.mean(axis=0), label=f"{label}, {len(runs)} seeds".replace("$", r"\$"))
-            ax.fill_between(steps, low, high, alpha=0.2)
-            last = f"mean {means[:, -1].mean():.1f} [{low[-1]:.1f}, {high[-1]:.1f}]"
+            (line,) = ax.plot(steps, means.mean(axis=0), color=color, linewidth=2, zorder=3)
+            legend[f"{label}, {len(runs)} seeds".replace("$", r"\$")] = line
+            if show == "seeds":
+                ax.plot(steps, means.T, color=color, linewidth=0.7, alpha=0.45)
+            else:
+                ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            last = f"mean {means[:, -1].mean():.1f} ± {means[:, -1].std():.1f} [{low[-1]:.1f}, {high[-1]:.1f}]"
             print(f"{one_line(env_id)}, {label}, {steps[-1]:,} steps: {last}")
             for run, own in zip(runs, means, strict=True):
                 best = own.argmax()
                 print(f"  {run}: best {own[best]:.1f} at {steps[best]:,}, mean of the last three {own[-3:].mean():.1f}")
+        if env_id in published:
+            legend["published mean"] = ax.axhline(published[env_id], color="0.2", linewidth=1, linestyle="--")
         ax.set(title=one_line(env_id).replace("$", r"\$"), xlabel="environment steps", ylabel="return")
-        ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
         ax.grid(alpha=0.3)
         ax.locator_params(axis="x", nbins=5)
-    figure.tight_layout()
-    figure.savefig(values["out"], dpi=90)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), 3), frameon=False)
+    figure.savefig(values["out"], dpi=150, metadata={"Date": None} if values["out"].endswith(".svg") else None)
 
 
 if __name__ == "__main__":

@@ -166,11 +166,11 @@ def draw_limits(regulator: Regulator, gain: Tensor, images: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     left.loglog(SIGMAS, distances, "o", markersize=5, label="‖∇J_σ - ∇J‖ / ‖∇J‖")
     left.loglog(SIGMAS, [distances[0] * (sigma / SIGMAS[0]) ** 2 for sigma in SIGMAS], "k:", label="slope 2")
-    left.set(xlabel="σ of the policy", title="the stochastic gradient's limit")
+    left.set(xlabel="σ of the policy", ylabel="relative distance", title="the stochastic gradient's limit")
     left.legend(fontsize=8)
     right.plot(scales, dropped, "s-", markersize=4, color="C3", label="dropped term, share of the whole ∇J_β")
     right.plot(scales, wrong, "o-", markersize=4, label="distance from the on-policy ∇J, relative")
-    right.set(xlabel="σ of the behaviour", ylim=(0, 3), title="the off-policy gradient")
+    right.set(xlabel="σ of the behaviour", ylabel="relative size", ylim=(0, 3), title="the off-policy gradient")
     right.legend(fontsize=8)
     save(figure, images / "theorem_limits.png")
 
@@ -195,7 +195,7 @@ def row(name: str, *values: str) -> None:
 
 
 def save(figure: plt.Figure, image: Path) -> None:
-    figure.savefig(image, dpi=100)
+    figure.savefig(image, dpi=150)
     print(f"\n-> {image}")
 
 

@@ -27,24 +27,25 @@ def make_batch(size=5, members=1, obs_dim=3, action_dim=2, seed=0) -> Batch:
     )
 
 
-def plain_update(algorithm, batch):
-    """The same update by torch's automatic differentiation, as an algorithm of one's own may be written."""
+def plain_update(self, batch):
+    """The same update by torch's automatic differentiation, as in a textbook; docs/algorithms/ quotes its lines."""
     obs, action, reward, next_obs, terminated = batch
     with torch.no_grad():
-        next_action = algorithm.target_actor(next_obs)
-        if isinstance(algorithm, TD3):
-            noise = algorithm.policy_noise * algorithm.standard_normal(action.shape)
-            noise = noise.clamp(-algorithm.noise_clip, algorithm.noise_clip)
+        next_action = self.target_actor(next_obs)
+        if isinstance(self, TD3):
+            noise = self.policy_noise * self.standard_normal(action.shape)
+            noise = noise.clamp(-self.noise_clip, self.noise_clip)
             next_action = (next_action + noise).clamp(-1, 1)
-        next_q = algorithm.target_critic(next_obs, next_action).amin(dim=0)
-        target = reward + algorithm.discount * (1 - terminated) * next_q
+        next_q = self.target_critic(next_obs, next_action).amin(dim=0)
+        target = reward + self.discount * (1 - terminated) * next_q
 
-    critic_loss = (algorithm.critic(obs, action) - target).square().mean(dim=-1).sum(dim=0)
-    metrics = {"grad/critic_norm": algorithm.descend(algorithm.critic_optimizer, critic_loss)}
-    algorithm.updates += 1
-    if algorithm.updates % getattr(algorithm, "policy_delay", 1) == 0:
-        actor_loss = -algorithm.critic.q1(obs, algorithm.actor(obs)).mean(dim=-1)
-        metrics["grad/actor_norm"] = algorithm.descend(algorithm.actor_optimizer, actor_loss)
-        metrics["loss/actor"] = actor_loss.detach()
-        algorithm.update_targets()
-    return metrics | {"loss/critic": critic_loss.detach()}
+    critic_loss = (self.critic(obs, action) - target).square().mean(dim=-1).sum(dim=0)
+    critic_norm = self.descend(self.critic_optimizer, critic_loss)
+    metrics = {"grad/critic_norm": critic_norm, "loss/critic": critic_loss.detach()}
+    self.updates += 1
+    if self.updates % getattr(self, "policy_delay", 1) == 0:
+        actor_loss = -self.critic.q1(obs, self.actor(obs)).mean(dim=-1)
+        actor_norm = self.descend(self.actor_optimizer, actor_loss)
+        self.update_targets()
+        metrics |= {"grad/actor_norm": actor_norm, "loss/actor": actor_loss.detach()}
+    return metrics

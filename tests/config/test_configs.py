@@ -90,6 +90,7 @@ def test_ddpg_original():
     c = checked("experiment=ddpg_original")
     assert (c.algo["critic_action_layer"], c.algo["critic_weight_decay"], c.algo["tau"]) == (2, 1e-2, 1e-3)
     assert (c.algo["batch_size"], c.algo["normalize_obs"], c.noise["name"]) == (64, True, "ou")
+    assert (c.random_steps, c.learning_starts) == (0, 64)
 
 
 def test_ddpg_notes():
