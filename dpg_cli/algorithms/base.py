@@ -91,7 +91,7 @@ class Algorithm:
             self._device
         )
         for network in (self.actor, self.critic):
-            network.products = products or dtype
+            network.passes.products = products or dtype
         self.target_actor, self.target_critic = target_of(self.actor), target_of(self.critic)
         self.actor_optimizer = Adam(self.actor, self.actor_lr)
         self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay)

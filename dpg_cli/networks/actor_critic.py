@@ -12,18 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dpg_cli.networks.dense import (
-    Dense,
-    DensePass,
-    Kept,
-    Tape,
-    as_type,
-    backward,
-    blocks,
-    dense_layer,
-    dense_layers,
-    forward,
-)
+from dpg_cli.networks.dense import Passes, blocks
 from dpg_cli.networks.normalizer import Normalizer
 
 
@@ -50,7 +39,7 @@ class Network(nn.Module):
 
     Attributes:
         flat: the parameters, `(P,)`: weight and bias of each layer in turn.
-        products: precision of the large matrix products of an update; that of the parameters unless it is set.
+        passes: through the layers, and back; `passes.products` is the precision of an update's large products.
     """
 
     def __init__(
@@ -63,7 +52,6 @@ class Network(nn.Module):
     ):
         super().__init__()
         self.normalizer = normalizer
-        self.products = dtype
 
         def uniform(bound: float, rows: int, columns: int) -> Tensor:
             # Drawn in float64 and by seed, so that neither precision nor company changes what a seed starts from.
@@ -76,8 +64,7 @@ class Network(nn.Module):
         blocks = [uniform(1 / math.sqrt(m), rows, n) for m, n in sizes for rows in (m, 1)]
         self.shapes = [block.shape for block in blocks]
         self.flat = nn.Parameter(torch.cat([block.flatten() for block in blocks]))
-        self._kept: dict[torch.dtype, Kept] = {}
-        self._place: Kept | None = None  # of gradients
+        self.passes = Passes(self.shapes, dtype)
 
     @property
     def layers(self) -> list[Layer]:
@@ -110,90 +97,17 @@ class Network(nn.Module):
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
+    def static_tensors(self) -> list[Tensor]:
+        """Every tensor that a pass reads or writes and that outlives it."""
+        buffers = [] if self.normalizer is None else list(self.normalizer.buffers())
+        return [self.flat.detach(), *self.passes.static_tensors(), *buffers]
+
     def _seen(self, obs: Tensor) -> Tensor:
         """Observations as the layers take them."""
         if self.normalizer is None:
             return obs
         normalized: Tensor = self.normalizer(obs)
         return normalized
-
-    def _mlp(
-        self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False, exact: bool = False
-    ) -> Tensor:
-        """All layers in turn, by torch's automatic differentiation where it is enabled.
-
-        Args:
-            x: `(S, B, in)`.
-            extra: `(S, B, ·)`, appended to the input of the layer `index`.
-            index: counted from 0.
-            first: the first of K critics alone, its parameters taken as constants.
-            exact: in the precision of the parameters, whatever `products` says.
-
-        Returns:
-            `(*members, B, out)`.
-        """
-        if not torch.is_grad_enabled():
-            return self._recorded(x, extra, index, first=first, exact=exact)[0]
-        members = self._members(first)
-        flat = self.flat.detach() if first else self.flat
-        layers = self._dense(first, exact)
-        y: Tensor = DensePass.apply(x, extra, index, members, flat, self.shapes, layers)  # type: ignore[no-untyped-call]
-        return y.view(*members, *y.shape[-2:])
-
-    def _recorded(
-        self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False, exact: bool = False
-    ) -> tuple[Tensor, Tape]:
-        """As `_mlp`, without torch's differentiation, and the record for ours."""
-        members = self._members(first)
-        y, tape = forward(x, extra, index, members, self._dense(first, exact))
-        return as_type(x.dtype, y).view(*members, *y.shape[-2:]), tape
-
-    def static_tensors(self) -> list[Tensor]:
-        """Every tensor that a pass reads or writes and that outlives it."""
-        kept = [kept.flat for kept in (*self._kept.values(), self._place) if kept is not None]
-        buffers = [] if self.normalizer is None else list(self.normalizer.buffers())
-        return [self.flat.detach(), *kept, *buffers]
-
-    def _gradient(self, grad: Tensor, tape: Tape) -> Tensor:
-        """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
-        place = self._place
-        if torch.compiler.is_compiling():
-            place = self._views_of(torch.empty_like)
-        elif place is None or place.at != self.flat.data_ptr():
-            place = self._place = self._kept_views_of(torch.empty_like)
-        backward(grad.flatten(0, -3), tape, place.layers)
-        return place.flat
-
-    def _members(self, first: bool) -> torch.Size:
-        return self.shapes[0][1:-2] if first else self.shapes[0][:-2]
-
-    def _dense(self, first: bool, exact: bool) -> list[Dense]:
-        """The layers as products take them: of all members in a row, or of the first of K critics."""
-        flat = self.flat  # once, since a module's attributes are slow
-        dtype = flat.dtype if exact else self.products
-        kept = self._kept.get(dtype)
-        if torch.compiler.is_compiling():  # where views cost nothing
-            kept = self._views_of(lambda flat: flat.to(dtype))
-        elif kept is None or kept.at != flat.data_ptr():
-            kept = self._kept[dtype] = self._kept_views_of(lambda flat: flat.to(dtype))
-        elif dtype is not flat.dtype:
-            kept.flat.copy_(flat.detach())  # every time: nothing says when they were changed
-        return kept.of_first if first else kept.layers
-
-    @torch.inference_mode(False)  # tensors of that mode could not be used outside
-    def _kept_views_of(self, make: Callable[[Tensor], Tensor]) -> Kept:
-        return self._views_of(make)._replace(at=self.flat.data_ptr())
-
-    def _views_of(self, make: Callable[[Tensor], Tensor]) -> Kept:
-        """What `make` gives of the parameters, and its layers."""
-        flat = make(self.flat.detach())
-        layers = dense_layers(flat, self.shapes)
-        if flat.dtype is not self.flat.dtype:
-            exact = dense_layers(self.flat.detach(), self.shapes)
-            layers = [own if own.large else other for own, other in zip(layers, exact, strict=True)]
-        members = self.shapes[0][-3]  # S
-        of_first = [dense_layer(layer.weight[:members], layer.bias[:members]) for layer in layers]
-        return Kept(0, flat, layers, of_first)
 
 
 class Actor(Network):
@@ -222,7 +136,7 @@ class Actor(Network):
 
     def forward(self, obs: Tensor, *, exact: bool = False) -> Tensor:
         """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact`: not in the lower precision of an update."""
-        return torch.tanh(self._mlp(self._seen(obs), exact=exact))
+        return torch.tanh(self.passes.forward(self.flat, self._seen(obs), exact=exact))
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Actions, and how their gradient becomes that of the parameters.
@@ -234,9 +148,9 @@ class Actor(Network):
             Actions `(S, B, action_dim)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until
             this network's next one. In between neither the parameters nor the actions may be changed.
         """
-        y, tape = self._recorded(self._seen(obs))
+        y, tape = self.passes.recorded(self.flat, self._seen(obs))
         action = torch.tanh(y)
-        return action, lambda grad: self._gradient(torch.ops.aten.tanh_backward(grad, action), tape)
+        return action, lambda grad: self.passes.gradient(self.flat, torch.ops.aten.tanh_backward(grad, action), tape)
 
 
 class Critic(Network):
@@ -278,7 +192,7 @@ class Critic(Network):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`."""
-        return self._mlp(self._seen(obs), action, self.action_index).squeeze(-1)
+        return self.passes.forward(self.flat, self._seen(obs), action, self.action_index).squeeze(-1)
 
     def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Values, and how their gradient becomes that of the parameters.
@@ -291,19 +205,19 @@ class Critic(Network):
             Values `(K, S, B)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until this
             network's next one. In between the parameters may not be changed.
         """
-        y, tape = self._recorded(self._seen(obs), action, self.action_index)
-        return y.squeeze(-1), lambda grad: self._gradient(grad.unsqueeze(-1), tape)
+        y, tape = self.passes.recorded(self.flat, self._seen(obs), action, self.action_index)
+        return y.squeeze(-1), lambda grad: self.passes.gradient(self.flat, grad.unsqueeze(-1), tape)
 
     def q1(self, obs: Tensor, action: Tensor, *, exact: bool = False) -> Tensor:
         """The first critic's values, `(S, B)`: what the actor ascends, by the action alone.
 
         `exact`: not in the lower precision of an update.
         """
-        return self._mlp(self._seen(obs), action, self.action_index, first=True, exact=exact).squeeze(-1)
+        return self.passes.forward(
+            self.flat, self._seen(obs), action, self.action_index, first=True, exact=exact
+        ).squeeze(-1)
 
     def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The first critic's values, `(S, B)`, and ∇ₐQ₁(s, a) at each of them, `(S, B, action_dim)`."""
-        y, tape = self._recorded(self._seen(obs), action, self.action_index, first=True)
-        grad = backward(torch.ones_like(y), tape, None, of_extra=True)
-        assert grad is not None
-        return y.squeeze(-1), as_type(action.dtype, grad)
+        y, tape = self.passes.recorded(self.flat, self._seen(obs), action, self.action_index, first=True)
+        return y.squeeze(-1), self.passes.gradient_of_extra(torch.ones_like(y), tape)

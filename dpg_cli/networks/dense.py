@@ -4,7 +4,7 @@ Most of a small network's time goes into operations between the products. So the
 parameters are kept, ReLU works in place, and no gradient is computed that nobody asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +42,122 @@ class Tape(NamedTuple):
     inputs: list[Tensor]  # of each layer, (N, B, ·)
     entry: int  # the layer that `extra` entered at
     extra_size: int  # 0 without one
+
+
+class Passes:
+    """The passes through the layers of a network, which has one member for each seed or K critics for each.
+
+    The parameters, `flat` of `(P,)`, are given to each pass: their place may change, and so may their values.
+
+    Args:
+        shapes: of weight and bias of each layer in turn, `(*members, rows, columns)`; members are `(S,)` or `(K, S)`.
+        dtype: of the parameters.
+
+    Attributes:
+        products: precision of the large matrix products of an update; that of the parameters unless it is set.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size], dtype: torch.dtype):
+        self.products = dtype
+        self._shapes = shapes
+        self._kept: dict[torch.dtype, Kept] = {}
+        self._place: Kept | None = None  # of gradients
+
+    def forward(
+        self,
+        flat: Tensor,
+        x: Tensor,
+        extra: Tensor | None = None,
+        index: int = 0,
+        *,
+        first: bool = False,
+        exact: bool = False,
+    ) -> Tensor:
+        """All layers in turn, by torch's automatic differentiation where it is enabled.
+
+        Args:
+            flat: the parameters.
+            x: `(S, B, in)`.
+            extra: `(S, B, ·)`, appended to the input of the layer `index`.
+            index: counted from 0.
+            first: the first of K critics alone, its parameters taken as constants.
+            exact: in the precision of the parameters, whatever `products` says.
+
+        Returns:
+            `(*members, B, out)`.
+        """
+        if not torch.is_grad_enabled():
+            return self.recorded(flat, x, extra, index, first=first, exact=exact)[0]
+        members = self._members(first)
+        layers = self._layers(flat, first, exact)
+        parameters = flat.detach() if first else flat
+        y: Tensor = DensePass.apply(x, extra, index, members, parameters, self._shapes, layers)  # type: ignore[no-untyped-call]
+        return y.view(*members, *y.shape[-2:])
+
+    def recorded(
+        self,
+        flat: Tensor,
+        x: Tensor,
+        extra: Tensor | None = None,
+        index: int = 0,
+        *,
+        first: bool = False,
+        exact: bool = False,
+    ) -> tuple[Tensor, Tape]:
+        """As `forward`, without torch's differentiation, and the record for ours."""
+        members = self._members(first)
+        y, tape = forward(x, extra, index, members, self._layers(flat, first, exact))
+        return as_type(x.dtype, y).view(*members, *y.shape[-2:]), tape
+
+    def gradient(self, flat: Tensor, grad: Tensor, tape: Tape) -> Tensor:
+        """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
+        place = self._place
+        if torch.compiler.is_compiling():
+            place = self._views_of(flat, torch.empty_like)
+        elif place is None or place.at != flat.data_ptr():
+            place = self._place = self._kept_views_of(flat, torch.empty_like)
+        backward(grad.flatten(0, -3), tape, place.layers)
+        return place.flat
+
+    def gradient_of_extra(self, grad: Tensor, tape: Tape) -> Tensor:
+        """The gradient of `extra`, `(S, B, ·)`, given that of the output of the first critic."""
+        grad_extra = backward(grad, tape, None, of_extra=True)
+        assert grad_extra is not None
+        return as_type(grad.dtype, grad_extra)
+
+    def static_tensors(self) -> list[Tensor]:
+        """Every tensor but the parameters that a pass reads or writes and that outlives it."""
+        return [kept.flat for kept in (*self._kept.values(), self._place) if kept is not None]
+
+    def _members(self, first: bool) -> torch.Size:
+        return self._shapes[0][1:-2] if first else self._shapes[0][:-2]
+
+    def _layers(self, flat: Tensor, first: bool, exact: bool) -> list[Dense]:
+        """The layers as products take them: of all members in a row, or of the first of K critics."""
+        dtype = flat.dtype if exact else self.products
+        kept = self._kept.get(dtype)
+        if torch.compiler.is_compiling():  # where views cost nothing
+            kept = self._views_of(flat, lambda flat: flat.to(dtype))
+        elif kept is None or kept.at != flat.data_ptr():
+            kept = self._kept[dtype] = self._kept_views_of(flat, lambda flat: flat.to(dtype))
+        elif dtype is not flat.dtype:
+            kept.flat.copy_(flat.detach())  # every time: nothing says when they were changed
+        return kept.of_first if first else kept.layers
+
+    @torch.inference_mode(False)  # tensors of that mode could not be used outside
+    def _kept_views_of(self, flat: Tensor, make: Callable[[Tensor], Tensor]) -> Kept:
+        return self._views_of(flat, make)._replace(at=flat.data_ptr())
+
+    def _views_of(self, parameters: Tensor, make: Callable[[Tensor], Tensor]) -> Kept:
+        """What `make` gives of the parameters, and its layers."""
+        flat = make(parameters.detach())
+        layers = dense_layers(flat, self._shapes)
+        if flat.dtype is not parameters.dtype:
+            exact = dense_layers(parameters.detach(), self._shapes)
+            layers = [own if own.large else other for own, other in zip(layers, exact, strict=True)]
+        members = self._shapes[0][-3]  # S
+        of_first = [dense_layer(layer.weight[:members], layer.bias[:members]) for layer in layers]
+        return Kept(0, flat, layers, of_first)
 
 
 def forward(

@@ -133,7 +133,7 @@ def test_the_action_enters_the_critic_at_its_layer(layer, hidden_sizes):
 
 
 def by_torch(network, x, extra=None, index=0):
-    """The layers, for torch's own differentiation: what `_mlp` computes, and the parameters it depends on."""
+    """The layers, for torch's own differentiation: what `Passes.forward` computes, and the parameters it depends on."""
     parameters = [view.clone().requires_grad_() for view in network.views(network.flat.detach())]
     for i, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
         x = torch.relu(x) if i > 0 else x
@@ -152,7 +152,7 @@ def test_gradients_are_those_of_torchs_own_differentiation(index, critics, outpu
     network = Network(sizes, generators(0, 1), torch.float64, None, critics)
     obs, action = inputs(size=7)
     extra = None if index is None else action.requires_grad_()
-    y = network._mlp(obs, extra, index or 0)
+    y = network.passes.forward(network.flat, obs, extra, index or 0)
     reference, parameters = by_torch(network, obs, extra, index)
     torch.testing.assert_close(y, reference, rtol=1e-12, atol=1e-14)
     weights = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -176,7 +176,7 @@ def test_the_first_critics_value_differentiates_by_the_action_alone(layer):
 
 def test_products_in_bfloat16_round_and_nothing_else():
     critic = make_critic(0, 1, hidden_sizes=(64, 64))
-    critic.products = torch.bfloat16
+    critic.passes.products = torch.bfloat16
     obs, action = inputs(size=32)
     q = critic(obs, action)
     assert q.dtype is torch.float64
