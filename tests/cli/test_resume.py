@@ -133,7 +133,7 @@ def test_a_run_whose_checkpoints_are_lost_is_not_trained_over(train, finished, t
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     code, _, err = train("resume=run", "trust=true")
     assert code == 2
-    assert "its checkpoints are gone, but it was trained" in err
+    assert "it has results, but no checkpoints" in err
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
@@ -274,7 +274,7 @@ def test_shards_that_the_ring_has_overwritten_go(train, tmp_path):
         (["resume=run", "trust=true", "share_next_obs=true"], "share_next_obs: affects steps already taken"),
         (["resume=run", "trust=true", "total_steps=abc"], "total_steps=abc"),
         (["resume=run", "trust=true", "total_steps=["], "total_steps=["),
-        (["resume=run", "trust=true", "total_steps=70,80"], "total_steps=70,80: one value"),
+        (["resume=run", "trust=true", "total_steps=70,80"], "total_steps=70,80: takes one value"),
         (["resume=run", "trust=true", "total_step=70"], "total_step: unknown key; did you mean total_steps?"),
         (["resume=run", "trust=true", "hydra.run.dir=x"], "hydra.run.dir: unknown key"),
         (["resume=run", "trust=true", "eval.every=0"], "eval.every=0"),
@@ -306,7 +306,7 @@ def test_other_versions_are_named(train, begun, tmp_path, monkeypatch):
     monkeypatch.setattr("dpg_cli.storage.run_dir.__version__", "99.0")
     code, _, err = train("resume=run", "trust=true")
     assert code == 0
-    assert "not bit for bit: dpg_cli" in err
+    assert "not the same bit for bit: dpg_cli" in err
     assert "-> 99.0" in err
 
 

@@ -37,7 +37,7 @@ def clock(case: Case) -> None:
             arguments = [*TINY, "hydra.run.dir='run-${now:%Y-%m-%d_%H-%M-%S-%f}'"]
             both = [stack.enter_context(case.command(*arguments, installed=True, environment=frozen)) for _ in range(2)]
             assert sorted(command.wait() for command in both) == [0, 2], both[0].err()
-        assert "exists already" in both[0].err()
+        assert "already exists" in both[0].err()
         (run,) = case.folder.glob("run-2026-01-01_00-00-00-*")
         assert not differences(run, case.reference("tiny"))
         return

@@ -24,7 +24,7 @@ def starts(case: Case) -> None:
     codes = together(case, [arguments] * number, run_dir, "claim")
     runs = [case.run] if one else [path.parent for path in case.folder.glob("outputs/*/*/*/config.yaml")]
     assert sorted(code for code, _ in codes) == ([0] + [2] * (number - 1) if one else [0] * number), codes
-    assert sum("exists already" in err for _, err in codes) == (number - 1 if one else 0)
+    assert sum("already exists" in err for _, err in codes) == (number - 1 if one else 0)
     assert len(runs) == (1 if one else number)
     for run in runs:
         assert not differences(run, case.reference("tiny")), run

@@ -89,7 +89,7 @@ def test_of_several_processes_at_once_one_wins(tmp_path, what):
         losers = [process for process in processes if not process.stdout.readline()]
         assert len(losers) == 3
     errors = [process.communicate()[1] for process in processes]
-    refusal = {"claim": "exists already", "lock": "is being trained by another process"}[what]
+    refusal = {"claim": "already exists", "lock": "is being trained by another process"}[what]
     assert sorted(process.returncode for process in processes) == [0, 1, 1, 1]
     assert sum(refusal in error for error in errors) == 3
 

@@ -251,17 +251,17 @@ def test_a_requeued_job_goes_on_with_its_own_run(train, unfinished, tmp_path):
     same(tmp_path / "run", tmp_path / "whole")
     code, _, err = train(*unfinished)  # it is done now
     assert code == 2
-    assert "exists already" in err
+    assert "already exists" in err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"SLURM_JOB_ID": "124"}, "exists already"),
-        ({"SLURM_ARRAY_TASK_ID": "4"}, "exists already"),
-        ({"SLURM_RESTART_COUNT": "0"}, "exists already"),
-        ({"SLURM_RESTART_COUNT": "junk"}, "exists already"),
-        ({"SLURM_JOB_ID": None}, "exists already"),
+        ({"SLURM_JOB_ID": "124"}, "already exists"),
+        ({"SLURM_ARRAY_TASK_ID": "4"}, "already exists"),
+        ({"SLURM_RESTART_COUNT": "0"}, "already exists"),
+        ({"SLURM_RESTART_COUNT": "junk"}, "already exists"),
+        ({"SLURM_JOB_ID": None}, "already exists"),
         ("seed=4", "seed=4 instead of 0"),
         ("algo.tau=0.5", "algo.tau=0.5 instead of 0.005"),
         ("total_steps=80", "total_steps=80 instead of 60"),
