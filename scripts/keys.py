@@ -20,7 +20,8 @@ from pydantic import TypeAdapter
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.arguments import parse, run_script
 from dpg_cli.cli.resume import CHANGEABLE
-from dpg_cli.config import MAX_ENVIRONMENTS, TrainConfig
+from dpg_cli.config import TrainConfig
+from dpg_cli.config.schema import MAX_ENVIRONMENTS
 from dpg_cli.noise import NOISES
 from dpg_cli.ranges import Count
 

@@ -15,6 +15,7 @@ A table of every seed is printed; ± is the standard deviation over seeds, with 
 extra `plot`: pip install -e '.[plot]'
 """
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -108,7 +109,7 @@ def main() -> None:
     count = sum(len(lines) for lines in panels.values())
     if "labels" in values and len(values["labels"].split(",")) != count:
         raise UserError(f"labels={values['labels']}: there are {count} curves")
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 4), squeeze=False, layout="constrained")
     colors: dict[str, str] = {}  # a label has one colour in all panels
     legend = {}
     for ax, (env_id, lines) in zip(axes[0], panels.items(), strict=True):
@@ -135,7 +136,8 @@ def main() -> None:
         ax.locator_params(axis="x", nbins=5)
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.yaxis.set_major_formatter("{x:,.0f}")
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), 3), frameon=False)
+    figure.set_figheight(3.4 + 0.25 * math.ceil(len(legend) / len(panels)))
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(panels), frameon=False)
     figure.savefig(values["out"], dpi=150, metadata={"Date": None} if values["out"].endswith(".svg") else None)
 
 
