@@ -1,7 +1,7 @@
-"""Capture work on a device once and replay it: a CUDA graph, and its stand-in on a CPU.
+"""Capture work on a device once and replay it, as a CUDA graph or as its stand-in on a CPU.
 
-What is captured uses the same memory at every replay. So it takes no arguments and returns nothing: it reads and writes
-tensors in place that outlive it, and no number of it may come to the host.
+A replay uses the same memory every time. So captured work takes no arguments and returns nothing. It reads and writes
+permanent tensors in place, and may not copy a number to the host.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,30 +14,30 @@ from torch.utils._pytree import tree_leaves
 
 from dpg_cli.errors import UserError
 
-WARM_UP = 3  # runs before a capture: libraries make their handles, and a compiler compiles
+WARM_UP = 3  # runs before a capture, in which libraries create handles and the compiler compiles
 TO_THE_HOST = {"_local_scalar_dense", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "nonzero"}
-INDEXING = {"index", "index_put", "index_put_", "masked_select"}  # which count where a mask is true
+INDEXING = {"index", "index_put", "index_put_", "masked_select"}  # with a mask, they count its true elements
 
 
 class Event(Protocol):
     """A point in a device's work."""
 
     def record(self) -> None:
-        """The point is after all work that the device was given so far."""
+        """Place the point after all work given to the device so far."""
 
     def synchronize(self) -> None:
-        """Wait until the device has come to it."""
+        """Wait until the device has reached the point."""
 
 
 class Static(Protocol):
-    """What graphs use."""
+    """An object whose tensors graphs use."""
 
     def static_tensors(self) -> list[Tensor]:
-        """Its tensors that outlive a replay."""
+        """Its permanent tensors."""
 
 
 class CaptureError(Exception):
-    """What was captured would not replay on a GPU."""
+    """The captured work could not be replayed on a GPU."""
 
 
 def capture(
@@ -46,22 +46,20 @@ def capture(
     """Capture one run of a function.
 
     Args:
-        function: has run before, by `warm_up`.
-        inputs: every tensor that it uses and does not make itself, all on one device.
-        generators: all those that it draws from; a replay moves them on as a run does.
+        function: has run before, in `warm_up`.
+        inputs: every tensor that it uses and does not create, all on one device.
+        generators: every generator that it draws from; a replay advances them as a run does.
 
     Returns:
-        What replays it.
-
-    Raises:
-        CaptureError: on a CPU at a replay, a tensor from outside is used, or a number comes to the host.
+        A function that replays the run. On a CPU it raises `CaptureError` if the run uses other tensors or generators,
+        or copies a number to the host.
     """
     kind = Graph if inputs[0].is_cuda else StandIn
     return kind(function, inputs, generators).replay
 
 
 def warm_up(function: Callable[[], object], device: torch.device) -> None:
-    """Run a function as it must have run before it is captured."""
+    """Run a function as is necessary before it is captured."""
     if device.type == "cpu":
         function()
         return
@@ -81,14 +79,17 @@ def compiled_and_captured(
     compiled: bool,
     generators: Sequence[torch.Generator] = (),
 ) -> Callable[[], None]:
-    """What replays a function that uses the static tensors of `used`, and no others.
+    """Warm up or compile a function, and capture it.
 
     Args:
-        function: has not run before.
-        used: all that it uses and does not make itself.
-        device: of all of that.
+        function: has not run before; of outside tensors, it uses only the static tensors of `used`.
+        used: the objects that it uses.
+        device: of their tensors.
         compiled: whether to compile it first.
         generators: as for `capture`.
+
+    Returns:
+        A function that replays it, as for `capture`.
 
     Raises:
         UserError: it cannot be compiled.
@@ -104,7 +105,7 @@ def compile_for(device: torch.device, function: Callable[[], object]) -> Callabl
     """Compile a function by running it.
 
     Raises:
-        UserError: it cannot be compiled, as where a C compiler is missing.
+        UserError: it cannot be compiled, for example because a C compiler is missing.
     """
     from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
 
@@ -120,7 +121,7 @@ class Graph:
     """A CUDA graph.
 
     Args:
-        function: to capture; it is kept, since the graph runs the kernels that a compiler made for it.
+        function: to capture. It is kept alive, since the graph runs the kernels that were compiled for it.
         inputs: as for `capture`.
         generators: as for `capture`.
     """
@@ -129,7 +130,7 @@ class Graph:
         self._function, self._graph, device = function, torch.cuda.CUDAGraph(), inputs[0].device
         for generator in generators:
             self._graph.register_generator_state(generator)
-        # A stream of its own: torch's default one belongs to the device that was captured on first.
+        # A new stream: torch's default one belongs to the device of the first capture.
         with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
             function()
 
@@ -139,12 +140,12 @@ class Graph:
 
 
 class StandIn:
-    """What a graph does, on a CPU: it runs the function again, and fails where a graph would be wrong.
+    """A graph's stand-in on a CPU: a replay runs the function again, and fails if a graph would be wrong.
 
     Args:
         function: to run.
-        inputs: every tensor that it may use and does not make itself.
-        generators: those that it may draw from.
+        inputs: every tensor that it may use and does not create.
+        generators: every generator that it may draw from.
     """
 
     def __init__(self, function: Callable[[], object], inputs: Sequence[Tensor], generators: Sequence[torch.Generator]):
@@ -157,7 +158,7 @@ class StandIn:
 
 
 class _OnlyOwn(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets operations use only the memory of given tensors, what they have made of it, and given generators."""
+    """Lets operations use only the given tensors and generators, and tensors that they created."""
 
     def __init__(self, tensors: Sequence[Tensor], generators: Sequence[torch.Generator]):
         super().__init__()  # type: ignore[no-untyped-call]
@@ -166,13 +167,13 @@ class _OnlyOwn(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ in TO_THE_HOST:
-            raise CaptureError(f"{func} brings a number to the host")
+            raise CaptureError(f"{func} copies a number to the host")
         draws = torch.Tag.nondeterministic_seeded in func.tags
         if draws and getattr((kwargs or {}).get("generator"), "_cdata", None) not in self._generators:
             raise CaptureError(f"{func} draws from a generator that is not registered")
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor) and func.overloadpacket.__name__ in INDEXING and tensor.dtype is torch.bool:
-                raise CaptureError(f"{func} brings a number to the host")
+                raise CaptureError(f"{func} copies a number to the host")
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
                 raise CaptureError(f"{func} uses a tensor from outside, of shape {tuple(tensor.shape)}")
         out = func(*args, **(kwargs or {}))
@@ -184,7 +185,7 @@ class _OnlyOwn(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def new_event(device: torch.device) -> Event:
-    """An event of a device's current stream; on a CPU all work is done when it is given."""
+    """An event of a device's current stream. On a CPU, work is done at once, so the event does nothing."""
     return _OnGpu(device) if device.type == "cuda" else _Passed()
 
 

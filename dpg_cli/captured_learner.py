@@ -1,8 +1,8 @@
-"""Learning and acting by work that is captured on a device.
+"""Learning and acting with graphs that are captured on a device once and replayed.
 
 On a GPU an update of a small network is about a hundred kernels of a few microseconds. The host cannot launch them fast
-enough one by one. So each kind of update is captured once, with the choice of its batch and its noise, and replayed;
-so are storing and acting. The host waits for the device only when it needs an action.
+enough one by one. So each kind of update is captured once, including the choice of its batch and its noise. Storing
+and acting are captured too. The host waits for the device only when it needs an action.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from dpg_cli.learner import Learner
 from dpg_cli.networks import Actor, Network
 from dpg_cli.replay import DeviceReplay, Step
 
-AHEAD = 16  # updates drawn for at once: each replay of a graph that draws costs two kernels for each generator
+AHEAD = 16  # updates per drawing of random numbers: each replay of a graph that draws costs two kernels per generator
 
 
 class CapturedLearner(Learner):
-    """A learner on a device, by graphs.
+    """A learner that runs captured graphs on a device.
 
     Args:
         algorithm: learns and acts.
         replay: on the algorithm's device.
-        compiled: whether `torch.compile` makes fewer and larger kernels of each graph.
+        compiled: whether `torch.compile` fuses the kernels of each graph.
     """
 
     replay: DeviceReplay
@@ -38,14 +38,14 @@ class CapturedLearner(Learner):
     def __init__(self, algorithm: Algorithm, replay: DeviceReplay, *, compiled: bool = False):
         super().__init__(algorithm, replay)
         self._compiled = compiled
-        self._asked = False  # whether the next action has been
+        self._asked = False  # whether the next action has been requested
         self._evaluation: tuple[Staging, CapturedPolicy] | None = None
 
     def prepare(self) -> None:
-        """Capture everything; networks, optimizers and random streams are afterwards what they were."""
+        """Capture everything. Networks, optimizers and random streams are unchanged afterwards."""
         algorithm, replay = self.algorithm, self.replay
         if self._compiled:
-            torch.compiler.reset()  # of the runs before in this process: the compiler takes few of one function
+            torch.compiler.reset()  # earlier runs in this process count towards its limit of recompilations
         members = range(len(algorithm.generators))
         before = tree_map(_copied_to_the_host, [(algorithm.state(m), replay.state(m)) for m in members])
         *shape, width = replay.row_shape
@@ -68,7 +68,7 @@ class CapturedLearner(Learner):
         self.averages.take()
 
     def learn(self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool) -> None:
-        """As `Learner.learn`. The next action is requested as soon as the actor is what it will be then."""
+        """As `Learner.learn`. The next action is requested once no remaining update changes the actor."""
         algorithm = self.algorithm
         numbers = range(algorithm.updates + 1, algorithm.updates + 1 + updates)
         last_change = max((n for n in numbers if self._changes_actor(n)), default=None)
@@ -99,7 +99,7 @@ class CapturedLearner(Learner):
         return self._policy.action()
 
     def act_to_evaluate(self, obs: np.ndarray) -> np.ndarray:
-        """The policy in evaluations, which all have one number of environments."""
+        """The policy in evaluations, which all have the same number of environments."""
         if self._evaluation is None:
             staging = Staging(obs.shape, self.algorithm.actor)
             policy = CapturedPolicy(self.algorithm.actor, staging.on_device, compiled=self._compiled)
@@ -111,7 +111,7 @@ class CapturedLearner(Learner):
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """The generators stand where what they have drawn ahead can be drawn again."""
+        """A context in which the generators are set back, so that a resumed run draws the current block again."""
         generators = self._draws.generators
         now = [g.get_state() for g in generators]
         before = self._draws.before if self.algorithm.updates % AHEAD else now
@@ -124,14 +124,14 @@ class CapturedLearner(Learner):
                 generator.set_state(state)
 
     def restored(self) -> None:
-        """Draw again what had been drawn ahead, and not used up."""
+        """Draw the block again that was in use at the checkpoint."""
         if used := self.algorithm.updates % AHEAD:
             self._draw_ahead()
             self._draws.used.fill_(used)
         self._asked = False
 
     def drawn(self) -> tuple[Tensor, Tensor]:
-        """The current block: numbers that choose batches `(S, AHEAD, B)`, and N(0, 1) `(S, AHEAD, n)`."""
+        """The current block: numbers that choose batches, `(S, AHEAD, B)`, and N(0, 1) numbers, `(S, AHEAD, n)`."""
         numbers, normals, _ = self._draws.static_tensors()
         return numbers.cpu(), normals.cpu()
 
@@ -148,7 +148,7 @@ class CapturedLearner(Learner):
         self.averages.sum_up(self.algorithm.update(batch))
 
     def _try_updates(self) -> int:
-        """Make each kind of update once; how many numbers N(0, 1) it draws for each member, at most."""
+        """Make each kind of update once; returns the most N(0, 1) numbers that one draws per member."""
         algorithm, most, drawn = self.algorithm, 0, 0
 
         def zeros(shape: Sequence[int]) -> Tensor:
@@ -159,7 +159,7 @@ class CapturedLearner(Learner):
         numbers = torch.zeros(self.replay.row_shape[0], algorithm.batch_size, dtype=torch.int64)
         batch = self.replay.batch(numbers.to(algorithm.actor.flat.device))
         algorithm.drawn_ahead = zeros
-        self._tags: dict[bool, list[str]] = {}  # of the scalars of updates that change the actor, and of the others
+        self._tags: dict[bool, list[str]] = {}  # tags of an update's scalars, by whether it changes the actor
         for n in range(1, algorithm.actor_every + 1):
             if self._changes_actor(n) not in self._tags:
                 algorithm.updates, drawn = n - 1, 0
@@ -175,13 +175,13 @@ class CapturedLearner(Learner):
 
 @torch.no_grad()
 def follow(algorithm: Algorithm, replay: DeviceReplay, numbers: Tensor, normals: Tensor) -> None:
-    """Make the updates that a captured learner has made from the same transitions and draws.
+    """Repeat the updates of a captured learner from the same transitions and draws.
 
     Args:
         algorithm: on a CPU.
         replay: on a CPU.
-        numbers: that choose the batches, `(S, n, B)` for n updates.
-        normals: N(0, 1), `(S, n, ·)`.
+        numbers: choose the batches, `(S, n, B)` for n updates.
+        normals: N(0, 1) numbers, `(S, n, ·)`.
     """
     draws = Draws(normals.shape[-1], algorithm, replay)
     algorithm.drawn_ahead = draws.take
@@ -191,17 +191,17 @@ def follow(algorithm: Algorithm, replay: DeviceReplay, numbers: Tensor, normals:
 
 
 class Draws:
-    """The random numbers of updates, for `AHEAD` updates at once, each member's from its own generators.
+    """The random numbers of `AHEAD` updates at once, drawn for each member from its own generators.
 
     Args:
-        normals: how many numbers N(0, 1) an update takes for each member.
-        algorithm: its generators draw those.
+        normals: how many N(0, 1) numbers an update takes per member.
+        algorithm: its generators draw the N(0, 1) numbers.
         replay: its generators draw the numbers that choose batches.
 
     Attributes:
-        generators: all of them.
+        generators: those of replay and algorithm.
         used: `(1,)`, the number of updates made from the current block.
-        before: the generators' states from which that was drawn.
+        before: the states of the generators before they drew the current block.
     """
 
     def __init__(self, normals: int, algorithm: Algorithm, replay: DeviceReplay):
@@ -214,7 +214,7 @@ class Draws:
         self.before: list[Tensor] = []
 
     def static_tensors(self) -> list[Tensor]:
-        """Every tensor."""
+        """All tensors, for `capture.Static`."""
         return [self._numbers, self._normals, self.used]
 
     def draw(self) -> None:
@@ -228,31 +228,31 @@ class Draws:
         self.used.zero_()
 
     def next(self) -> Tensor:
-        """Turn to the next update: the numbers that choose its batch, `(S, B)`."""
+        """Move to the next update; returns the numbers that choose its batch, `(S, B)`."""
         numbers = self._numbers.index_select(1, self.used).squeeze(1)
         self.give(self._normals.index_select(1, self.used).squeeze(1))
         self.used.add_(1)
         return numbers
 
     def give(self, normals: Tensor) -> None:
-        """`take` comes from these numbers now, `(S, n)`."""
+        """Set the numbers that `take` returns from now on, `(S, n)`."""
         self._now, self._taken = normals.to(self._normals.dtype), 0
 
     def take(self, shape: Sequence[int]) -> Tensor:
-        """The update's next numbers N(0, 1), of a shape `(S, ...)`."""
+        """The update's next N(0, 1) numbers, of shape `(S, ...)`."""
         first, self._taken = self._taken, self._taken + math.prod(shape[1:])
         return self._now[:, first : self._taken].view(*shape)
 
 
 class Staging:
-    """Arrays on their way to a device, in memory that it reads by itself.
+    """Copies arrays to a device, through pinned memory on a GPU.
 
     Args:
-        shape: of all of them side by side.
-        network: says where to, and in which precision.
+        shape: of the arrays side by side.
+        network: gives the device and the precision.
 
     Attributes:
-        on_device: what the last `load` took.
+        on_device: the arrays of the last `load`, side by side.
     """
 
     def __init__(self, shape: Sequence[int], network: Network):
@@ -263,23 +263,23 @@ class Staging:
         self._copied = new_event(flat.device)
 
     def static_tensors(self) -> list[Tensor]:
-        """The one on the device."""
+        """The tensor on the device, for `capture.Static`."""
         return [self.on_device]
 
     def load(self, *parts: np.ndarray) -> None:
-        """Take arrays, to be side by side in their last axis."""
-        self._copied.synchronize()  # of the last ones: the device may come to it only now
+        """Copy arrays, side by side in their last axis."""
+        self._copied.synchronize()  # the device may still be copying the previous arrays
         np.concatenate(parts, axis=-1, out=self._array, casting="unsafe")
         self.on_device.copy_(self._host, non_blocking=True)
         self._copied.record()
 
 
 class CapturedPolicy:
-    """An actor for the observations in one place: run it, and later take the actions.
+    """An actor on observations at a fixed place. `run()` starts it, `action()` waits for the actions.
 
     Args:
         actor: the network.
-        obs: where observations are, `(S, N, obs_dim)`.
+        obs: holds the observations, `(S, N, obs_dim)`.
         compiled: as for `CapturedLearner`.
     """
 
@@ -302,17 +302,17 @@ class CapturedPolicy:
         )
 
     def static_tensors(self) -> list[Tensor]:
-        """Observations and actions."""
+        """Observations and actions, for `capture.Static`."""
         return [self._obs, self._action]
 
     def run(self) -> None:
-        """Let the device act, by the actor as it is now."""
+        """Start to compute the actions with the present actor."""
         self._act()
         self._on_host.copy_(self._action, non_blocking=True)
         self._done.record()
 
     def action(self) -> np.ndarray:
-        """Wait for the actions, `(S, N, action_dim)`."""
+        """Wait for the actions, `(S, N, action_dim)` in [-1, 1]."""
         self._done.synchronize()
         return self._on_host.numpy().copy()
 

@@ -1,10 +1,10 @@
-"""The ways in which a run ends badly on purpose."""
+"""The errors that end a run in one line, with their exit codes."""
 
 LONGEST = 1_000  # characters of a message
 
 
 class UserError(Exception):
-    """The user's mistake: names the key, its value and what would be right. Exit code 2."""
+    """A mistake of the user: names the key, its value and what is expected. Exit code 2."""
 
 
 class DivergedError(Exception):
@@ -12,13 +12,13 @@ class DivergedError(Exception):
 
 
 class DiskError(Exception):
-    """The disk is full, read-only or failing: names the file and the space missing. Exit code 1."""
+    """The disk is full, read-only or failing: names the file and the free space. Exit code 1."""
 
 
 def one_line(error: object) -> str:
-    r"""What went wrong, for a terminal: one line, not too long, control characters as `\x1b`.
+    r"""An error message for a terminal: one line, at most `LONGEST` characters, control characters as `\x1b`.
 
-    A message may hold what stands in a stranger's file.
+    A message may quote a stranger's file.
     """
     line = " ".join(str(error).split())
     if len(line) > LONGEST:

@@ -1,4 +1,4 @@
-"""Learning and acting, as the training loop asks for them: an operation at a time."""
+"""Learning and acting for the training loop, one operation at a time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ class Learner:
 
     Args:
         algorithm: learns and acts.
-        replay: what it learns from.
+        replay: stores the transitions to learn from.
 
     Attributes:
-        averages: of the scalars of updates, and of whatever else is added to them.
+        averages: of the scalars of updates, and of other scalars that the training loop adds.
     """
 
     def __init__(self, algorithm: Algorithm, replay: Replay):
@@ -29,12 +29,12 @@ class Learner:
         """Prepare to learn and act. Call it before anything is stored or restored."""
 
     def learn(self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool) -> None:
-        """Store one step of E environments, and learn.
+        """Store one step of E environments, and make updates.
 
         Args:
             step: of E environments.
-            observed: `(S, E, obs_dim)`, what the environments show now; after a reset its first observation.
-            updates: how many to make.
+            observed: `(S, E, obs_dim)`, the current observations; after a reset, the first of the new episode.
+            updates: how many updates to make.
             acts_next: whether `act(observed)` comes next.
         """
         self.replay.add(*step)
@@ -52,8 +52,8 @@ class Learner:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """While states are taken for a checkpoint."""
+        """A context in which states are read for a checkpoint."""
         yield
 
     def restored(self) -> None:
-        """The states of algorithm, replay and averages have been loaded."""
+        """Call it once the states of algorithm, replay and averages have been loaded."""

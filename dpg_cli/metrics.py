@@ -1,4 +1,4 @@
-"""What a run says about itself: averages between log points, TensorBoard, `metrics.jsonl`, `evaluations.jsonl`."""
+"""The records of a run: averages between log points, TensorBoard, `metrics.jsonl` and `evaluations.jsonl`."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ F = TypeVar("F", TextIO, "EventFile")
 
 METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.out.tfevents.*"
 
-# TensorBoard's Custom Scalars tab: what belongs together, side by side.
+# TensorBoard's Custom Scalars tab, with related scalars side by side.
 LAYOUT = {
     "return": {
         "evaluation": ["Multiline", ["eval/return_mean"]],
@@ -56,51 +56,51 @@ LAYOUT = {
 
 
 class Averages:
-    """Means of scalars since they were last taken. Those of updates stay on the device until then.
+    """Means of scalars since the last `take()`. Scalars of updates stay on the device until then.
 
     Args:
         num_seeds: S.
-        device: where updates are made.
+        device: of the updates.
     """
 
     def __init__(self, num_seeds: int, device: torch.device | str = "cpu"):
         self._num_seeds, self._device = num_seeds, device
-        self._totals: dict[str, Tensor] = {}  # on the device; always the same tensors, so that sums can be captured
+        self._totals: dict[str, Tensor] = {}  # never replaced, so that the sums can be captured in a graph
         self._counts: dict[str, int] = {}
         self._clear()
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Take in one update's scalars, each `(S,)`."""
+        """Add the scalars of one update, each `(S,)`."""
         self.sum_up(scalars)
         self.count(scalars)
 
     def sum_up(self, scalars: Mapping[str, Tensor]) -> None:
-        """The part of `add` that is done on the device."""
+        """The part of `add` that runs on the device."""
         for tag, value in scalars.items():
             if tag not in self._totals:
                 self._totals[tag] = self._zeros(value)
             self._totals[tag].add_(value)
 
     def count(self, tags: Iterable[str]) -> None:
-        """The part of `add` that is done on the host."""
+        """The part of `add` that runs on the host."""
         for tag in tags:
             self._counts[tag] = self._counts.get(tag, 0) + 1
 
     def static_tensors(self) -> list[Tensor]:
-        """The sums."""
+        """The sums, for `capture.Static`."""
         return list(self._totals.values())
 
     def add_noise_scale(self, scale: float) -> None:
-        """Take in the exploration noise's scale at one step, the same for every member."""
+        """Add the scale of the exploration noise at one step, which all members share."""
         self._noise_scales.append(scale)
 
     def add_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Take in finished training episodes."""
+        """Add finished training episodes."""
         for episode in episodes:
             self._episodes[episode.member].append(episode)
 
     def take(self) -> list[dict[str, float]]:
-        """The means by tag, for each member; a tag of which nothing came is absent. Starts anew."""
+        """The means by tag, for each member, without tags that had no values. Starts new averages."""
         records: list[dict[str, float]] = [{} for _ in range(self._num_seeds)]
         for tag, count in self._counts.items():
             for record, value in zip(records, (self._totals[tag] / count).tolist(), strict=True):
@@ -115,7 +115,7 @@ class Averages:
         return records
 
     def state(self, member: int) -> dict[str, Any]:
-        """What has been taken in of one member."""
+        """The sums and counts of one member."""
         return {
             "totals": {tag: [self._totals[tag][member], count] for tag, count in self._counts.items()},
             "noise_scales": self._noise_scales,
@@ -123,7 +123,7 @@ class Averages:
         }
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from `state()`, one a member."""
+        """Restore `state()`, one per member."""
         self._clear()
         for tag, (_, count) in states[0]["totals"].items():
             total = torch.stack([state["totals"][tag][0].reshape(()) for state in states])
@@ -134,7 +134,7 @@ class Averages:
             episodes = state["episodes"]
             self._episodes[member] = [Episode(member, float(value), int(length)) for value, length in episodes]
 
-    @torch.inference_mode(False)  # tensors of that mode could not be changed outside
+    @torch.inference_mode(False)  # inference tensors could not be changed outside that mode
     def _zeros(self, like: Tensor) -> Tensor:
         return torch.zeros(like.shape, dtype=like.dtype, device=self._device)
 
@@ -147,10 +147,10 @@ class Averages:
 
 
 class EventFile:
-    """TensorBoard's one file of a run, written record by record.
+    """A run's single TensorBoard file, written record by record.
 
-    torch's SummaryWriter begins a file at every start, in an order that follows the clock, and writes from a thread of
-    its own: a run that goes on would tear its curves, and a full disk would show somewhere else.
+    torch's SummaryWriter starts a new file, named by the clock, at every start, and writes from its own thread. Curves
+    of a resumed run would be torn, and errors of a full disk would not reach the caller.
 
     Args:
         folder: the run folder.
@@ -165,11 +165,11 @@ class EventFile:
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add(self, content: Any, step: int | None = None, when: float | None = None) -> None:
-        """One summary, at an environment step."""
+        """Write one summary, at an environment step and a time in seconds (default: now)."""
         self._write(Event(wall_time=time.time() if when is None else when, step=step, summary=content))
 
     def flush(self) -> None:
-        """All of it into the file."""
+        """Flush to the file."""
         self.file.flush()
 
     def close(self) -> None:
@@ -186,8 +186,12 @@ class Recorder:
     Args:
         folder: the run folder.
         config: the resolved config, for the HParams tab and as text.
-        name: what the HParams tab calls this run; runs of one name would share a row.
-        sizes: `sizes()` at the checkpoint that the run goes on from; what was written later is cut.
+        name: of the run in the HParams tab, where runs with the same name would share a row.
+        sizes: `sizes()` at the checkpoint to resume from; everything written later is cut. None for a new run.
+
+    Raises:
+        UserError: `sizes` or a curve is invalid.
+        DiskError: a file cannot be read or written.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], name: str, sizes: Mapping[str, int] | None = None):
@@ -210,10 +214,10 @@ class Recorder:
             raise
 
     def sizes(self) -> dict[str, int]:
-        """What is in every file by now, and on the disk.
+        """The bytes of every file by name, after writing them to the disk.
 
         Raises:
-            DiskError: the disk refuses.
+            DiskError: the disk is full or failing.
         """
         for file in (self._events.file, self._metrics, self._evaluations):
             with explaining(Path(file.name)):
@@ -222,20 +226,20 @@ class Recorder:
         return {path.name: path.stat().st_size for path in paths}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One record: scalars by tag at an environment step.
+        """Write one record: scalars by tag at an environment step.
 
         Raises:
-            DiskError: the disk refuses.
+            DiskError: the disk is full or failing.
         """
         now = time.time()
         _append(self._metrics, {"step": step, "time": now, **values})
         self._add_scalars(step, now, values)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """One evaluation: its episodes into `evaluations.jsonl`, its scalars as a record.
+        """Write one evaluation: its episodes to `evaluations.jsonl`, its scalars as a record.
 
         Raises:
-            DiskError: the disk refuses.
+            DiskError: the disk is full or failing.
         """
         returns, lengths = evaluation.returns, evaluation.lengths
         _append(self._evaluations, {"step": step, "returns": returns, "lengths": lengths})
@@ -251,7 +255,7 @@ class Recorder:
     def close(self) -> None:
         """Close every file."""
         for file in self._files:
-            with contextlib.suppress(OSError):  # a full disk; what is lost was not in any checkpoint
+            with contextlib.suppress(OSError):  # a full disk; no checkpoint counts on the lost bytes
                 file.close()
 
     def _opened(self, file: F) -> F:
@@ -265,8 +269,8 @@ class Recorder:
             self._events.flush()
 
     def _write_config(self, config: Mapping[str, Any], name: str) -> None:
-        # Of the HParams tab's summaries only this run's own: add_hparams would make a sub-run, and the columns of
-        # the first run's experiment summary would be those of every run. Without one they are what any run has.
+        # Only the summary of this run's hyperparameters: add_hparams would make a sub-run. There is no experiment
+        # summary, since the first run's would set the columns for all runs. Without it, the tab shows all columns.
         text = "".join(f"    {line}\n" for line in json.dumps(config, indent=2).splitlines())
         with explaining(self._events.path):
             self._events.add(hparams_pb(_flat(config), trial_id=name))
@@ -276,13 +280,17 @@ class Recorder:
 
 
 def cut(folder: Path, sizes: Mapping[str, int]) -> bool:
-    """Bring a run's files back to what they were, so that their curves go on without a seam.
+    """Cut a run's files to their sizes at a checkpoint, so that resumed curves continue without a seam.
+
+    Args:
+        folder: the run folder.
+        sizes: from `Recorder.sizes()`, stored in the checkpoint.
 
     Returns:
-        Whether TensorBoard's file was damaged. It is then gone, to be written anew from `metrics.jsonl`.
+        Whether TensorBoard's file was damaged. It is then removed, and can be rewritten from `metrics.jsonl`.
 
     Raises:
-        UserError: `sizes`, which come from a file, or a curve are none.
+        UserError: `sizes` or a curve is invalid.
     """
     if not isinstance(sizes, dict) or not {METRICS, EVALUATIONS} <= sizes.keys():
         raise UserError(f"{folder}: the checkpoint has no lengths of {METRICS} and {EVALUATIONS}")
@@ -318,7 +326,7 @@ def _append(file: TextIO, record: Mapping[str, Any]) -> None:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested keys joined with dots; what the HParams tab cannot hold becomes text."""
+    """Nested keys joined with dots; values that the HParams tab cannot hold become JSON strings."""
     flat: dict[str, bool | int | float | str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

@@ -25,22 +25,22 @@ from dpg_cli.storage.shapes import check_form
 
 
 class Progress(Protocol):
-    """Who watches."""
+    """Is told how a training progresses."""
 
     def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
-        """`step` environment steps are made for each seed."""
+        """Called after each vector step; `step` counts environment steps per seed."""
 
     def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:
-        """One evaluation a member."""
+        """Called after each evaluation, with one result per member."""
 
 
 @dataclass
 class Outcome:
-    """How a training went.
+    """The result of a training.
 
     Attributes:
-        step: environment steps made for each seed.
-        evaluations: by member, the step and mean return of each.
+        evaluations: by member, the step and mean return of each evaluation.
+        step: environment steps made per seed.
         interrupted: whether `stop` ended it.
     """
 
@@ -53,11 +53,11 @@ class Outcome:
         return self.evaluations[member][-1][1]
 
     def best(self, member: int) -> tuple[int, float]:
-        """Step and mean return of the best evaluation, the first of equals."""
+        """Step and mean return of the best evaluation; the first of equals."""
         return max(self.evaluations[member], key=lambda evaluation: evaluation[1])
 
     def score(self) -> float:
-        """Mean of the last ten evaluations over all members, for whoever compares runs; NaN if there was none."""
+        """Mean of the last ten evaluations over all members, to compare runs; NaN without evaluations."""
         means = [mean for member in self.evaluations for _, mean in member[-10:]]
         return float(np.mean(means)) if means else math.nan
 
@@ -66,11 +66,11 @@ class Outcome:
 class Schedule:
     """What happens when, in environment steps per seed.
 
-    With E environments per seed, an interval fires when it is crossed.
+    With E environments per seed, steps advance by E, and an event is due when its interval is crossed.
 
     Attributes:
         total_steps: length of the training.
-        random_steps: uniform actions at the start.
+        random_steps: steps with uniformly random actions at the start.
         learning_starts: steps before the first update. The first update never comes before one batch is stored.
         updates_per_step: updates for each step after `learning_starts`.
         eval_every: steps between evaluations.
@@ -97,13 +97,13 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside is off the clock."""
+        """Exclude the time inside the block."""
         start = time.perf_counter()
         yield
         self._excluded += time.perf_counter() - start
 
     def rates(self) -> dict[str, float]:
-        """Steps and updates a second."""
+        """Steps and updates per second."""
         seconds = time.perf_counter() - self._start - self._excluded
         return {
             "perf/steps_per_second": self.steps / seconds,
@@ -127,28 +127,28 @@ def train(
 ) -> Outcome:
     """Train S members, each in its own environments and folder.
 
-    Steps are environment steps per seed throughout. With E environments per seed, the updates of a vector step follow
-    it.
+    All steps are environment steps per seed. With E environments per seed, the updates of a vector step come after it.
 
     Args:
-        learner: learns and acts; nothing is stored yet.
+        learner: learns and acts; its replay is empty.
         environments: to train in.
-        evaluation_envs: S members with as many environments as an evaluation has episodes.
+        evaluation_envs: one environment per episode of an evaluation, for each of the S members.
         noise: exploration noise.
         schedule: what happens when.
         recorders: one per member.
         checkpoints: one per member.
         start: the checkpoint to resume from, one per member; None for a new run.
         truncation_bootstraps: whether a target looks beyond a time limit.
-        progress: told of steps and evaluations.
-        stop: asked after every step whether to end early, with a checkpoint; an evaluation is then abandoned.
+        progress: is told of steps and evaluations.
+        stop: called after every step; True ends the training early, with a checkpoint. An evaluation is abandoned.
 
     Returns:
-        All evaluations, and where it ended.
+        All evaluations, and the step at which the training ended.
 
     Raises:
         DivergedError: an action, a reward, an observation or a loss is not finite.
-        UserError: `start` does not fit.
+        UserError: `start` does not fit this config.
+        DiskError: a file cannot be written.
     """
     seeds = environments.seeds
     num_envs = environments.num_envs
@@ -218,15 +218,16 @@ def train(
     else:
         try:
             evaluation_due = _restore(learner, environments, noise, outcome, start)
-        except torch.OutOfMemoryError:  # which says nothing about the checkpoint
+        except torch.OutOfMemoryError:  # says nothing about the checkpoint
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise UserError(f"the checkpoint of step {start[0].step} cannot be resumed: {error}") from error
     if evaluation_due:
         run_evaluation(outcome.step)
-    if outcome.interrupted:  # the checkpoint that it started from says that this evaluation is due
+    if outcome.interrupted:  # the checkpoint at the start already says that it is due
         return outcome
-    if start is not None and evaluation_due and outcome.step >= schedule.total_steps:  # else nothing is saved after it
+    # At `total_steps` the loop below makes no step, so it does not save this evaluation.
+    if start is not None and evaluation_due and outcome.step >= schedule.total_steps:
         save_checkpoint(outcome.step, evaluation_due=False)
 
     total_steps, random_steps = schedule.total_steps, schedule.random_steps
@@ -247,7 +248,7 @@ def train(
             averages.add_noise_scale(noise.scale_at(step - num_envs))
         progress.stepped(step, episodes)
 
-        # The one boundary at which a run stops and goes on.
+        # A run stops and resumes only here.
         outcome.step = step
         complete = step >= total_steps
         outcome.interrupted = stop() and not complete
@@ -262,7 +263,7 @@ def train(
         if outcome.interrupted:
             return outcome
 
-    # After the last checkpoint, since a run that was longer from the start would have neither.
+    # After the last checkpoint, so that a resumed and extended run equals one that was longer from the start.
     if not crossed(schedule.log_every, outcome.step):
         record(outcome.step)
     if not crossed(schedule.eval_every, outcome.step):
@@ -271,7 +272,7 @@ def train(
 
 
 def all_finite(tree: Any) -> bool:
-    """Whether no number in dictionaries and lists of tensors, arrays and numbers is NaN or infinite."""
+    """Whether all numbers in nested dictionaries and lists of tensors, arrays and numbers are finite."""
     if isinstance(tree, Mapping):
         return all(map(all_finite, tree.values()))
     if isinstance(tree, list | tuple):
@@ -288,14 +289,14 @@ def _restore(
     outcome: Outcome,
     start: Sequence[Loaded],
 ) -> bool:
-    """Go on from checkpoints, one a member; whether an evaluation is due.
+    """Load checkpoints, one per member; returns whether an evaluation is due.
 
     Raises:
-        Exception: a state has another form than what it is to be put into.
+        Exception: a state does not have the form of the object that it belongs to.
     """
     algorithm, replay, averages = learner.algorithm, learner.replay, learner.averages
     states = [loaded.state for loaded in start]
-    anything: dict[str, Any] = {}  # a generator of another device has a state of another length
+    anything: dict[str, Any] = {}  # a generator's state has another length on another device
     for member, state in enumerate(states):
         own = {
             "algorithm": algorithm.state(member) | {"random": anything},
@@ -326,7 +327,7 @@ def _restore(
 
 
 def seed_global_random_state(seed: int) -> None:
-    """Nothing here draws from the global generators, but an environment may, and a seed is then still one run."""
+    """Seed the global generators. The project does not use them, but an environment may."""
     number = integer(seed, Purpose.GLOBAL)
     torch.default_generator.manual_seed(number)
     np.random.seed(number)  # noqa: NPY002
@@ -334,7 +335,7 @@ def seed_global_random_state(seed: int) -> None:
 
 
 def global_random_state() -> dict[str, Any]:
-    """Of the global generators."""
+    """The state of the global generators of torch, NumPy and Python."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     version, numbers, gauss = random.getstate()
     return {
@@ -345,8 +346,12 @@ def global_random_state() -> dict[str, Any]:
 
 
 def set_global_random_state(state: Mapping[str, Any]) -> None:
-    """Go on from `global_random_state()`."""
-    if not 0 <= state["numpy"][2] <= len(state["numpy"][1]):  # which NumPy does not check
+    """Restore `global_random_state()`.
+
+    Raises:
+        ValueError: it is not such a state.
+    """
+    if not 0 <= state["numpy"][2] <= len(state["numpy"][1]):  # NumPy does not check this
         raise ValueError("not a state of a random generator")
     torch.set_rng_state(state["torch"])
     np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002

@@ -1,1 +1,1 @@
-"""The commands: where configs become objects."""
+"""The commands, which build objects from configs."""

@@ -1,4 +1,4 @@
-"""What commands share that are no Hydra programs: plain `key=value` arguments, and how a script ends."""
+"""Plain `key=value` arguments and exit codes, for commands and scripts that do not use Hydra."""
 
 import difflib
 import sys
@@ -8,15 +8,15 @@ from dpg_cli.errors import UserError, one_line
 
 
 def parse(arguments: Sequence[str], known: Sequence[str], required: Sequence[str]) -> dict[str, str]:
-    """Values by key.
+    """The values of a command line, by key.
 
     Args:
         arguments: as given on the command line.
-        known: the keys that there are.
-        required: those that must be given.
+        known: all valid keys.
+        required: the keys that must be given.
 
     Raises:
-        UserError: an argument that is not key=value, an unknown, repeated or missing key.
+        UserError: an argument is not key=value, or a key is unknown, repeated or missing.
     """
     values: dict[str, str] = {}
     for argument in arguments:
@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str], known: Sequence[str], required: Sequence[str
             raise UserError(f"{argument}: not of the form key=value")
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+            hint = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
             raise UserError(f"{key}: unknown key{hint}")
         if key in values:
             raise UserError(f"{key}: given twice")
@@ -37,10 +37,10 @@ def parse(arguments: Sequence[str], known: Sequence[str], required: Sequence[str
 
 
 def whole(values: dict[str, str], key: str, default: int, minimum: int) -> int:
-    """The count under a key; `1e3` and `1_000` are counts too.
+    """The integer value of a key, or `default`; `1e3` and `1_000` are integers too.
 
     Raises:
-        UserError: it is none, or below `minimum`.
+        UserError: the value is not an integer, or is below `minimum`.
     """
     if key not in values:
         return default
@@ -54,7 +54,7 @@ def whole(values: dict[str, str], key: str, default: int, minimum: int) -> int:
 
 
 def run_script(name: str, main: Callable[[], None]) -> None:
-    """Run a script's `main`; what its user did wrong is said in one line and ends with 2."""
+    """Run a script's `main`. A `UserError` is printed in one line, with exit code 2."""
     try:
         main()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""From a checked config to the objects of a training."""
+"""Build the objects of a training from a checked config."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Training(NamedTuple):
-    """What `trainer.train` works with."""
+    """The first arguments of `trainer.train`, in order."""
 
     learner: Learner
     environments: Environments
@@ -55,13 +55,13 @@ class Training(NamedTuple):
 
 
 def check(config: TrainConfig) -> tuple[int, int]:
-    """Find, before anything is written, what would keep this training from starting.
+    """Check, before anything is written, that this training can start.
 
     Returns:
-        Sizes of an observation and of an action.
+        The sizes of an observation and of an action.
 
     Raises:
-        UserError: device, environment, network sizes or memory.
+        UserError: the device, the environment or the network sizes cannot be used, or memory is too small.
     """
     one_episode = config.eval.model_copy(update={"episodes": 1})
     small = {"num_seeds": 1, "num_envs": 1, "buffer_size": 1, "eval": one_episode, "device": "cpu"}
@@ -81,23 +81,23 @@ def check(config: TrainConfig) -> tuple[int, int]:
 def build(
     config: TrainConfig, *, copyable: bool = True, processes: int = 1, threads: EnvThreads = PLAIN_LOOP
 ) -> Training:
-    """Make everything.
+    """Build all objects of a training.
 
     Args:
         config: checked.
         copyable: whether environments can be copied in the middle of an episode.
-        processes: step the environments; 1 is this one.
-        threads: step the environments where this process does.
+        processes: how many processes step the environments; 1 is this process only.
+        threads: the threads that step the environments if this process does.
 
     Raises:
-        UserError: device, environment, network sizes or memory.
+        UserError: the device, the environment or the network sizes cannot be used, or memory is too small.
     """
     seeds = range(config.seed, config.seed + config.num_seeds)
     with contextlib.ExitStack() as on_error:
         on_error.callback(threads.close)
         new_env = environment_maker(config)
         example = new_env()
-        nobodys = on_error.enter_context(contextlib.ExitStack())  # until a group has it
+        nobodys = on_error.enter_context(contextlib.ExitStack())  # closes `example` until a group owns it
         nobodys.callback(example.close)
         observed, acting = example.observation_space.shape, example.action_space.shape
         assert observed is not None
@@ -147,11 +147,11 @@ def build(
 
 
 def environment_maker(config: TrainConfig) -> Callable[[], Env]:
-    """What makes one environment of a config; it can be pickled."""
+    """A function that makes one environment of a config. It can be pickled, for worker processes."""
     env, dtype = config.env, PRECISIONS[config.precision].observations
     return functools.partial(make_env, env.id, env.kwargs, env.max_episode_steps, dtype, LogOnce())
 
 
 def sizes(environments: Environments) -> tuple[int, int]:
-    """Sizes of an observation and of an action."""
+    """The sizes of an observation and of an action."""
     return environments.obs.shape[-1], environments.action_dim

@@ -1,7 +1,7 @@
 """The device of a run. `device=auto` measures CPU and GPU and uses the faster one.
 
-The decision holds for a machine and a configuration. It is kept in `~/.cache/dpg-cli/devices.json`, so that the same
-command stays the same run and a sweep decides once.
+The decision depends on the machine and the configuration. It is stored in `~/.cache/dpg-cli/devices.json`, so that
+repeating a command gives the same run, and a sweep measures once.
 """
 
 import contextlib
@@ -34,23 +34,23 @@ from dpg_cli.replay import DeviceReplay, Step
 from dpg_cli.storage.atomic import Disk, write_whole
 
 CPU = torch.device("cpu")
-COMPARED = 10  # updates
-COMPARED_SEEDS = 2  # at most: in float64 a CPU takes long for many
-SECONDS = 1.0  # of updates on each device
-STORED = 1_000  # transitions that they learn from
-TIMES_THE_ROUNDING = 10.0  # of the CPU, that a GPU's updates may be off
-EXACT = 1e-9  # what counts as no difference: the CPU itself has no rounding where it is the reference
+COMPARED = 10  # updates compared between GPU and CPU
+COMPARED_SEEDS = 2  # at most: many seeds take a CPU long in float64
+SECONDS = 1.0  # of measured updates on each device
+STORED = 1_000  # transitions to learn from while measuring
+TIMES_THE_ROUNDING = 10.0  # allowed error of a GPU's updates, in multiples of the CPU's rounding error
+EXACT = 1e-9  # always allowed: with precision=float64 the CPU is the reference, and has no rounding error
 DECIDING_KEYS = ("algo", "num_seeds", "num_envs", "precision", "compile", "share_next_obs")
-_chosen: dict[str, "Choice"] = {}  # in this process, by what decides
+_chosen: dict[str, "Choice"] = {}  # of this process, by machine and configuration
 
 
 class Choice(NamedTuple):
-    """A device, and why.
+    """The device of a run, and why it was chosen.
 
     Attributes:
         device: of the run.
-        captured: whether its work is captured.
-        updates_per_second: by device, where they were measured.
+        captured: whether its work is captured in graphs.
+        updates_per_second: by device; empty if not measured.
         reason: why an available GPU is not used, if speed was not the reason.
     """
 
@@ -60,21 +60,21 @@ class Choice(NamedTuple):
     reason: str | None = None
 
     def describe(self) -> str | None:
-        """One line that names the device and why; nothing where the user named it or there is no GPU."""
+        """One line that says which device `auto` chose and why; None if the user named it or there is no GPU."""
         if self.reason is not None:
             return f"device=auto uses the CPU: {self.reason}"
         if not self.updates_per_second:
             return None
         speeds = " and ".join(f"{speed:,.0f} on {name}" for name, speed in self.updates_per_second.items())
-        return f"device=auto uses {self.device}: {speeds} updates a second; device={self.device} pins it"
+        return f"device=auto uses {self.device}: {speeds} updates per second; device={self.device} pins it"
 
     def as_json(self) -> dict[str, Any]:
-        """What `run.json` keeps."""
+        """The entry in `run.json`."""
         return {"name": str(self.device), "updates_per_second": dict(self.updates_per_second), "reason": self.reason}
 
 
 def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
-    """The device of a run, measured the first time if it is to be.
+    """Choose the device of a run; `auto` measures each configuration once per machine.
 
     Raises:
         UserError: there is no such device.
@@ -87,7 +87,7 @@ def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
         return Choice(CPU, captured=False)
     try:
         here = machine(gpu)
-    except (RuntimeError, AssertionError) as error:  # of a driver, or of torch when it starts it
+    except (RuntimeError, AssertionError) as error:  # raised by the driver, or by torch when it starts it
         return Choice(CPU, captured=False, reason=one_line(f"{type(error).__name__}: {error}"))
     sizes = [choose_threads(config, obs_dim), obs_dim, action_dim]
     key = json.dumps([here, sizes, [getattr(config, name) for name in DECIDING_KEYS]])
@@ -97,12 +97,12 @@ def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
                 choice = faster(gpu, speeds)
             else:
                 choice = measure(config, obs_dim, action_dim, gpu)
-                if choice.reason is None:  # what went wrong may be gone the next time
+                if choice.reason is None:  # a failure may be gone the next time
                     known[key] = dict(choice.updates_per_second)
         _chosen[key] = choice
     choice = _chosen[key]
     if choice.captured:
-        try:  # each time, since the replay's size decides nothing else
+        try:  # each time: memory depends on the replay's size, which is not in the key
             check_memory(config, obs_dim, action_dim, gpu)
         except UserError as error:
             return Choice(CPU, captured=False, reason=str(error))
@@ -110,17 +110,17 @@ def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
 
 
 def activate(device: torch.device) -> None:
-    """Make a device the one that torch computes on."""
+    """Set up torch to compute on a device."""
     choose_products(device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 def named_device(name: str) -> torch.device:
-    """The device of a name.
+    """The device with this name.
 
     Raises:
-        UserError: no such device.
+        UserError: there is no such device.
     """
     try:
         device = torch.device(name)
@@ -137,12 +137,12 @@ def named_device(name: str) -> torch.device:
 
 
 def first_gpu() -> torch.device | None:
-    """The GPU that `auto` considers."""
+    """The GPU that `auto` considers; None if there is none."""
     return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def machine(gpu: torch.device) -> list[Any]:
-    """What a speed depends on beside the configuration.
+    """Everything that speed depends on besides the configuration: processor, cores, GPU and versions.
 
     Raises:
         RuntimeError, AssertionError: the GPU cannot be used.
@@ -152,16 +152,16 @@ def machine(gpu: torch.device) -> list[Any]:
 
 
 def faster(gpu: torch.device, updates_per_second: dict[str, float]) -> Choice:
-    """The choice that two speeds make."""
+    """Choose the faster of the GPU and the CPU."""
     wins = updates_per_second[str(gpu)] > updates_per_second[str(CPU)]
     return Choice(gpu if wins else CPU, wins, updates_per_second)
 
 
 def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.device) -> Choice:
-    """Try both devices by real updates at the run's own sizes.
+    """Measure real updates at the run's own sizes on both devices, and choose the faster one.
 
-    The GPU is not used where anything fails on it, or where its first updates differ from the CPU's by more than
-    rounding does.
+    The CPU is chosen if anything fails on the GPU, or if the GPU's first updates differ from the CPU's by more than
+    rounding errors.
     """
     if config.share_next_obs:
         return Choice(CPU, captured=False, reason="share_next_obs=true is slow on a GPU")
@@ -186,7 +186,7 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
         plain = new_learner(small, new_algorithm(small, obs_dim, action_dim, CPU), obs_dim, action_dim, captured=False)
         _store(plain, steps)
         on_cpu = updates_per_second(plain, steps[0], at_once=1)
-    except Exception as error:  # whatever a driver raises, or a compiler
+    except Exception as error:  # drivers and compilers raise many types
         reason = str(error) if isinstance(error, UserError | WrongError) else f"{type(error).__name__}: {error}"
         return Choice(CPU, captured=False, reason=one_line(reason))
     finally:
@@ -195,23 +195,23 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
 
 
 class WrongError(Exception):
-    """A device computes something else."""
+    """A device computes wrong numbers."""
 
 
 def compare(
     config: TrainConfig, obs_dim: int, action_dim: int, learner: CapturedLearner, steps: Sequence[Step]
 ) -> None:
-    """Hold a learner's first updates to the same updates on the CPU, in float64 and in its own precision.
+    """Compare a learner's first updates with the same updates on the CPU, in float64 and in the run's precision.
 
     Args:
         config: of the learner.
         obs_dim: size of an observation.
         action_dim: size of an action.
-        learner: has stored `steps` and the first of them again, and made `COMPARED` updates.
+        learner: has stored `steps` and then the first of them again, and has made `COMPARED` updates.
         steps: transitions.
 
     Raises:
-        WrongError: it is off from float64 by more than `TIMES_THE_ROUNDING` what the CPU is.
+        WrongError: its error against float64 is more than `TIMES_THE_ROUNDING` times the CPU's.
     """
     members = min(config.num_seeds, COMPARED_SEEDS)
     numbers, normals = (drawn[:members, :COMPARED] for drawn in learner.drawn())
@@ -235,14 +235,14 @@ def compare(
 
 
 def learn(learner: Learner, step: Step, updates: int) -> None:
-    """Let a learner store a transition and make updates."""
+    """Store a transition and make updates."""
     learner.learn(step, observed=step.obs, updates=updates, acts_next=False)
 
 
 def updates_per_second(
     learner: Learner, step: Step, at_once: int = COMPARED, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Speed of real updates, over a second; `at_once` of them go with one transition."""
+    """The speed of real updates, measured for `SECONDS`, with `at_once` updates per transition."""
     learn(learner, step, at_once)
     _finish(learner)
     start, updates = clock(), 0
@@ -254,7 +254,7 @@ def updates_per_second(
 
 
 def _finish(learner: Learner) -> None:
-    """Wait for what the device still has to do."""
+    """Wait until the device has finished its work."""
     learner.algorithm.actor.flat.detach()[:1].cpu()
 
 
@@ -264,7 +264,7 @@ def _store(learner: Learner, steps: Sequence[Step]) -> None:
 
 
 def _transitions(config: TrainConfig, obs_dim: int, action_dim: int) -> list[Step]:
-    """Random ones, which fill half of the replay."""
+    """Random transitions that fill half of the replay."""
     g, shape = np.random.default_rng(0), (config.num_seeds, config.num_envs)
     steps = []
     for _ in range(config.buffer_size // config.num_envs // 2):
@@ -282,7 +282,7 @@ def _parameters(algorithm: Algorithm, members: int) -> Tensor:
 
 
 def _valid_speeds(speeds: Any, gpu: torch.device) -> dict[str, float] | None:
-    """What the cache says, if it says what it should."""
+    """An entry of the cache, if it is valid: updates per second on CPU and GPU."""
     if not isinstance(speeds, dict) or set(speeds) != {str(CPU), str(gpu)}:
         return None
     return speeds if all(type(speed) is float and 0 < speed < math.inf for speed in speeds.values()) else None
@@ -298,7 +298,10 @@ def _cpu_model() -> str:
 
 @contextlib.contextmanager
 def _cache() -> Iterator[dict[str, Any]]:
-    """Speeds by what they depend on; what is added is kept, if the disk takes it. One process at a time has it."""
+    """Measured speeds by machine and configuration, locked to one process at a time.
+
+    Added entries are stored on exit. If the cache cannot be read or written, runs continue without it.
+    """
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if caches.startswith("~"):  # a user without a home
         yield {}

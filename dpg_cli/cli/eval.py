@@ -80,7 +80,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     most = most_bytes(settings, *observed, *acting)
     actor, step = checkpoint.load_policy(checkpoint.find(run, which), most)
     if (observed, acting) != ((actor.obs_dim,), (actor.action_dim,)):
-        raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}; the policy has others")
+        raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}, unlike the policy's")
     envs = LocalEnvs([first, *(new_env() for _ in range(episodes - 1))], "evaluation")
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Run folders of the commands: one that is given, perhaps a stranger's, and one that a run begins."""
+"""Run folders of the commands: read the config of an existing one, and start a new one."""
 
 import contextlib
 import logging
@@ -12,15 +12,15 @@ from dpg_cli.storage.atomic import Disk, write_whole
 
 
 def load_config(key: str, run: Path, trust: str) -> configs.TrainConfig:
-    """The config of a run folder.
+    """The config of a run folder, which may come from a stranger.
 
     Args:
-        key: of the command line that names the folder.
+        key: the key of the command line that named the folder, for messages.
         run: the folder.
-        trust: `true` if what the config names may be imported, or opened by the environment.
+        trust: "true" if the environment may import modules and open files that the config names, or "false".
 
     Raises:
-        UserError: no run folder, no config, or one that asks for trust.
+        UserError: there is no run folder or no valid config, the config asks for trust, or `trust` is neither.
     """
     if trust not in ("true", "false"):
         raise UserError(f"trust={trust}: should be true or false")
@@ -35,10 +35,10 @@ def load_config(key: str, run: Path, trust: str) -> configs.TrainConfig:
 
 
 def begin(config: configs.TrainConfig, folder: Path) -> None:
-    """Write what a claimed folder is, and the folders of its members.
+    """Write the config of a claimed folder, and make the folders of its members.
 
     Raises:
-        UserError: another run is in it, as when jobs of a sweep are given one folder.
+        UserError: the folder already holds a run, as when two jobs of a sweep share a folder.
     """
     try:
         (folder / "run.json").touch(exist_ok=False)
@@ -48,13 +48,13 @@ def begin(config: configs.TrainConfig, folder: Path) -> None:
     for seed, path in zip(seeds, folders, strict=True):
         if path != folder:
             path.mkdir()
-            with contextlib.suppress(UserError):  # there is none, or a run that was killed at its start has torn it
+            with contextlib.suppress(UserError):  # .hydra is missing, or incomplete after a kill at the start
                 configs.store_hydra(folder / ".hydra", path / ".hydra", seed=seed, num_seeds=1)
     write_configs(config, folder)
 
 
 def write_configs(config: configs.TrainConfig, folder: Path) -> None:
-    """`config.yaml` of a run and of each of its members."""
+    """Write `config.yaml` of a run and of each of its members."""
     write_whole(Disk(), folder / "config.yaml", configs.dump(config).encode())
     for member, path in enumerate(members(config, folder)[1]):
         if path != folder:
@@ -62,13 +62,13 @@ def write_configs(config: configs.TrainConfig, folder: Path) -> None:
 
 
 def config_of_member(config: configs.TrainConfig, member: int) -> configs.TrainConfig:
-    """The config with which a member would be trained alone."""
+    """The config that trains this member alone."""
     return config.model_copy(update={"seed": config.seed + member, "num_seeds": 1})
 
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """What is logged goes into this file too, in the format of Hydra's log."""
+    """Log to this file as well, in the format of Hydra's log."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
     logging.root.addHandler(handler)

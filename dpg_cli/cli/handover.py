@@ -1,4 +1,4 @@
-"""Handing over to Hydra's own command line."""
+"""Hand over to Hydra's own command line."""
 
 import logging
 import os
@@ -17,10 +17,11 @@ from dpg_cli.config import config_dir, user_error
 
 
 def hand_over(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
-    """Run Hydra's own command line, with errors as exceptions.
+    """Run Hydra's own command line.
 
     Raises:
-        UserError: Hydra complains.
+        UserError: Hydra reports an error.
+        Exception: the task raised it.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *arguments]
@@ -31,17 +32,17 @@ def hand_over(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> No
 
 
 def openly(override: str) -> str:
-    """An override as Hydra takes it: the keys of `env.kwargs` are open, and need no `+`."""
+    """The override in Hydra's form. Any key of `env.kwargs` can be set, and users need not write `+`."""
     return f"++{override}" if override.startswith("env.kwargs.") else override
 
 
 def quoted(value: object) -> str:
-    """A string in Hydra's grammar."""
+    """A quoted string in Hydra's grammar."""
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder in which Hydra failed before any training, as for a log level that does not exist."""
-    logging.shutdown()  # Hydra's file, which no logger has if it failed between the two
+    """Remove a folder in which Hydra failed before any training, for example because of an unknown log level."""
+    logging.shutdown()  # closes Hydra's log file, which has no logger yet if Hydra failed before attaching it
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""One training in its run folder: started, trained, finished."""
+"""Run one training in its run folder: start, train, finish."""
 
 import contextlib
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """How a job ended: with an outcome, or with an error where it failed."""
+    """How a job ended: with an outcome, or with an error if it failed."""
 
     exit_code: int
     outcome: Outcome | None = None
@@ -50,18 +50,18 @@ class Watcher:
     step: int = 0
 
     def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
-        """`step` environment steps are made for each seed."""
+        """Called after each vector step; `step` counts environment steps per seed."""
         self.step = step
         self.display.stepped(step, episodes)
 
     def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:
-        """One evaluation per member."""
+        """Called after each evaluation, with one result per member."""
         self.display.evaluated(step, evaluations)
         for run_file in self.run_files:
             run_file.reached(step)
 
     def stopped(self, status: str, error: str | None = None) -> None:
-        """The run ended early, and what the disk refuses is no further error."""
+        """Record that the run ended early. Disk errors are ignored: the first reason counts."""
         for run_file in self.run_files:
             with contextlib.suppress(DiskError):
                 run_file.end(status, last_step=self.step, error=error)
@@ -74,19 +74,19 @@ def run(
     label: Label | None = None,
     start: Sequence[Loaded] | None = None,
 ) -> Result:
-    """Train in a claimed folder. Whatever happens is recorded there and reported in one line.
+    """Train in a claimed folder. Success or failure is recorded there and reported on the terminal.
 
     Args:
         config: checked.
         folder: the run folder; with several seeds, the parent of theirs.
         command: the command line, for the record.
-        label: of a job of a sweep.
-        start: the checkpoints to resume from, one per member, whose folders the caller has locked; None for a new run.
+        label: of the job, if it is part of a sweep.
+        start: the checkpoints to resume from, one per member; the caller has locked their folders. None for a new run.
     """
     names, console, stop = names_of(config, folder, label), new_console(), StopRequest()
     watcher = Watcher(ProgressDisplay(names.title, config.total_steps, console, names.position))
     with contextlib.ExitStack() as resources:
-        logging.raiseExceptions = False  # a log that cannot be written is no reason to fill the terminal
+        logging.raiseExceptions = False  # no traceback on the terminal for each line that a full disk drops
         logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
         resources.callback(logging.captureWarnings, False)
         try:
@@ -101,7 +101,7 @@ def run(
         except ForcedStop as forced:
             watcher.stopped("interrupted")
             return Result(int(str(forced.code)))
-        except BaseException as error:  # a simulator's SystemExit must not look like success either
+        except BaseException as error:  # a simulator's SystemExit must not look like success
             message = _reason(error, names.folders)
             log.exception("failed")
             watcher.stopped("failed", message)
@@ -122,7 +122,7 @@ def run(
 
 @contextlib.contextmanager
 def _started(config: TrainConfig, folder: Path, names: Names, *, new: bool) -> Iterator[None]:
-    """The folders of a run: begun and locked if it is new, with a log each."""
+    """Open the folders of a run: each has a log, and those of a new run are made and locked."""
     with contextlib.ExitStack() as resources:
         if new:
             with explaining(folder):

@@ -1,4 +1,4 @@
-"""From a checked config to its algorithm and learner, on a device."""
+"""Build the algorithm and the learner of a checked config, on a device."""
 
 import os
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from dpg_cli.replay import DeviceReplay, Replay
 from dpg_cli.seeding import Purpose, torch_generator
 
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
-SMALL_PRODUCT = 2**20  # multiplications of a layer; of fewer, a second thread's waking is not won back
+SMALL_PRODUCT = 2**20  # multiplications of a layer; below it, waking a second thread costs more than it saves
 
 
 def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: torch.device) -> Algorithm:
     """Make the algorithm.
 
     Raises:
-        UserError: hyperparameters that do not go together, or no memory.
+        UserError: the hyperparameters contradict each other, or there is not enough memory for the networks.
     """
     name, values = named(config.algo)
     precision = PRECISIONS[config.precision]
@@ -49,15 +49,15 @@ def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: to
 
 
 def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_dim: int, *, captured: bool) -> Learner:
-    """Make the learner and its replay, where the algorithm is.
+    """Make the learner and its replay, on the algorithm's device.
 
     Args:
         config: checked.
         algorithm: learns and acts.
         obs_dim: size of an observation.
         action_dim: size of an action.
-        captured: whether to capture its work. With `share_next_obs` it is not: the host keeps account of what is
-            shared.
+        captured: whether to capture its work in graphs. Ignored with `share_next_obs`, for which the host keeps track
+            of shared observations.
     """
     device = algorithm.actor.flat.device
     seeds = range(config.seed, config.seed + config.num_seeds)
@@ -73,7 +73,7 @@ def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_
 
 
 def choose_threads(config: TrainConfig, obs_dim: int) -> int:
-    """`auto` is as many as this process may use, at most `MAX_AUTO_THREADS`, and one where all products are small."""
+    """Torch's threads. `auto` is one if all products are small, else all cores up to `MAX_AUTO_THREADS`."""
     if config.threads != "auto":
         return config.threads
     largest = max((a * b for a, b in pairwise([obs_dim, *config.algo["hidden_sizes"]])), default=0)
@@ -83,6 +83,6 @@ def choose_threads(config: TrainConfig, obs_dim: int) -> int:
 
 
 def named(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of a choice, and its values."""
+    """The `name` of a group's choice, and its other values."""
     rest = dict(values)
     return str(rest.pop("name")), rest

@@ -1,4 +1,7 @@
-"""Whether a training fits into memory, asked before it starts: a replay is touched only as it fills."""
+"""Check before a training starts that it fits into memory.
+
+The operating system gives the replay its memory only as it fills, so too large a run would fail hours later.
+"""
 
 import contextlib
 from itertools import pairwise
@@ -11,16 +14,16 @@ from dpg_cli.errors import UserError
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import Replay
 
-ENVIRONMENT_BYTES = 2**28  # what the environments of one seed and all else could take in a checkpoint
-GPU_RESERVE = 2**30  # for the libraries' own work space, and for graphs
-LAYERS_KEPT = 12  # layers' worth of numbers that an update of one network keeps at once, at most
+ENVIRONMENT_BYTES = 2**28  # bound on the environments of one seed, and all small parts, in a checkpoint
+GPU_RESERVE = 2**30  # for graphs and the work space of libraries
+LAYERS_KEPT = 12  # most copies of a network's layer outputs that an update keeps at once
 
 
 def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: torch.device) -> None:
-    """Refuse what does not fit, since it would end a run hours later.
+    """Reject a training that does not fit into memory.
 
     Raises:
-        UserError: it says how much is needed, how much there is, and what would fit.
+        UserError: says how much is needed, how much is free, and what would fit.
     """
     where, elsewhere = ("memory", "") if device.type == "cpu" else (str(device), ", or device=cpu")
     free = available_memory() if device.type == "cpu" else free_gpu_memory(device)
@@ -29,7 +32,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
         if free < GPU_RESERVE:
             raise UserError(
                 f"device={device}: {free / 2**30:.1f} GiB of its memory are free, and {GPU_RESERVE / 2**30:.0f} GiB is "
-                "needed beside networks and replay; end other programs there, or use device=cpu"
+                "needed in addition to networks and replay; end other programs on it, or use device=cpu"
             )
         networks += update_bytes(config) + GPU_RESERVE
     if networks > free:
@@ -53,7 +56,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
 
 
 def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
-    """What all networks, their targets, gradients and the moments of their optimizers take."""
+    """Bytes of all networks, with targets, gradients and the moments of their optimizers."""
     hidden = config.algo["hidden_sizes"]
 
     def parameters(inputs: int, outputs: int) -> int:
@@ -68,30 +71,30 @@ def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
 
 
 def update_bytes(config: TrainConfig) -> int:
-    """What the layers of an update take at most while it is made, and in a graph all the time."""
+    """Most bytes that the layer outputs of an update take. A graph holds them all the time."""
     rows = config.num_seeds * config.algo["batch_size"] * (1 + config.algo.get("num_critics", 1))
     numbers: int = LAYERS_KEPT * rows * sum(config.algo["hidden_sizes"])
     return numbers * PRECISIONS[config.precision].parameters.itemsize
 
 
 def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
-    """Bytes that a stored state of one seed, or its policy, could have: a stranger's file is not read beyond them."""
+    """Most bytes of one seed's stored state or policy. Larger files, which a stranger may have made, are not read."""
     return min(2 * learner_bytes(config, obs_dim, action_dim) + ENVIRONMENT_BYTES, available_memory() // 2)
 
 
 def available_memory() -> int:
-    """Bytes that can still be taken: of the machine, or of the container that this process is in."""
+    """Free bytes of the machine, or of the container of this process."""
     about = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(about["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError, KeyError):  # no container, none with a limit, or an old kernel
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no container, no limit, or an old kernel
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        available = min(available, limit - used + int(stat["inactive_file"]))  # what files take is given up on demand
+        available = min(available, limit - used + int(stat["inactive_file"]))  # the kernel frees cached files on demand
     return available
 
 
 def free_gpu_memory(device: torch.device) -> int:
-    """Bytes that can still be taken, those that torch keeps for itself too."""
+    """Free bytes of a GPU, including those that torch has reserved and does not use."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept

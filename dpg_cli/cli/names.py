@@ -1,4 +1,4 @@
-"""What a run is called, in the terminal, in TensorBoard and on disk."""
+"""The names of a run on the terminal, in TensorBoard and on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from dpg_cli.environments.make import newer_version
 
 
 class Label(NamedTuple):
-    """What a job of a sweep is called."""
+    """The label of a job of a sweep."""
 
     position: str  # such as "[3/4] job 2"
-    differs: str  # the settings that differ from the other jobs', such as "algo=td3 seed=0"
+    differs: str  # the settings that differ between jobs, such as "algo=td3 seed=0"
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a run is called.
+    """The names of a run.
 
     Attributes:
         title: what is trained, in one line.
-        position: which job of a sweep it is; empty for a single run.
+        position: of the job in its sweep; empty for a single run.
         seeds: one per member.
         folders: one per member.
-        curves: one per member, for TensorBoard's HParams tab.
+        curves: one name per member, for TensorBoard's HParams tab.
     """
 
     title: str
@@ -41,7 +41,7 @@ def names_of(config: TrainConfig, folder: Path, label: Label | None = None) -> N
     Args:
         config: of the run.
         folder: the run folder; with several seeds, the parent of theirs.
-        label: of a job of a sweep.
+        label: of the job, if it is part of a sweep.
     """
     what = f"{config.algo['name']} on {config.env.id}"
     seeds, folders = members(config, folder)
@@ -49,7 +49,7 @@ def names_of(config: TrainConfig, folder: Path, label: Label | None = None) -> N
     newest = newer_version(config.env.id)
     job = " ".join(filter(None, label)) + ": " if label else ""
     title = f"{job}{what}, {which}" + (f" (the newest version is {newest})" if newest else "")
-    # What differs stands first. The folder at the end keeps names unique.
+    # The settings that differ come first. The folder at the end keeps names unique.
     where = f"({'/'.join(folder.parts[-2:])})"
     differs = (label.differs if label else "") or what
     curves = [" ".join(filter(None, (differs, "" if path == folder else path.name, where))) for path in folders]

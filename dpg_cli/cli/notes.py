@@ -1,4 +1,4 @@
-"""What a run says at its start: what is allowed and probably not meant, or good to know."""
+"""Notes that a run prints at its start: settings that are valid but probably not intended, and facts to know."""
 
 from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.build import Training
@@ -7,11 +7,11 @@ from dpg_cli.environments.make import has_time_limit
 
 
 def notes(config: TrainConfig, training: Training, copy_problem: str | None, thread_problem: str | None) -> list[str]:
-    """One line each.
+    """The notes of a run, one line each.
 
     Args:
         config: of the run.
-        training: its objects.
+        training: the objects of the run.
         copy_problem: why the environment's state cannot be saved; None if it can.
         thread_problem: why the environment is not thread-safe; None if it is.
     """
@@ -19,7 +19,7 @@ def notes(config: TrainConfig, training: Training, copy_problem: str | None, thr
     if copy_problem is not None:
         found.append(
             f"{config.env.id}: its state cannot be saved in the middle of an episode ({copy_problem}). If this run is "
-            "resumed, it begins a new episode there and is not the same bit for bit"
+            "resumed, it starts a new episode there and is not the same bit for bit"
         )
     keys = ("env_processes", "env_threads")
     given = [f"{key}={value}" for key in keys if (value := getattr(config, key)) not in ("auto", 1)]

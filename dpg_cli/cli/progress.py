@@ -1,4 +1,4 @@
-"""What a person sees of a training: a live panel on a terminal, one line an evaluation elsewhere."""
+"""Progress of a training: a live panel on a terminal, otherwise one line per evaluation."""
 
 import io
 import os
@@ -23,7 +23,7 @@ from dpg_cli.trainer import Outcome
 
 
 class Terminal:
-    """A stream that may go away, as a closed pipe or terminal does: a training goes on without it.
+    """A stream that may be closed during a training, such as a pipe or a terminal. The training continues.
 
     Args:
         file: where to write.
@@ -33,7 +33,7 @@ class Terminal:
         self._file = file
 
     def write(self, text: str) -> int:
-        """Write, or from the first failure on, drop."""
+        """Write the text, or drop it once a write has failed."""
         try:
             return self._file.write(text)
         except OSError:
@@ -41,7 +41,7 @@ class Terminal:
             return len(text)
 
     def flush(self) -> None:
-        """Flush, or from the first failure on, drop."""
+        """Flush. If that fails, drop all further output."""
         try:
             self._file.flush()
         except OSError:
@@ -51,19 +51,19 @@ class Terminal:
         return getattr(self._file, name)
 
     def _drop(self) -> None:
-        # What is buffered still would be written when the program ends.
+        # Redirected, since Python writes what is still buffered when the program ends.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._file.fileno())
         os.close(null)
 
 
 def new_console() -> Console:
-    """A console on stdout that prints text as it is and outlives its terminal."""
+    """A console on stdout that prints text unchanged, and drops it once stdout is closed."""
     out = sys.stdout
     if out is None:  # closed at the start
         return Console(quiet=True)
     if isinstance(out, io.TextIOWrapper):
-        out.reconfigure(errors="replace")  # "±" need not be in its encoding
+        out.reconfigure(errors="replace")  # its encoding may lack "±"
     return Console(file=cast(TextIO, Terminal(out)), markup=False, highlight=False, emoji=False)
 
 
@@ -74,7 +74,7 @@ class ProgressDisplay:
         title: what is trained.
         total_steps: environment steps for each seed.
         console: where to write.
-        job: in a sweep, which job of how many; its lines begin with it, since another may run beside it.
+        job: which job of a sweep. Each line starts with it, since jobs may run side by side.
     """
 
     def __init__(self, title: str, total_steps: int, console: Console, job: str = ""):
@@ -83,7 +83,7 @@ class ProgressDisplay:
         self._total = total_steps
         self._console = console
         self._start = time.monotonic()
-        self._window = (self._start, 0)  # since when and since which step speed is measured
+        self._window = (self._start, 0)  # time and step from which speed is measured
         self._speed = 0.0
         self._step = 0
         self._last_return: float | None = None
@@ -92,7 +92,7 @@ class ProgressDisplay:
         self._live = Live(self, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the clock and the display."""
         self._start = time.monotonic()
         self._window = (self._start, 0)
         if self._live is None:
@@ -109,13 +109,13 @@ class ProgressDisplay:
             self._live.stop()
 
     def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
-        """`step` environment steps are made for each seed."""
+        """Show that each seed has made `step` environment steps, and the return of finished episodes."""
         self._step = step
         if episodes:
             self._last_return = float(np.mean([episode.episode_return for episode in episodes]))
 
     def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:
-        """One evaluation a member; several are shown as mean and spread over members."""
+        """Show an evaluation. Several members are shown as their mean and spread."""
         means = [float(np.mean(evaluation.returns)) for evaluation in evaluations]
         # One seed: the spread over its episodes. Several: the spread over seeds.
         spread = float(np.std(evaluations[0].returns if len(means) == 1 else means))
@@ -154,15 +154,15 @@ class ProgressDisplay:
 def print_summary(
     console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path], *, trust: bool, brief: bool
 ) -> None:
-    """How the training went, where its results lie, and what to type next.
+    """Print how the training went, where its results are, and which commands to run next.
 
     Args:
         console: where to write.
         outcome: of the training.
-        seeds: one a member.
-        folders: one a member.
-        trust: whether dpg-eval must be told to import the environment's module.
-        brief: only how it went.
+        seeds: one per member.
+        folders: one per member.
+        trust: whether dpg-eval needs `trust=true`.
+        brief: print only how it went.
     """
     folders = [below_here(folder) for folder in folders]
     trusting = " trust=true" if trust else ""
@@ -180,12 +180,12 @@ def print_summary(
 
 
 def below_here(path: Path) -> Path:
-    """Relative to the working directory where it lies below."""
+    """The path relative to the working directory, if it lies below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def quoted(path: Path) -> str:
-    """For a shell."""
+    """The path, quoted for a shell."""
     return shlex.quote(str(path))
 
 

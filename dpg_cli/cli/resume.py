@@ -1,6 +1,6 @@
 """`dpg-train resume=RUN_DIR`: resume a run exactly, from its own config and its newest whole checkpoint.
 
-Hydra has no part in it, and nothing of the folder is run: its config is data, its state safetensors and JSON.
+Hydra is not involved, and no code from the folder runs: its config is data, its state is safetensors and JSON.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from dpg_cli.storage import checkpoint, run_dir
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.untrusted import check_kinds, records
 
-# What can change without changing what has happened already.
+# Keys that do not affect steps already taken.
 CHANGEABLE = (
     *("total_steps", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "log.every"),
     *("device", "threads", "env_threads", "env_processes", "compile"),
@@ -33,10 +33,10 @@ CURVES = ("metrics.jsonl", "evaluations.jsonl")
 
 
 def resume(arguments: Sequence[str]) -> int:
-    """Go on with a run; the exit code.
+    """Resume a run; returns the exit code.
 
     Raises:
-        UserError: there is no such run, no whole checkpoint in it, or a key that would change its past.
+        UserError: there is no such run or no whole checkpoint in it, or a key affects steps already taken.
     """
     values = parse([a for a in arguments if not _names_the_past(a)], ("resume", "trust", *CHANGEABLE), ("resume",))
     folder = Path(values.pop("resume")).resolve()
@@ -49,15 +49,15 @@ def resume(arguments: Sequence[str]) -> int:
 
 
 def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True) -> int:
-    """Go on with the run in a folder; the exit code.
+    """Resume the run in a folder; returns the exit code.
 
     Args:
-        config: of the run, with what has been changed.
+        config: of the run, with the changes.
         folder: of the run.
-        keep_device: whether `device=auto` means the one that the run was given at its start.
+        keep_device: whether `device=auto` means the device that the run was started on.
 
     Raises:
-        UserError: there is no whole checkpoint in it, or what is there is no run.
+        UserError: there is no whole checkpoint in the folder, it is not a run folder, or the device cannot be used.
     """
     check_kinds(folder)
     stored_config = config
@@ -74,7 +74,7 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
         return _from_the_start(config, folder, folders)
     obs_dim, action_dim = build.check(config)
-    with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that nobody writes any
+    with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that no other process writes one
         starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= continues it")
@@ -85,7 +85,7 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
             print(f"warning: the resumed run is not the same bit for bit: device {before} -> {now}", file=sys.stderr)
         for path, steps in zip(folders, saved, strict=True):
             if len(folders) > 1 and steps[-1] > (step := starts[0].step):
-                back = f"returns from step {steps[-1]:,} to {step:,}, the highest that all seeds have"
+                back = f"returns from step {steps[-1]:,} to {step:,}, the highest with a checkpoint of every seed"
                 print(f"warning: {path}: {back}", file=sys.stderr)
         with explaining(folder):
             remove_leftovers(Disk(), folder)
@@ -95,10 +95,10 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
 
 
 def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence[Path]) -> int:
-    """Train in a folder that was claimed, and whose run ended before its first checkpoint.
+    """Start again in the folder of a run that ended before its first checkpoint.
 
     Raises:
-        UserError: something was trained there all the same: its checkpoints are lost.
+        UserError: the run has results, so its checkpoints are lost.
     """
     for path in folders:
         if any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES):
@@ -113,7 +113,7 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
 
 
 def _train(config: configs.TrainConfig, folder: Path, starts: Sequence[checkpoint.Loaded] | None) -> int:
-    """Train with a log, which Hydra opens for new runs; the exit code."""
+    """Train with a log, which Hydra opens only for new runs; returns the exit code."""
     logging.root.setLevel(logging.INFO)
     with contextlib.ExitStack() as opened:
         with explaining(folder):
@@ -126,20 +126,20 @@ def _holds_a_later_step(path: Path) -> bool:
 
 
 def _names_the_past(argument: str) -> bool:
-    """Whether it sets a key of a config that may not change."""
+    """Whether it sets a key that affects steps already taken."""
     key = argument.partition("=")[0].lstrip("+~")
     fields = configs.TrainConfig.model_fields
     return key not in CHANGEABLE and key.partition(".")[0] in fields and key not in ("eval", "checkpoint", "log")
 
 
 def _newest(folders: Sequence[Path], most: int) -> list[checkpoint.Loaded]:
-    """The highest step at which every member has a whole checkpoint."""
+    """The checkpoints of the highest step at which every member has a whole one."""
     starts, problems = checkpoint.newest(folders, most)
     for problem in problems:
         print(f"warning: {one_line(problem)}", file=sys.stderr)
     if not starts and len(folders) > 1 and not problems:
         steps = "; ".join(f"{path.name}: {checkpoint.saved_steps(path)}" for path in folders)
-        raise UserError(f"resume={folders[0].parent}: no step at which every seed has a checkpoint; there are {steps}")
+        raise UserError(f"resume={folders[0].parent}: no step at which every seed has a checkpoint; found {steps}")
     if not starts:
         raise UserError(f"resume={folders[0]}: there is no whole checkpoint")
     return starts

@@ -1,4 +1,4 @@
-"""Signals that end a run in order."""
+"""Signals that stop a run with a checkpoint."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-GRACE = 1.0  # seconds in which a repeated signal is the same request: a closing terminal sends two
+GRACE = 1.0  # seconds in which a repeated signal counts as one request: a closing terminal sends two
 
 
 class ForcedStop(SystemExit):
@@ -17,9 +17,9 @@ class ForcedStop(SystemExit):
 
 
 class StopRequest:
-    """While active, a first handled signal only asks to stop, and a later one raises `ForcedStop`.
+    """While active, the first signal of `HANDLED` requests a stop, and a later one raises `ForcedStop`.
 
-    A signal that was ignored before, as by nohup, stays ignored.
+    A signal that was ignored before, for example by nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Whether a stop was requested."""
         return self.signal is not None
 
     def __enter__(self) -> Self:
@@ -41,7 +41,7 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give them back."""
+        """Restore the handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -55,8 +55,8 @@ class StopRequest:
 
 
 def say(line: str) -> None:
-    """A line on stderr, straight through, so that a handler may call it; nothing if there is no stderr any more."""
-    if sys.stderr is None:  # closed at the start: 2 may be any file by now
+    """Write a line to stderr without buffers, so that a signal handler may call it. A closed stderr is ignored."""
+    if sys.stderr is None:  # closed at the start: descriptor 2 may be any other file by now
         return
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode(errors="replace"))

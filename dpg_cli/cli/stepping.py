@@ -1,4 +1,4 @@
-"""What steps the environments of a run: a plain loop, threads or worker processes. The results are the same."""
+"""Choose how the environments of a run are stepped: plain loop, threads or processes. The results are the same."""
 
 import contextlib
 import logging
@@ -14,18 +14,18 @@ from dpg_cli.environments.threads import EnvThreads
 
 log = logging.getLogger(__name__)
 
-MIN_ENV_CORES = 4  # with fewer, threads that share Python's lock gain little, and processes the update's cores
-MAX_AUTO_ENV_THREADS = 8  # Python's part of the steps, which they make one at a time, leaves no gain for more
-PROCESSES_OVERHEAD = 0.15e-3  # seconds a vector step
-MIN_GAIN = 1.5  # of processes, which take memory
+MIN_ENV_CORES = 4  # with fewer, Python's lock leaves threads little gain, and processes take cores from updates
+MAX_AUTO_ENV_THREADS = 8  # more gain nothing: the Python part of each step runs in one thread at a time
+PROCESSES_OVERHEAD = 0.15e-3  # seconds per vector step
+MIN_GAIN = 1.5  # speed-up that is worth the memory of processes
 MIN_SAVED = 10.0  # seconds in the whole run, since processes take seconds to start
 
 
 class Stepping(NamedTuple):
-    """What steps the environments of a run."""
+    """How the environments of a run are stepped."""
 
     processes: int  # 1 is the main process
-    threads: EnvThreads  # where the main process does
+    threads: EnvThreads  # used if the main process steps them
 
 
 def choose_stepping(config: TrainConfig, problem: str | None, durations: Sequence[float]) -> Stepping:
@@ -33,8 +33,8 @@ def choose_stepping(config: TrainConfig, problem: str | None, durations: Sequenc
 
     Args:
         config: of the run.
-        problem: why the environments can only be stepped in a plain loop; None if nothing speaks against it.
-        durations: seconds of single steps of an environment, measured.
+        problem: why the environments can only be stepped in a plain loop; None if they are not restricted.
+        durations: measured seconds of single steps of one environment.
     """
     processes = choose_env_processes(config, statistics.median(durations) if durations and problem is None else None)
     threads = 1 if processes > 1 else choose_env_threads(config)
@@ -47,16 +47,16 @@ def choose_stepping(config: TrainConfig, problem: str | None, durations: Sequenc
 
 
 def may_share_steps(config: TrainConfig) -> bool:
-    """Whether anything but a plain loop may be chosen."""
+    """Whether threads or processes may be chosen."""
     return max(choose_env_threads(config), choose_env_processes(config, math.inf)) > 1
 
 
 def choose_env_processes(config: TrainConfig, step_seconds: float | None) -> int:
-    """Processes for the environments, at most one each; `auto` estimates whether they gain enough.
+    """The number of processes, at most one per environment; `auto` estimates whether they are worth it.
 
     Args:
         config: of the run.
-        step_seconds: how long one environment takes for a step; None if that is not known.
+        step_seconds: seconds of one step of one environment; None if unknown.
     """
     if config.env_processes != "auto":
         return min(config.env_processes, _most_at_once(config))
@@ -75,21 +75,21 @@ def choose_env_processes(config: TrainConfig, step_seconds: float | None) -> int
 
 
 def choose_env_threads(config: TrainConfig) -> int:
-    """Threads for the environments, at most one each; `auto` is one with fewer than `MIN_ENV_CORES` cores."""
+    """The number of threads, at most one per environment; `auto` is one with fewer than `MIN_ENV_CORES` cores."""
     if config.env_threads != "auto":
         return min(config.env_threads, _most_at_once(config))
     return min(cores(), MAX_AUTO_ENV_THREADS, _most_at_once(config)) if cores() >= MIN_ENV_CORES else 1
 
 
 def cores() -> int:
-    """Cores that this process may use: those of its machine, or what its container is allowed."""
+    """The number of cores that this process may use, within the limits of its machine and container."""
     count = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # no container, none with a limit, or an old kernel
+    with contextlib.suppress(OSError, ValueError):  # no container, no limit, or an old kernel
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split())
         count = max(1, min(count, quota // period))
     return count
 
 
 def _most_at_once(config: TrainConfig) -> int:
-    """Environments of training or of evaluation, whichever are more."""
+    """The larger of the numbers of training and evaluation environments."""
     return config.num_seeds * max(config.num_envs, config.eval.episodes)

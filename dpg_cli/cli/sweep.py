@@ -1,4 +1,4 @@
-"""`dpg-train -m`: one training for each combination of values."""
+"""`dpg-train -m`: one job for each combination of values."""
 
 import json
 import math
@@ -23,10 +23,10 @@ from dpg_cli.storage.run_dir import claim, command_line
 
 
 def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
-    """Train once for each combination of values; the exit code.
+    """Train once for each combination of values; returns the exit code.
 
     Raises:
-        UserError: a mistake in any of the jobs, before anything is written.
+        UserError: a job has a mistake. Raised before anything is written.
     """
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
     plan = Sweep(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
@@ -39,19 +39,19 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     def task(config: DictConfig) -> float:
         begun.append(True)
         if between_jobs.signal is not None:
-            sys.exit(128 + between_jobs.signal)  # no Exception, so that it ends the sweep
+            sys.exit(128 + between_jobs.signal)  # not an Exception, so that it ends the sweep
         hydra_config = HydraConfig.get()
         where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
         label = plan.label(number, list(hydra_config.overrides.task))
         checked = configs.validate(config)
-        if not one_after_another:  # jobs side by side would wait for each other's threads
+        if not one_after_another:  # parallel jobs would compete for cores
             given = checked.model_dump(include={"threads", "env_threads", "env_processes"})
             checked = checked.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
         result = job.run(checked, where, command, label)
         plan.ended(number, label, where, result)
         if result.exit_code > 128:
             sys.exit(result.exit_code)
-        # A failed job is no exception either: Hydra would end the sweep after the batch that it is in.
+        # A failed job returns NaN: after an exception Hydra would end the sweep with the current batch of jobs.
         return math.nan if result.outcome is None else result.outcome.score()
 
     removed = False
@@ -87,7 +87,7 @@ class Sweep:
         planned: whether `jobs` are all.
 
     Raises:
-        UserError: there are no jobs.
+        UserError: `jobs` is empty.
     """
 
     def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], *, planned: bool):
@@ -101,7 +101,7 @@ class Sweep:
         self._results: dict[int, tuple[str, Path, job.Result]] = {}
 
     def label(self, number: int, overrides: Sequence[str]) -> Label:
-        """Which job of how many, and what differs; jobs are numbered from 0, as their folders are."""
+        """The label of a job: its position and the settings that differ. Numbers start at 0, like the folders."""
         position = f"{number + 1}/{len(self._jobs)}" if self._planned else f"{number + 1}"
         differs = " ".join(override.lstrip("+") for override in overrides if override not in self._common)
         return Label(f"[{position}] job {number}", differs)
@@ -110,7 +110,7 @@ class Sweep:
         """Compose and check the config of every job.
 
         Raises:
-            UserError: a job's config is wrong, two jobs would be the same run, or two would share a folder.
+            UserError: a job's config is wrong, or two jobs would be the same run or share a folder.
         """
         runs: dict[str, int] = {}
         folders: dict[str, int] = {}
@@ -128,14 +128,14 @@ class Sweep:
             self._job_folders.append(name)
 
     def ended(self, number: int, label: Label, folder: Path, result: job.Result) -> None:
-        """A job has ended."""
+        """Record how a job ended."""
         self._results[number] = (label.differs, folder, result)
 
     def write_curve_names(self) -> Path | None:
-        """A file of flags with which TensorBoard calls each run by what differs instead of by its number.
+        """Write a file of TensorBoard flags that label each run by the settings that differ, not by its number.
 
         Returns:
-            The file; nothing where the jobs' folders aren't known yet, or have names that the flag cannot hold.
+            The file; None if there is one job, or the folders are unknown or have names that the flag cannot hold.
         """
         folder = self._folder.resolve()
         unfit = any(character in f"{folder}{self._job_folders}" for character in ":\n") or "," in str(folder)
@@ -148,16 +148,16 @@ class Sweep:
         return path
 
     def print_scores(self, console: Console, curve_names: Path | None, *, in_this_process: bool) -> None:
-        """How the jobs that ran in this process went, and where to look further."""
+        """Print the scores of the jobs that ran in this process, the sweep folder and the command for curves."""
         table = Table(box=None, header_style="", pad_edge=False)
         table.add_column("job", justify="right")
-        table.add_column("what differs", overflow="fold")
+        table.add_column("settings that differ", overflow="fold")
         table.add_column("mean of the last ten evaluations", justify="right")
         for number, (differs, _, result) in self._results.items():
             score = "failed" if result.outcome is None else f"{result.outcome.score():.1f}"
             stopped = ", stopped early" if result.outcome is not None and result.outcome.interrupted else ""
             table.add_row(str(number), differs, score + stopped)
-        if self._results:  # none where a launcher ran the jobs in other processes
+        if self._results:  # empty if a launcher ran the jobs in other processes
             console.print(table)
         missing = len(self._jobs) - len(self._results) if self._planned and in_this_process else 0
         if missing:
@@ -169,7 +169,7 @@ class Sweep:
         console.print(f"  curves       tensorboard {logdir}", soft_wrap=True)
 
     def failures(self) -> dict[str, str]:
-        """The reason of every failed job, by its number, or by its folder where another process ran it."""
+        """The reason of every failed job, by its number, or by its folder if another process ran it."""
         known = {folder.resolve() for _, folder, _ in self._results.values()}
         found = {str(n): result.error for n, (_, _, result) in self._results.items() if result.error is not None}
         for folder, reason in _failures(self._folder):
@@ -183,6 +183,6 @@ def _failures(folder: Path) -> list[tuple[Path, str]]:
     failed = []
     for path in sorted(folder.rglob("run.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["status"] == "failed" and not (path.parents[1] / "run.json").exists():  # no member of a job
+        if content["status"] == "failed" and not (path.parents[1] / "run.json").exists():  # not the folder of one seed
             failed.append((path.parent, content["error"]))
     return failed

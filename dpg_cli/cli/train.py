@@ -1,7 +1,7 @@
 """`dpg-train`: train, or sweep with `-m`.
 
-A front stands before Hydra, which makes folders before any task runs and ends every error with 1. It composes and
-checks the config, so that a mistake costs no folder, claims the folder, and only then hands over.
+Hydra makes folders before any task runs, and ends after any error with exit code 1. So this module composes and checks
+the config first, claims the folder, and only then hands over to Hydra. A mistake leaves no folder behind.
 """
 
 import argparse
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dpg_cli.config import TrainConfig
 
-# Hydra's flags that look and train nothing, beside --cfg.
+# Hydra's flags that print something and train nothing, besides --cfg.
 LOOKS = {"--package", "-p", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version"}
 
 HEAD = """\
@@ -43,7 +43,7 @@ Keys
 
 Flags
   -m                sweep over comma-separated values, range(...), choice(...)
-  --cfg job         print the config; with --resolve as a run would write it
+  --cfg job         print the config; with --resolve, as a run stores it
   --config-dir DIR  add a folder of your own YAML files
   -sc install=bash  completion: eval "$(dpg-train -sc install=bash)"
   --hydra-help      all of Hydra's flags
@@ -123,7 +123,7 @@ def _run_command(arguments: Sequence[str]) -> int:
             given = {override.lstrip("+").partition("=")[0] for override in overrides}
             swept = [f"{key}={v}" for key, v in (composed.hydra.sweeper.params or {}).items() if key not in given]
             if swept:
-                note = f"this is a sweep over {' '.join(swept)}; each job has one of these values too"
+                note = f"this is a sweep over {' '.join(swept)}; each job also sets one of these values"
                 print(f"dpg-train: {note}", file=sys.stderr)
         print(configs.dump(configs.validate(composed)), end="")
         return 0
@@ -137,7 +137,7 @@ def _run_command(arguments: Sequence[str]) -> int:
 
 
 def _single(composed: "DictConfig") -> int:
-    """Train once; the exit code."""
+    """Train once; returns the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
     from dpg_cli.cli.handover import remove
@@ -155,7 +155,7 @@ def _single(composed: "DictConfig") -> int:
         raise UserError(f"env.id={checked.env.id}: exited the program when it was created") from error
     claim(folder, "hydra.run.dir")
     try:
-        with explaining(folder):  # from here on it can be resumed
+        with explaining(folder):  # from here on the run can be resumed
             write_whole(Disk(), folder / "config.yaml", configs.dump(checked).encode())
     except DiskError:
         folder.rmdir()
@@ -180,7 +180,7 @@ def _single(composed: "DictConfig") -> int:
 
 
 def _go_on(config: "TrainConfig", folder: Path) -> int:
-    """Go on with the run that an earlier start of this cluster job has left unfinished; the exit code."""
+    """Resume the run that an earlier start of this cluster job left unfinished; returns the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli.resume import go_on
     from dpg_cli.errors import UserError
@@ -203,7 +203,7 @@ def _help() -> str:
 
 
 def _complete() -> None:
-    """Answer the shell: as Hydra does, but for the cursor in the middle of a line, for quotes and for open keys."""
+    """Complete for the shell as Hydra does, and also mid-line, after quotes and with keys of `env.kwargs`."""
     from dpg_cli.cli.handover import hand_over, openly
     from dpg_cli.config import GROUPS
 
@@ -211,10 +211,10 @@ def _complete() -> None:
     line = line[: int(os.environ.get("COMP_POINT", len(line)))]
     before, _, current = line.rpartition(" ")
     words = []
-    with contextlib.suppress(ValueError):  # a quote that is not closed
+    with contextlib.suppress(ValueError):  # an unclosed quote
         words = [openly(word) for word in shlex.split(before) if " " not in word]
     os.environ["COMP_LINE"] = " ".join([*(words or ["dpg-train"]), current])
     answer = io.StringIO()
-    with contextlib.suppress(Exception), contextlib.redirect_stdout(answer):  # a prompt is no place for messages
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(answer):  # messages would garble the prompt
         hand_over(lambda _: None, ["-sc", "query=bash"])
     print(" ".join(f"{word}=" if word in GROUPS else word for word in answer.getvalue().split()))

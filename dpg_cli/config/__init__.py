@@ -1,6 +1,6 @@
-"""The config: its tree, its schema, composing it with Hydra, and the files of a run folder.
+"""The config: its tree, its schema, composing it with Hydra, and its files in a run folder.
 
-Only this package and `cli/` know Hydra.
+Only this package and `cli/` import Hydra.
 """
 
 from dpg_cli.config.composition import (

@@ -1,4 +1,4 @@
-"""Composing a config with Hydra, and running a task as Hydra does."""
+"""Compose a config with Hydra, and run a task as Hydra does."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from dpg_cli.errors import UserError
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """Compose the tree with overrides in Hydra's grammar, the `hydra` node included.
+    """Compose the tree with overrides in Hydra's grammar, including the `hydra` node.
 
     Raises:
         UserError: an unknown key or choice, or a syntax error.
@@ -37,7 +37,7 @@ def validate(config: DictConfig) -> TrainConfig:
     """Resolve a composed config and check every key, type and range.
 
     Raises:
-        UserError: names the first key that is wrong, its value and what would be right.
+        UserError: names the first wrong key, its value and what is expected.
     """
     try:
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -51,11 +51,11 @@ def validate(config: DictConfig) -> TrainConfig:
 def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -> None:
     """Run one task in a folder as `hydra.main` does, with its log, `.hydra` and callbacks.
 
-    That would compose the config twice again, which takes longer than all else before the first step.
+    `hydra.main` would compose the config twice more, which takes longer than everything else before the first step.
 
     Args:
         composed: from `compose()`.
-        folder: of the run, in place of the config's own.
+        folder: of the run; replaces the one in the config.
         task: given the config without the `hydra` node.
     """
     with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
@@ -68,21 +68,21 @@ def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -
         context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
         done = run_job(task, composed, "hydra.run.dir", None, context)
         callbacks.on_run_end(config=composed, config_name="train", job_return=done)
-        done.return_value  # noqa: B018, it raises what the task has raised
+        done.return_value  # noqa: B018, it raises the task's exception
 
 
 def has_basic_sweeper(composed: DictConfig) -> bool:
-    """Whether Hydra's own sweeper runs, which knows all jobs before the first."""
+    """Whether Hydra's own sweeper is used. It knows all jobs before the first starts."""
     return str(OmegaConf.select(composed, "hydra.sweeper._target_")).endswith(".BasicSweeper")
 
 
 def has_basic_launcher(composed: DictConfig) -> bool:
-    """Whether Hydra's own launcher runs, in this process, one job after the other."""
+    """Whether Hydra's own launcher is used. It runs jobs in this process, one after another."""
     return str(OmegaConf.select(composed, "hydra.launcher._target_")).endswith(".BasicLauncher")
 
 
 def folder(composed: DictConfig, key: str) -> Path:
-    """The folder under a key of the `hydra` node.
+    """The folder that a key of the `hydra` node names.
 
     Raises:
         UserError: it cannot be resolved.
@@ -94,7 +94,7 @@ def folder(composed: DictConfig, key: str) -> Path:
 
 
 def job_folder(composed: DictConfig, number: int) -> str | None:
-    """The folder of a job in that of its sweep; nothing where only Hydra will know it.
+    """The folder of a job, relative to its sweep's; None if Hydra only knows it when the job starts.
 
     Raises:
         UserError: it cannot be resolved.
@@ -110,12 +110,12 @@ def job_folder(composed: DictConfig, number: int) -> str | None:
 
 
 def user_error(error: Exception, overrides: Sequence[str]) -> UserError:
-    """What Hydra or OmegaConf complain of, in one line that names the key."""
+    """An error of Hydra or OmegaConf as one line that names the key."""
     return UserError(explain(error, lambda: _known_keys(overrides)))
 
 
 def _known_keys(overrides: Sequence[str]) -> list[str]:
-    """The keys that there are with these overrides' choices of groups."""
+    """All valid keys, given the groups that these overrides choose."""
     groups = [o for o in overrides if o.partition("=")[0] in GROUPS]
     try:
         config = compose(groups)

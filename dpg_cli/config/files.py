@@ -1,4 +1,4 @@
-"""The config of a run folder: `config.yaml` and `.hydra/`, written, and read as untrusted data."""
+"""Write the config of a run folder, `config.yaml` and `.hydra/`, and read it as untrusted data."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from dpg_cli.config.schema import TrainConfig, check
 from dpg_cli.errors import UserError
 from dpg_cli.storage.untrusted import read
 
-MAX_STORED = 100_000  # bytes of a config.yaml; a hostile one may unfold to gigabytes
+MAX_STORED = 100_000  # bytes of a config.yaml; a hostile file could take gigabytes
 
 
 def dump(config: TrainConfig) -> str:
@@ -17,52 +17,56 @@ def dump(config: TrainConfig) -> str:
 
 
 def load(text: str | bytes) -> TrainConfig:
-    """The config of a run from its `config.yaml`. Nothing in it is resolved or run.
+    """The config of a run from the content of its `config.yaml`. Nothing in it is resolved or run.
 
     Raises:
-        UserError: it is not such a file.
+        UserError: it is not a valid config.
     """
     return check(load_yaml(text, "config.yaml"))
 
 
 def load_from(run: Path) -> TrainConfig:
-    """The config of a run folder, whoever made it.
+    """The config of a run folder, which may be untrusted.
 
     Raises:
-        UserError: it has none, or a file that is no config.
+        UserError: there is no `config.yaml`, or it is not a valid config.
     """
     return check(read_yaml(run / "config.yaml"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of plain data from a YAML file, whoever made it.
+    """A mapping of plain data from a YAML file, which may be untrusted.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file cannot be read, or `load_yaml` rejects it.
     """
     return load_yaml(read(path, MAX_STORED), str(path))
 
 
 def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
-    """A mapping of plain data from YAML: no tags, no references, no more than `MAX_STORED` bytes.
+    """A mapping of plain data from YAML: no tags, no aliases, at most `MAX_STORED` bytes.
+
+    Args:
+        text: the YAML.
+        where: the name of its file, for messages.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is not such a mapping.
     """
     import yaml
 
     def whole(loader: Any, node: Any) -> int:
         value: int = loader.construct_yaml_int(node)
-        if abs(value) >= 10**18:  # some thousands of digits cannot even be printed
+        if abs(value) >= 10**18:  # Python refuses to print thousands of digits
             raise yaml.YAMLError("a number that is too large")
         return value
 
     class Plain(yaml.SafeLoader):
-        """Neither dates nor sets, and no aliases: a file that refers to itself can be small and unfold to gigabytes."""
+        """No dates, no sets and no aliases: with aliases, a small file can expand to gigabytes."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("refers to itself")
+                raise yaml.YAMLError("aliases are not allowed")
             return super().compose_node(parent, index)
 
     Plain.yaml_implicit_resolvers = {
@@ -79,7 +83,7 @@ def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: has {len(text):,} bytes, too many for a config")
     try:
         tree = yaml.load(text, Plain)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number that is none; a list in a list in a ...
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid number; lists nested too deeply
         raise UserError(f"{where}: {first_line(error)}") from error
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise UserError(f"{where}: must be a mapping")
@@ -87,20 +91,25 @@ def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def asks_for_trust(config: TrainConfig) -> str | None:
-    """What in a stranger's config could run code or name a file; nothing if there is nothing of the kind."""
+    """Why an untrusted config needs `trust=true`: it could run code or open files. None if it could not."""
     if ":" in config.env.id:
         return f"env.id={config.env.id}: this would import code that the run folder names"
     for key, value in config.env.kwargs.items():
         if not all(isinstance(item, int | float | None) for item in (value if isinstance(value, list) else [value])):
-            return f"env.kwargs.{key}={value}: the environment could take this for a file or for what to import"
+            return f"env.kwargs.{key}={value}: the environment could open this as a file or import it"
     return None
 
 
 def store_hydra(source: Path, target: Path, **values: int) -> None:
-    """Copy what Hydra wrote of a run, with keys set as if they had been given on the command line of a run there.
+    """Copy a run's `.hydra/` folder, with `values` set as if given on the command line of a run in the new place.
+
+    Args:
+        source: the `.hydra/` folder to copy.
+        target: the new `.hydra/` folder, which does not exist yet.
+        values: by key.
 
     Raises:
-        UserError: it is nothing that Hydra writes.
+        UserError: `source` was not written by Hydra.
     """
     config, node = (read_yaml(source / f"{name}.yaml") for name in ("config", "hydra"))
     try:

@@ -1,4 +1,4 @@
-"""Errors of pydantic, Hydra and OmegaConf in one line that names the key, its value and what would be right."""
+"""Errors of pydantic, Hydra and OmegaConf as one line that names the key, its value and what is expected."""
 
 import difflib
 import re
@@ -12,7 +12,12 @@ from dpg_cli.config.tree import choices
 
 
 def explain(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
-    """What Hydra or OmegaConf complain of, in one line that names the key."""
+    """An error of Hydra or OmegaConf as one line that names the key.
+
+    Args:
+        error: theirs.
+        known_keys: called for all valid keys if a key is unknown.
+    """
     text = first_line(error)
     if match := re.search(r"Could not find '(\w+)/([^']+)'", str(error)):
         group, name = match.groups()
@@ -30,7 +35,7 @@ def explain(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
 
 
 def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str:
-    """What pydantic complains of first. `prefix` is that of the model's keys, such as `algo.`."""
+    """The first error of pydantic as one line. `prefix` is that of the model's keys, such as `algo.`."""
     first, *others = error.errors()
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])
@@ -50,7 +55,7 @@ def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str
 
 
 def _key(location: Iterable[int | str]) -> str:
-    # A union's branch stands in the location as a part that is no identifier.
+    # Pydantic marks a union's branch by a part of the location that is not an identifier.
     return ".".join(str(part) for part in location if isinstance(part, int) or str(part).isidentifier())
 
 
@@ -74,5 +79,5 @@ def _closest(word: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: object) -> str:
-    """The first line of a message that is not empty, or the name of the error."""
+    """The first non-empty line of a message, or the name of the error's type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

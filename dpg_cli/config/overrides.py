@@ -18,10 +18,10 @@ from dpg_cli.errors import UserError
 
 
 def parse_value(key: str, text: str) -> Any:
-    """A value as Hydra's grammar reads it, so that `resume=` takes what a new run takes.
+    """Parse a value with Hydra's grammar, so that `resume=` accepts the same values as a new run.
 
     Raises:
-        UserError: a syntax error, or several values.
+        UserError: the syntax is wrong, or there are several values.
     """
     try:
         parsed = OverridesParser.create().parse_override(f"{key}={text}")
@@ -36,16 +36,19 @@ def without_sweeps(overrides: Sequence[str]) -> list[str]:
     """The overrides that have one value.
 
     Raises:
-        UserError: a syntax error.
+        UserError: the syntax is wrong.
     """
     return [text for text, parsed in zip(overrides, _parse(overrides), strict=True) if not parsed.is_sweep_override()]
 
 
 def combinations(overrides: Sequence[str], composed: DictConfig) -> Iterator[list[str]]:
-    """The overrides of each job of a sweep by Hydra's own sweeper; those with one value, by any other.
+    """The overrides of each job of a sweep.
+
+    Only the jobs of Hydra's own sweeper are known beforehand. For any other sweeper, the one item holds the overrides
+    that all jobs share.
 
     Raises:
-        UserError: a syntax error.
+        UserError: the syntax is wrong.
     """
     if not has_basic_sweeper(composed):
         yield without_sweeps(overrides)

@@ -11,11 +11,11 @@ from dpg_cli.errors import UserError
 from dpg_cli.ranges import Count, CountOrZero, Positive
 
 MAX_STEPS = 999_999_999  # a checkpoint's folder has nine digits
-MAX_ENVIRONMENTS = 100_000  # of all seeds, evaluation's too
+MAX_ENVIRONMENTS = 100_000  # of all seeds, for training and evaluation
 
 
 class Strict(BaseModel):
-    """No unknown key, no conversion but from whole to floating numbers, nothing infinite."""
+    """Rejects unknown keys, infinite numbers, and every conversion except from integers to floats."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -52,7 +52,7 @@ class LogConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """`configs/train.yaml`, which says what each key is."""
+    """`configs/train.yaml`, whose comments explain each key."""
 
     seed: CountOrZero
     num_seeds: Count
@@ -62,7 +62,7 @@ class TrainConfig(Strict):
     learning_starts: CountOrZero
     updates_per_step: Positive
     buffer_size: Count
-    share_next_obs: bool = False  # as in runs that were stored before there was a choice
+    share_next_obs: bool = False  # older runs have no such key
     compile: bool = False
     truncation_bootstraps: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -82,7 +82,7 @@ def check(tree: Mapping[str, Any]) -> TrainConfig:
     """Check every key, type and range of a whole config.
 
     Raises:
-        UserError: names the first key that is wrong, its value and what would be right.
+        UserError: names the first wrong key, its value and what is expected.
     """
     from dpg_cli.algorithms import ALGORITHMS  # here, since torch takes seconds to import
     from dpg_cli.noise import NOISES
@@ -102,10 +102,10 @@ def check(tree: Mapping[str, Any]) -> TrainConfig:
 
 
 def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """A config with some keys changed, `eval.every` and the like too.
+    """A config with some keys changed; nested keys are written with dots, such as `eval.every`.
 
     Raises:
-        UserError: a value is not what its key takes.
+        UserError: a value is invalid.
     """
     tree = config.model_dump()
     for key, value in values.items():
@@ -118,7 +118,7 @@ def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 
 
 def difference(config: TrainConfig, other: TrainConfig) -> str | None:
-    """The first key in which two configs differ, with both values; nothing if they are equal."""
+    """The first key in which two configs differ, with both values; None if they are equal."""
 
     def walk(one: Any, two: Any, key: str) -> str | None:
         if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
@@ -130,7 +130,7 @@ def difference(config: TrainConfig, other: TrainConfig) -> str | None:
 
 
 def whole_numbers(tree: Mapping[Any, Any]) -> dict[Any, Any]:
-    """1e6 is written as a count and read as a float: make it one again, but for what an environment is given."""
+    """Convert floats that are integers, such as 1e6, to integers, except in `env.kwargs`."""
 
     def whole(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The config tree: where it lies and what its groups offer."""
+"""The config tree: where it is, and the choices of its groups."""
 
 import re
 from pathlib import Path
@@ -12,19 +12,19 @@ GROUPS = ("algo", "env", "noise", "experiment")
 
 
 def config_dir() -> Path:
-    """The config tree: in the package when installed, beside it in a checkout."""
+    """The folder of the config tree: in the package if installed, next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
 
 
 def choices(group: str) -> list[str]:
-    """What a group can be set to: the names of its files, `td3/without_delay` for one in a folder."""
+    """The choices of a group: the names of its YAML files, with subfolders, such as `td3/without_delay`."""
     folder = config_dir() / group
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 class EnvironmentIds(ConfigSource):
-    """Lets `env=<id>` name any environment, with or without a file of its own; a real file wins."""
+    """Lets `env=<id>` name any environment, with or without a YAML file. An existing file wins."""
 
     @staticmethod
     def scheme() -> str:
@@ -36,11 +36,11 @@ class EnvironmentIds(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """The groups, and the folders that an id with slashes makes."""
+        """The groups, and the folders that an id with slashes implies."""
         return config_path.strip("/") in ("", *GROUPS) or self._below_env(config_path + "/")
 
     def is_config(self, config_path: str) -> bool:
-        """Everything below `env` is some environment's id; whether it exists is asked when it is made."""
+        """Any name below `env` is taken as an environment's id. An unknown id fails when the environment is made."""
         return self._below_env(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult:
@@ -54,7 +54,7 @@ class EnvironmentIds(ConfigSource):
         )
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Whole names, for tab completion, where Hydra would stop at a slash: ids, and choices in folders."""
+        """Full names for tab completion, since Hydra would stop at a slash: ids, and choices in subfolders."""
         path = config_path.strip("/")
         if path == "":
             return ["env"] if results_filter in (None, ObjectType.GROUP) else []
@@ -62,9 +62,9 @@ class EnvironmentIds(ConfigSource):
             return []
         if path != "env":
             return [name for name in choices(path) if "/" in name] if path in GROUPS else []
-        import gymnasium  # here, since only completion needs it
+        import gymnasium  # imported here, since only completion needs it
 
-        # An id whose entry point is a function only says where the environment has gone.
+        # An id whose entry point is a function only reports where the environment has moved.
         return sorted(name for name, spec in gymnasium.registry.items() if not callable(spec.entry_point))
 
     @staticmethod
@@ -73,6 +73,6 @@ class EnvironmentIds(ConfigSource):
 
 
 def register() -> None:
-    """Tell Hydra of the environment ids, and OmegaConf of `${path_name:...}`."""
+    """Register the environment ids with Hydra, and the resolver `${path_name:...}` with OmegaConf."""
     Plugins.instance().register(EnvironmentIds)
     OmegaConf.register_new_resolver("path_name", lambda name: re.sub(r"[/:]", "_", name), replace=True)

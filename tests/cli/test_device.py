@@ -49,7 +49,7 @@ def test_the_faster_device_is_used(speeds, overrides, precision):
     choice = choose(config, 2, 1)
     assert choice == (FAKE, True, {"cpu": 100.0, "cpu:0": 500.0}, None)
     assert choice.describe() == (
-        "device=auto uses cpu:0: 100 on cpu and 500 on cpu:0 updates a second; device=cpu:0 pins it"
+        "device=auto uses cpu:0: 100 on cpu and 500 on cpu:0 updates per second; device=cpu:0 pins it"
     )
 
 
@@ -192,7 +192,7 @@ def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_it(train, speeds, mo
     folder = tmp_path / "run"
     code, out, _ = train(*TOY, f"hydra.run.dir={folder}")
     assert code == 0
-    assert "note: device=auto uses cpu:0: 100 on cpu and 500 on cpu:0 updates a second; device=cpu:0 pins it" in out
+    assert "note: device=auto uses cpu:0: 100 on cpu and 500 on cpu:0 updates per second; device=cpu:0 pins it" in out
     expected = {"name": "cpu:0", "updates_per_second": {"cpu": 100.0, "cpu:0": 500.0}, "reason": None}
     assert json.loads((folder / "run.json").read_text())["device"] == expected
     assert "device=auto uses cpu:0" in (folder / "train.log").read_text()
@@ -318,7 +318,7 @@ def test_too_large_a_replay_is_refused_with_what_would_fit(monkeypatch):
     with pytest.raises(UserError, match=networks):
         memory.check_memory(composed("algo.hidden_sizes=[4000,4000]"), 17, 6, torch.device("cuda"))
     monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 2**29)
-    with pytest.raises(UserError, match=r"device=cuda: 0.5 GiB of its memory are free, and 1 GiB is needed beside"):
+    with pytest.raises(UserError, match=r"device=cuda: 0.5 GiB of its memory are free, and 1 GiB is needed in"):
         memory.check_memory(config, 17, 6, torch.device("cuda"))
 
 
