@@ -274,7 +274,7 @@ def test_shards_that_the_ring_has_overwritten_go(train, tmp_path):
         (["resume=run", "trust=true", "share_next_obs=true"], "share_next_obs: affects steps already taken"),
         (["resume=run", "trust=true", "total_steps=abc"], "total_steps=abc"),
         (["resume=run", "trust=true", "total_steps=["], "total_steps=["),
-        (["resume=run", "trust=true", "total_steps=70,80"], "total_steps=70,80: one value"),
+        (["resume=run", "trust=true", "total_steps=70,80"], "total_steps=70,80: takes one value"),
         (["resume=run", "trust=true", "total_step=70"], "total_step: unknown key; did you mean total_steps?"),
         (["resume=run", "trust=true", "hydra.run.dir=x"], "hydra.run.dir: unknown key"),
         (["resume=run", "trust=true", "eval.every=0"], "eval.every=0"),
