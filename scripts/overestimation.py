@@ -50,7 +50,7 @@ def main() -> None:
     axes[0].legend(fontsize=8)
     figure.suptitle(configs[0]["env"]["id"])
     image.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(image, dpi=80)
+    figure.savefig(image, dpi=150)
     print(f"-> {image}")
 
 

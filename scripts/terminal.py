@@ -1,6 +1,7 @@
-"""Draw docs/images/terminal.svg: the terminal during a training, from the real output of a command.
+"""Draw the terminal during a training, from the real output of a command.
 
-    python scripts/terminal.py [at=15000] [out=docs/images/terminal.svg]
+    python scripts/terminal.py [at=15000] [out=outputs/terminal.svg]
+    python scripts/terminal.py out=docs/images/terminal.svg    # the picture in the README
 
 at   the environment step of which the picture is taken
 out  where to write it
@@ -33,7 +34,7 @@ def main() -> None:
     """The script."""
     values = parse(sys.argv[1:], ("at", "out"), required=())
     at = whole(values, "at", 15_000, minimum=1)
-    out = Path(values.get("out", "docs/images/terminal.svg"))
+    out = Path(values.get("out", "outputs/terminal.svg"))
     out.parent.mkdir(parents=True, exist_ok=True)
     console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     console.print(f"$ {' '.join(COMMAND)}", highlight=False, markup=False)

@@ -123,7 +123,7 @@ def draw(algo: str, times: Times, image: Path) -> None:
     axes[0].legend(fontsize="small")
     figure.suptitle(f"{algo} on HalfCheetah-v4")
     image.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(image, dpi=80)
+    figure.savefig(image, dpi=150)
     print(f"\n-> {image}")
 
 
