@@ -1,8 +1,18 @@
 """The pages that are made from the code, and the commands that a page shows."""
 
+import itertools
+import subprocess
+import sys
+
 import keys
 import pytest
+import tutorial
 
+from dpg_cli.cli.resume import CHANGEABLE
+
+BLOCKS = list(tutorial.blocks(tutorial.PAGE.read_text(encoding="utf-8")))
+SHELL = [block for block in BLOCKS if block.language == "sh" and block.mode != "install"]
+COMMANDS = [words for block in SHELL for words in tutorial.commands(block)]
 COMMENTED = [path for pattern in ("*.yaml", "algo/*.yaml", "noise/*.yaml") for path in keys.CONFIGS.glob(pattern)]
 
 
@@ -27,3 +37,44 @@ def test_a_key_is_what_its_line_says(tmp_path):
     path.write_text('# What.\n# More.\na: {}  # one\nb:\n  c: "#"  # two\n  d: [1, 2]\ndefaults: [x]\n')
     assert list(keys.keys(path)) == [("a", "{}", "one"), ("b.c", '"#"', "two"), ("b.d", "[1, 2]", "")]
     assert keys.header(path) == "What. More."
+
+
+def combinations(words):
+    """The arguments of each job of a sweep over values separated by commas; one if it is none."""
+    if "-m" not in words:
+        return [words]
+    axes = [word.partition("=") for word in words if word != "-m"]
+    return itertools.product(*([f"{key}={value}" for value in values.split(",")] for key, _, values in axes))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_of_the_tutorial_has_only_keys_and_values_that_exist(words, train, evaluate, tmp_path):
+    for block in BLOCKS:
+        if block.language not in ("sh", "text"):
+            tutorial.write_file(block, tmp_path)
+    command, *words = itertools.dropwhile(lambda word: word.startswith("PYTHONPATH="), words)
+    if command == "dpg-eval":
+        assert "unknown key" not in evaluate(*words)[2]
+    elif command == "dpg-train" and words[0].startswith("resume="):
+        assert {word.partition("=")[0] for word in words[1:]} <= {*CHANGEABLE, "trust"}
+    elif command == "dpg-train":
+        for job in combinations(words):
+            code, _, error = train(*job, "--cfg", "job", "--resolve")
+            assert code == 0, error
+    else:
+        assert command in ("tensorboard", "cmp", "python")
+
+
+def test_what_is_shown_is_compared_without_its_numbers():
+    printed = ["a 1.5 of 2,000  0:00:01", "b", "c", "  d   -3.0"]
+    assert tutorial.filled(["a 7 of 1,000 0:10:00", "...", "d 3"], printed) == [printed[0], "...", printed[3]]
+    assert tutorial.filled(["a 7 of 1,000 0:10:00", "..."], printed) == [printed[0], "..."]
+    for shown in (["a 7 of 1,000 0:10:00"], ["b", "..."], ["...", "e"], ["...", "c"]):
+        assert tutorial.filled(shown, printed) is None
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_it_is_written():
+    script = tutorial.ROOT / "scripts" / "tutorial.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
