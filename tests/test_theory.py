@@ -403,7 +403,7 @@ def test_actor_update_of_a_network_is_the_chain_rule(name, lift, generator):
 
 @pytest.mark.parametrize("page", ["theory.md", "noise.md", "algorithms/ddpg.md", "algorithms/td3.md"])
 def test_every_line_of_code_in_the_documents_is_one_of_the_source(page):
-    files = [*(ROOT / "dpg_cli").rglob("*.py"), *ROOT / "tests" / "tiny_algorithms.py"]  # the plain updates
+    files = [*(ROOT / "dpg_cli").rglob("*.py"), ROOT / "tests" / "tiny_algorithms.py"]  # the plain updates
     source = {line.strip() for path in files for line in path.read_text("utf-8").splitlines()}
     blocks = (ROOT / "docs" / page).read_text("utf-8").split("```python\n")[1:]
     quoted = [line.strip() for block in blocks for line in block.split("```")[0].splitlines() if line.strip()]
