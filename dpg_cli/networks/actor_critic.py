@@ -1,7 +1,7 @@
 """Actor and critic networks for many members at once.
 
 Every weight and bias carries leading *member* axes: `(S, in, out)` for the actors of S seeds, `(K, S, in, out)` for K
-critics each. One member is just a small number. Inputs are `(S, B, features)`: B rows for each seed.
+critics each. A single member has an axis of size 1. Inputs are `(S, B, features)`: B rows for each seed.
 """
 
 import math
@@ -37,20 +37,20 @@ class Layer(NamedTuple):
 class Network(nn.Module):
     """Dense layers with ReLU between them, for every member.
 
-    The parameters are one flat tensor, so that an optimizer's step or a target's average is one operation. They start
-    as those of `nn.Linear` do, uniform in ±1/√in for weights and biases, each seed's from its own generator. (torch's
-    own initialisers take a three-dimensional weight for a convolution and get the fan-in wrong.)
+    The parameters are one flat tensor, so that an optimizer's step or a target's average is one operation. Weights and
+    biases start uniform in ±1/√in, as in `nn.Linear`, drawn from each seed's own generator. (torch's own initialisers
+    treat a three-dimensional weight as a convolution's and get the fan-in wrong.)
 
     Args:
         sizes: inputs and outputs of each layer.
-        generators: one CPU generator a seed.
+        generators: one CPU generator per seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; None for none.
+        normalizer: applied to observations first; None: no normalisation.
         critics: `()` for members `(S,)`, `(K,)` for members `(K, S)`.
 
     Attributes:
-        flat: the parameters, `(P,)`: weight and bias of each layer in turn.
-        products: precision of the large matrix products of an update; that of the parameters unless it is set.
+        flat: the parameters, `(P,)`: weight and bias of each layer in order.
+        products: dtype of the large matrix products of an update; by default the parameters' dtype.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Network(nn.Module):
         self.products = dtype
 
         def uniform(bound: float, rows: int, columns: int) -> Tensor:
-            # Drawn in float64 and by seed, so that neither precision nor company changes what a seed starts from.
+            # Drawn in float64 and per seed: precision and other seeds do not change what a seed starts from.
             draws = [
                 torch.empty(*critics, rows, columns, dtype=torch.float64).uniform_(-bound, bound, generator=g)
                 for g in generators
@@ -77,20 +77,20 @@ class Network(nn.Module):
         self.shapes = [block.shape for block in blocks]
         self.flat = nn.Parameter(torch.cat([block.flatten() for block in blocks]))
         self._kept: dict[torch.dtype, Kept] = {}
-        self._place: Kept | None = None  # of gradients
+        self._place: Kept | None = None  # for gradients
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers in turn."""
+        """The layers in order."""
         views = self.views(self.flat.detach())
         return [Layer(*pair) for pair in zip(views[::2], views[1::2], strict=True)]
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Views of a tensor like `flat`: weight and bias of each layer in turn, `(*members, rows, columns)`."""
+        """Views of a tensor like `flat`: weight and bias of each layer in order, `(*members, rows, columns)`."""
         return blocks(flat, self.shapes)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the network is, by name; views, each `(*members, rows, columns)`."""
+        """Parameters and statistics of the normaliser by name, as views `(*members, rows, columns)`."""
         layers = {f"layers.{i}.{name}": t for i, own in enumerate(self.layers) for name, t in own._asdict().items()}
         if self.normalizer is None:
             return layers
@@ -98,20 +98,20 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Become what `tensors()` gave.
+        """Copy tensors that `tensors()` of such a network returned.
 
         Raises:
-            ValueError: other names or shapes.
+            ValueError: names or shapes differ.
         """
         own = self.tensors()
         shapes = [{name: tuple(t.shape) for name, t in named.items()} for named in (own, tensors)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"should hold {shapes[0]}, holds {shapes[1]}")
+            raise ValueError(f"expected tensors {shapes[0]}, got {shapes[1]}")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
     def _seen(self, obs: Tensor) -> Tensor:
-        """Observations as the layers take them."""
+        """Observations as the first layer takes them: normalised, if there is a normaliser."""
         if self.normalizer is None:
             return obs
         normalized: Tensor = self.normalizer(obs)
@@ -120,14 +120,14 @@ class Network(nn.Module):
     def _mlp(
         self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False, exact: bool = False
     ) -> Tensor:
-        """All layers in turn, by torch's automatic differentiation where it is enabled.
+        """Apply all layers, with torch's automatic differentiation if it is enabled.
 
         Args:
             x: `(S, B, in)`.
             extra: `(S, B, ·)`, appended to the input of the layer `index`.
-            index: counted from 0.
-            first: the first of K critics alone, its parameters taken as constants.
-            exact: in the precision of the parameters, whatever `products` says.
+            index: of that layer, from 0.
+            first: whether to apply only the first of K critics, with its parameters as constants.
+            exact: whether to compute in the parameters' precision instead of `products`.
 
         Returns:
             `(*members, B, out)`.
@@ -143,19 +143,19 @@ class Network(nn.Module):
     def _recorded(
         self, x: Tensor, extra: Tensor | None = None, index: int = 0, *, first: bool = False, exact: bool = False
     ) -> tuple[Tensor, Tape]:
-        """As `_mlp`, without torch's differentiation, and the record for ours."""
+        """As `_mlp` without torch's differentiation; also returns the tape for our own."""
         members = self._members(first)
         y, tape = forward(x, extra, index, members, self._dense(first, exact))
         return as_type(x.dtype, y).view(*members, *y.shape[-2:]), tape
 
     def static_tensors(self) -> list[Tensor]:
-        """Every tensor that a pass reads or writes and that outlives it."""
+        """Every tensor that a pass reads or writes and that persists between passes."""
         kept = [kept.flat for kept in (*self._kept.values(), self._place) if kept is not None]
         buffers = [] if self.normalizer is None else list(self.normalizer.buffers())
         return [self.flat.detach(), *kept, *buffers]
 
     def _gradient(self, grad: Tensor, tape: Tape) -> Tensor:
-        """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
+        """The gradient of the parameters, `(P,)`, given that of the output. The next call overwrites it."""
         place = self._place
         if torch.compiler.is_compiling():
             place = self._views_of(torch.empty_like)
@@ -168,24 +168,24 @@ class Network(nn.Module):
         return self.shapes[0][1:-2] if first else self.shapes[0][:-2]
 
     def _dense(self, first: bool, exact: bool) -> list[Dense]:
-        """The layers as products take them: of all members in a row, or of the first of K critics."""
-        flat = self.flat  # once, since a module's attributes are slow
+        """The layers with all members, or only those of the first of K critics, along one axis."""
+        flat = self.flat  # read once, since a module's attributes are slow
         dtype = flat.dtype if exact else self.products
         kept = self._kept.get(dtype)
-        if torch.compiler.is_compiling():  # where views cost nothing
+        if torch.compiler.is_compiling():  # views cost nothing there
             kept = self._views_of(lambda flat: flat.to(dtype))
         elif kept is None or kept.at != flat.data_ptr():
             kept = self._kept[dtype] = self._kept_views_of(lambda flat: flat.to(dtype))
         elif dtype is not flat.dtype:
-            kept.flat.copy_(flat.detach())  # every time: nothing says when they were changed
+            kept.flat.copy_(flat.detach())  # every time: changes of the parameters are not tracked
         return kept.of_first if first else kept.layers
 
-    @torch.inference_mode(False)  # tensors of that mode could not be used outside
+    @torch.inference_mode(False)  # inference tensors could not be used outside that mode
     def _kept_views_of(self, make: Callable[[Tensor], Tensor]) -> Kept:
         return self._views_of(make)._replace(at=self.flat.data_ptr())
 
     def _views_of(self, make: Callable[[Tensor], Tensor]) -> Kept:
-        """What `make` gives of the parameters, and its layers."""
+        """The tensor that `make` returns for the parameters, and its layers."""
         flat = make(self.flat.detach())
         layers = dense_layers(flat, self.shapes)
         if flat.dtype is not self.flat.dtype:
@@ -203,9 +203,9 @@ class Actor(Network):
         obs_dim: size of an observation.
         action_dim: size of an action.
         hidden_sizes: sizes of the hidden layers.
-        generators: one CPU generator a seed.
+        generators: one CPU generator per seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; None for none.
+        normalizer: applied to observations first; None: no normalisation.
     """
 
     def __init__(
@@ -221,18 +221,18 @@ class Actor(Network):
         self.obs_dim, self.action_dim, self.dtype = obs_dim, action_dim, dtype
 
     def forward(self, obs: Tensor, *, exact: bool = False) -> Tensor:
-        """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact`: not in the lower precision of an update."""
+        """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact` ignores the lower precision of `products`."""
         return torch.tanh(self._mlp(self._seen(obs), exact=exact))
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Actions, and how their gradient becomes that of the parameters.
+        """Actions, and a function from their gradient to that of the parameters.
 
         Args:
             obs: `(S, B, obs_dim)`.
 
         Returns:
-            Actions `(S, B, action_dim)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until
-            this network's next one. In between neither the parameters nor the actions may be changed.
+            Actions `(S, B, action_dim)`, and a function of a gradient of that shape. Its result, `(P,)`, is overwritten
+            by this network's next gradient. Until it is called, neither parameters nor actions may be changed.
         """
         y, tape = self._recorded(self._seen(obs))
         action = torch.tanh(y)
@@ -246,9 +246,9 @@ class Critic(Network):
         obs_dim: size of an observation.
         action_dim: size of an action.
         hidden_sizes: sizes of the hidden layers.
-        generators: one CPU generator a seed.
+        generators: one CPU generator per seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; None for none.
+        normalizer: applied to observations first; None: no normalisation.
         num_critics: K.
         action_layer: the layer at which the action enters; 1 is the first.
 
@@ -281,23 +281,23 @@ class Critic(Network):
         return self._mlp(self._seen(obs), action, self.action_index).squeeze(-1)
 
     def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Values, and how their gradient becomes that of the parameters.
+        """Values, and a function from their gradient to that of the parameters.
 
         Args:
             obs: `(S, B, obs_dim)`.
             action: `(S, B, action_dim)`.
 
         Returns:
-            Values `(K, S, B)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until this
-            network's next one. In between the parameters may not be changed.
+            Values `(K, S, B)`, and a function of a gradient of that shape. Its result, `(P,)`, is overwritten by this
+            network's next gradient. Until it is called, the parameters may not be changed.
         """
         y, tape = self._recorded(self._seen(obs), action, self.action_index)
         return y.squeeze(-1), lambda grad: self._gradient(grad.unsqueeze(-1), tape)
 
     def q1(self, obs: Tensor, action: Tensor, *, exact: bool = False) -> Tensor:
-        """The first critic's values, `(S, B)`: what the actor ascends, by the action alone.
+        """The first critic's values, `(S, B)`, which the actor ascends. Only the action gets a gradient.
 
-        `exact`: not in the lower precision of an update.
+        `exact` ignores the lower precision of `products`.
         """
         return self._mlp(self._seen(obs), action, self.action_index, first=True, exact=exact).squeeze(-1)
 
