@@ -1,4 +1,4 @@
-"""Adam, by torch's own fused kernel."""
+"""Adam, with torch's own fused kernel."""
 
 import torch
 from torch import Tensor
@@ -7,22 +7,22 @@ from dpg_cli.networks import Network
 
 
 class Adam:
-    """What `torch.optim.Adam(fused=True)` makes of parameters, bit for bit, without its bookkeeping.
+    """Adam with an L2 penalty (Kingma & Ba 2015, Algorithm 1), bit for bit as `torch.optim.Adam(fused=True)`.
 
-    For networks of a few hundred units that takes longer than the kernel. Kingma & Ba 2015, Algorithm 1, with an L2
-    penalty; elementwise, so that members do not meet. The count of steps is a tensor on the parameters' device, so that
-    a step can be captured.
+    torch's bookkeeping is omitted: for networks of a few hundred units it takes longer than the kernel. A step works
+    elementwise, so that members do not affect each other. The count of steps is a tensor on the parameters' device, so
+    that a step can be captured.
 
     Args:
         network: its parameters are updated in place.
         lr: learning rate.
-        weight_decay: added to the gradient, times the parameter.
+        weight_decay: this multiple of the parameters is added to the gradient.
     """
 
     BETAS = (0.9, 0.999)
     EPSILON = 1e-8
     CLEARED_EVERY = 100  # steps
-    PIECES, SMALLEST = 64, 2**11  # of a tensor on a GPU, and parameters in one
+    PIECES, SMALLEST = 64, 2**11  # pieces of a tensor on a GPU, and fewest parameters in a piece
 
     def __init__(self, network: Network, lr: float, weight_decay: float = 0.0):
         self.network = network
@@ -62,23 +62,23 @@ class Adam:
                 self._until_cleared = self.CLEARED_EVERY
 
     def static_tensors(self) -> list[Tensor]:
-        """Every tensor that a step reads or writes and that outlives it, except the network's."""
+        """Every tensor that a step reads or writes and that persists between steps, except the network's."""
         return [self.mean, self.square, self.count]
 
     def _in_pieces(self, tensor: Tensor) -> list[Tensor]:
-        """A tensor for torch's kernel, which gives a GPU too little to do at once where it is a single small one."""
+        """A tensor in pieces for torch's kernel, which uses little of a GPU for a single small tensor."""
         if tensor.is_cpu:
             return [tensor]
         size = -(-len(tensor) // self.PIECES // 4) * 4  # whole vectors of four
         return list(torch.split(tensor, max(self.SMALLEST, size)))
 
     def set_count(self, count: Tensor) -> None:
-        """Go on after so many steps, `()`."""
+        """Set the number of steps taken so far, `()`."""
         self.count.copy_(count)
         self._until_cleared = self.CLEARED_EVERY - int(count) % self.CLEARED_EVERY
 
     def _step_by_operations(self, gradient: Tensor) -> None:
-        """The same for a compiler, which makes one kernel of it and cannot see into torch's."""
+        """The same step for a compiler, which fuses these operations but cannot see into torch's kernel."""
         beta1, beta2 = self.BETAS
         flat, count = self.network.flat, self.count.double()
         if self.weight_decay:
@@ -90,10 +90,10 @@ class Adam:
         flat.sub_(step_size * self.mean / (self.square.sqrt() / root + self.EPSILON))
 
     def _clear_vanished(self) -> None:
-        """Set moments to zero that are too small to move a parameter, unless that has vanished itself.
+        """Set moments to zero that are too small to change a parameter, unless the parameter is as small.
 
-        Those of a unit that has died decay for ever and end as subnormal numbers, on which a step takes twice as long.
-        What is larger than `vanished` does not become one until the next time.
+        The moments of a dead unit decay to subnormal numbers, on which a step takes twice as long. A moment larger than
+        `vanished` does not become subnormal before the next call.
         """
         vanished = 1e5 * torch.finfo(self.mean.dtype).tiny
         for moment in (self.mean, self.square):

@@ -13,7 +13,7 @@ import numpy as np
 
 from dpg_cli.ranges import Count, NonNegative, Positive
 
-BLOCK = 16  # steps drawn at once: NumPy's code is no longer in the caches after an update
+BLOCK = 16  # steps drawn at once, since an update evicts NumPy's code from the caches
 
 
 @dataclass(kw_only=True, eq=False)
@@ -29,15 +29,15 @@ class Noise:
     generators: InitVar[Sequence[Sequence[np.random.Generator]]]
 
     def __post_init__(self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]]) -> None:
-        """Keep the streams."""
+        """Keep the generators; nothing is drawn yet."""
         self._generators = generators
         self._shape = (len(generators), len(generators[0]), action_dim)
         self._drawn = np.empty((0, *self._shape))  # ahead, for the next steps
         self._used = 0
-        self._before: list[list[Any]] = []  # the generators' states from which they were
+        self._before: list[list[Any]] = []  # the generators' states before `_drawn` was drawn
 
     def scale_at(self, step: int) -> float:
-        """The scale at an environment step, in units of the action range's half."""
+        """The scale at an environment step, in units of half the action range."""
         raise NotImplementedError
 
     def sample(self, step: int) -> np.ndarray:
@@ -45,15 +45,15 @@ class Noise:
         raise NotImplementedError
 
     def reset(self, ended: np.ndarray) -> None:
-        """Forget the episodes that ended, where `ended`, `(S, E)`, is true."""
+        """Reset the noise where an episode ended: `ended`, `(S, E)`, is true there."""
 
     def state(self, member: int) -> dict[str, Any]:
-        """What the noise of one member goes on from."""
+        """The state of one member's noise, from which it resumes exactly."""
         self._give_back()
         return {"random": [g.bit_generator.state for g in self._generators[member]]}
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from `state()`, one a member."""
+        """Restore states from `state()`, one per member."""
         self._drawn, self._used = self._drawn[:0], 0
         for generators, state in zip(self._generators, states, strict=True):
             for generator, own in zip(generators, state["random"], strict=True):
@@ -69,13 +69,13 @@ class Noise:
         return drawn
 
     def _draw(self, steps: int) -> np.ndarray:
-        """`(steps, S, E, A)`, the numbers that as many single draws would give."""
+        """`(steps, S, E, A)`, the same numbers as from single draws."""
         size = (steps, self._shape[-1])
         draws = np.array([[g.standard_normal(size) for g in member] for member in self._generators])
         return np.moveaxis(draws, 2, 0)
 
     def _give_back(self) -> None:
-        """Take the generators back to where what was used alone would have brought them."""
+        """Rewind the generators to their states after the last number that was used."""
         used = self._used
         if used < len(self._drawn):
             for generators, states in zip(self._generators, self._before, strict=True):
@@ -94,7 +94,7 @@ class NoNoise(Noise):
         return 0.0
 
     def sample(self, step: int) -> np.ndarray:
-        """Zeros."""
+        """Zeros, `(S, E, A)`."""
         return np.zeros(self._shape)
 
 
@@ -140,21 +140,21 @@ class OrnsteinUhlenbeck(Noise):
         return self.scale_at(step) * self._x
 
     def reset(self, ended: np.ndarray) -> None:
-        """Back to 0 where an episode ended."""
+        """Set the process to 0 where an episode ended."""
         self._x[ended] = 0.0
 
     def state(self, member: int) -> dict[str, Any]:
-        """The streams and where the process stands."""
+        """The generators and the value of the process."""
         return super().state(member) | {"x": self._x[member].copy()}
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from `state()`, one a member."""
+        """Restore states from `state()`, one per member."""
         super().load_state(states)
         self._x[...] = np.reshape([state["x"] for state in states], self._shape)
 
 
 def linear_decay(step: int, scale: float, final_scale: float, decay_steps: int | None) -> float:
-    """`scale`, or on the line from it at step 0 to `final_scale` at step `decay_steps` and after."""
+    """Linear from `scale` at step 0 to `final_scale` at `decay_steps` and after; `scale` if `decay_steps` is None."""
     if decay_steps is None:
         return scale
     return scale + min(step / decay_steps, 1.0) * (final_scale - scale)

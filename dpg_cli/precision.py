@@ -1,4 +1,4 @@
-"""Precision of arithmetic: what `precision=` can be, and torch's faster float32 products where they lose nothing."""
+"""Precision of arithmetic: the values of `precision=`, and faster float32 products where they lose no accuracy."""
 
 import logging
 import math
@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 
 
 class Precision(NamedTuple):
-    """What is computed in which type."""
+    """The number types of a run."""
 
     parameters: torch.dtype  # of networks, optimizers, targets and the replay
     products: torch.dtype  # of the large matrix products of an update
-    observations: type[np.floating[Any]]  # as environments give them
+    observations: type[np.floating[Any]]  # as environments return them
 
 
 PRECISIONS = {
@@ -27,15 +27,15 @@ PRECISIONS = {
 }
 
 
-MUCH_FASTER = 1.4  # so that the choice does not change with the moment, nor a seed's last digits with it
-_of_large_products = "highest"  # as torch.set_float32_matmul_precision takes it
+MUCH_FASTER = 1.4  # a margin, so that noise in the timing changes neither the choice nor a seed's last digits
+_of_large_products = "highest"  # argument of torch.set_float32_matmul_precision
 
 
 def choose_products(device: torch.device) -> None:
-    """Let torch take oneDNN for large float32 products on a CPU where it is as exact as MKL and much faster.
+    """Use oneDNN for large float32 products on a CPU if it is as exact as MKL and much faster.
 
-    torch calls it the precision "medium", which allows rounding to bfloat16. Processors with units for that (AMX) do
-    round, others don't; and on some MKL makes no use of the widest vectors. So both are tried by a product.
+    torch uses it at precision "medium", which allows rounding to bfloat16. Processors with units for that (AMX) do
+    round, others do not. On some processors MKL does not use the widest vectors. So a product is tried with both.
     """
     global _of_large_products
     _of_large_products = "highest"
@@ -51,11 +51,11 @@ def choose_products(device: torch.device) -> None:
 
 
 def times_as_fast(a: Tensor, b: Tensor) -> float:
-    """How many times as fast as MKL oneDNN multiplies two matrices, at best, on one thread: several wait for others."""
+    """Speed of oneDNN relative to MKL for one product, at best, on one thread: several wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     best = {"highest": math.inf, "medium": math.inf}
-    for precision in [*best] * 30:  # in turns, for a machine that others use too
+    for precision in [*best] * 30:  # in turns, as others may use the machine
         torch.set_float32_matmul_precision(precision)
         start = time.perf_counter()
         a @ b
@@ -65,18 +65,18 @@ def times_as_fast(a: Tensor, b: Tensor) -> float:
 
 
 def is_large(inputs: int, outputs: int) -> bool:
-    """Whether a layer's products are large: those with an observation, an action or a value are not."""
+    """Whether a layer's products are large, that is, it has many inputs and many outputs."""
     return inputs >= 64 and outputs >= 64
 
 
 def prepare_product(rows: int, *, large: bool) -> None:
-    """Choose the library for float32 products from here on.
+    """Choose the library for the float32 products that follow.
 
-    oneDNN takes 20 µs to begin one, which only a large one wins back.
+    oneDNN takes 20 µs to start a product, which pays off only for a large one.
 
     Args:
         rows: of the batch.
-        large: as `is_large` says of the layer.
+        large: whether the layer is; see `is_large`.
     """
     if _of_large_products != "highest":
         torch.set_float32_matmul_precision(_of_large_products if large and rows >= 128 else "highest")

@@ -1,10 +1,10 @@
-"""Ranges of hyperparameters: written into a class's fields, checked by `config.py`."""
+"""Ranges of hyperparameters: written into a class's fields, checked by `config/`."""
 
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval
 
-Count = Annotated[int, Interval(ge=1, le=10**15)]  # beyond, neither floats nor file names count exactly
+Count = Annotated[int, Interval(ge=1, le=10**15)]  # larger numbers are not exact in floats and file names
 CountOrZero = Annotated[int, Interval(ge=0, le=10**15)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from dpg_cli.algorithms.base import Batch
 from dpg_cli.seeding import restore_generator
 
-LOADED_AT_ONCE = 10_000  # transitions; what is made of them on the way takes memory too
+LOADED_AT_ONCE = 10_000  # transitions; intermediate results take memory too
 
 
 class Step(NamedTuple):
@@ -21,10 +21,10 @@ class Step(NamedTuple):
     action: np.ndarray  # (S, E, action_dim), in [-1, 1]
     reward: np.ndarray  # (S, E)
     next_obs: np.ndarray  # (S, E, obs_dim)
-    terminated: np.ndarray  # (S, E), whether nothing follows
+    terminated: np.ndarray  # (S, E), whether next_obs counts as terminal
 
     def in_a_row(self) -> list[np.ndarray]:
-        """The parts of a stored transition in turn, each `(S, E, ·)`."""
+        """The parts of a stored transition in order, each `(S, E, ·)`."""
         return [self.obs, self.action, self.reward[..., None], self.next_obs, self.terminated[..., None]]
 
 
@@ -32,18 +32,18 @@ class Replay:
     """A ring of transitions for each member, sampled uniformly with replacement.
 
     A transition is one row of one tensor, `[obs, action, reward, next_obs, terminated]`, so that a batch is one
-    gather. With `share_next_obs` the row is `[obs, action, reward, terminated]`: the next observation is the one that
-    the same environment's next transition begins with, and only where it is not, `NextObservations` holds it. What is
-    drawn and what comes back is the same. Memory is reserved at once and touched as it fills.
+    gather. With `share_next_obs` the row is `[obs, action, reward, terminated]`. The next observation is then that of
+    the same environment's next transition, and `NextObservations` holds those that differ from it. Samples and stored
+    transitions are the same as without. Memory is reserved at the start and touched as the buffer fills.
 
     Args:
-        capacity: transitions a member, at least `num_envs`.
+        capacity: transitions per member, at least `num_envs`.
         obs_dim: size of an observation.
         action_dim: size of an action.
-        generators: one a member, on the CPU, for sampling.
-        device: where the rows live.
+        generators: one per member, on the CPU, for sampling.
+        device: of the rows.
         dtype: of the rows.
-        num_envs: environments a member.
+        num_envs: environments per member.
         share_next_obs: whether to store each observation once.
     """
 
@@ -77,7 +77,7 @@ class Replay:
     def memory(
         capacity: int, obs_dim: int, action_dim: int, num_seeds: int, dtype: torch.dtype, *, share_next_obs: bool
     ) -> int:
-        """Bytes that a full buffer takes; with `share_next_obs`, one more observation for each episode in it."""
+        """Bytes of a full buffer; `share_next_obs` adds one observation for each episode, which is not counted."""
         numbers = (1 if share_next_obs else 2) * obs_dim + action_dim + 2
         place = NextObservations.PLACE.itemsize if share_next_obs else 0
         return num_seeds * capacity * (numbers * dtype.itemsize + place)
@@ -94,7 +94,7 @@ class Replay:
         parts = Step(obs, action, reward, next_obs, terminated).in_a_row()
         first, count = self.added % self.capacity, obs.shape[1]
         if self._own_next is None and first + count <= self.capacity and self._rows.is_cpu:
-            rows = self._rows.numpy()[:, first : first + count]  # which takes half the time of the general way
+            rows = self._rows.numpy()[:, first : first + count]  # takes half the time of the general way
             np.concatenate(parts, axis=-1, out=rows, casting="unsafe")
             self._advance(count)
         else:
@@ -103,7 +103,8 @@ class Replay:
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions for each member, from its own stream.
 
-        Uniformly, but for the remainder that torch takes of a 32-bit number: up to size / 2³² more often than others.
+        Sampling is uniform except for the remainder that torch takes of a 32-bit number: it makes some transitions more
+        frequent than others, by a share of up to size / 2³².
         """
         draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self.generators]
         places = draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
@@ -111,7 +112,7 @@ class Replay:
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def rows(self, member: int, first: int) -> np.ndarray:
-        """The transitions from number `first` since the start on, as far as they are still there.
+        """The transitions from number `first` since the start that are still stored.
 
         Returns:
             `(n,)`, a structured array with fields obs, action, reward, next_obs and terminated.
@@ -119,20 +120,24 @@ class Replay:
         first = max(first, self.added - self.size)
         places = torch.from_numpy(np.arange(first, self.added) % self.capacity)
         rows = np.empty((len(places), sum(self._widths)), self._number)
-        for part in range(0, len(places), LOADED_AT_ONCE):  # since a GPU may have no room for all of them twice
+        for part in range(0, len(places), LOADED_AT_ONCE):  # since a GPU may lack memory for all of them twice
             found = torch.cat(list(self._gather(torch.tensor(member), places[part : part + LOADED_AT_ONCE])), dim=-1)
             rows[part : part + LOADED_AT_ONCE] = found.cpu().numpy()
         return rows.view(self._dtype)[:, 0]
 
     def state(self, member: int) -> dict[str, Any]:
-        """All but the rows of one member."""
+        """The state of one member, without the rows."""
         return {"added": self.added, "size": self.size, "random": self.generators[member].get_state()}
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
-        """Go on from `state()`, one a member, and each one's `rows()` that were there, oldest first, in parts.
+        """Restore the state and rows of each member.
+
+        Args:
+            states: from `state()`, one per member.
+            rows: for each member the transitions that were stored, as `rows()` returns them, oldest first, in parts.
 
         Raises:
-            ValueError: the rows are of another form.
+            ValueError: the rows have another type.
         """
         self.added, self.size = states[0]["added"] - states[0]["size"], 0
         at_once = min(LOADED_AT_ONCE, self.capacity)
@@ -169,7 +174,7 @@ class Replay:
         self.size = min(self.size + count, self.capacity)
 
     def _gather(self, member: Tensor, places: Tensor) -> Sequence[Tensor]:
-        """Obs, action, reward, next_obs and terminated, each `(*places.shape, ·)`, of places of members."""
+        """Obs, action, reward, next_obs and terminated, each `(*places.shape, ·)`, at places of members."""
         rows = self._rows.view(-1, self._rows.shape[-1])
 
         def select(source: Tensor, places: Tensor) -> Tensor:
@@ -178,7 +183,7 @@ class Replay:
 
         found = select(rows, places)
         if self._own_next is None:
-            parts: Sequence[Tensor] = found.split_with_sizes(self._widths, dim=-1)  # which torch.split ends at
+            parts: Sequence[Tensor] = found.split_with_sizes(self._widths, dim=-1)  # which torch.split calls
             return parts
         obs_dim, action_dim = self._widths[:2]
         obs, action, reward, terminated = torch.split(found, [obs_dim, action_dim, 1, 1], dim=-1)
@@ -188,21 +193,22 @@ class Replay:
 
 
 class DeviceReplay(Replay):
-    """A replay that stores and samples by operations on its device alone, so that they can be captured.
+    """A replay that stores and samples only with operations on its device, so that they can be captured.
 
-    Its size and the place of the next transition are tensors there, and a batch is chosen by numbers drawn elsewhere.
+    Its size and the place of the next transition are tensors there. Random numbers that are drawn elsewhere choose a
+    batch.
 
     Args:
-        capacity: transitions a member, at least `num_envs`.
+        capacity: transitions per member, at least `num_envs`.
         obs_dim: size of an observation.
         action_dim: size of an action.
-        generators: one a member, on the device.
-        device: where the rows live.
+        generators: one per member, on the device.
+        device: of the rows.
         dtype: of the rows.
-        num_envs: environments a member.
+        num_envs: environments per member.
     """
 
-    NUMBERS = 2**32 - 1  # what `sample` takes is below; a CPU's torch.randint takes the remainder of such a number too
+    NUMBERS = 2**32 - 1  # bound of the numbers for `batch`; a CPU's torch.randint also takes a remainder
 
     def __init__(
         self,
@@ -215,18 +221,18 @@ class DeviceReplay(Replay):
         num_envs: int = 1,
     ):
         super().__init__(capacity, obs_dim, action_dim, generators, device, dtype, num_envs)
-        self._rows[:, 0] = 0.0  # what a batch from an empty buffer consists of, while its graph is prepared
+        self._rows[:, 0] = 0.0  # the row that fills a batch from an empty buffer, while a graph is prepared
         self._size, self._next = torch.zeros(2, dtype=torch.int64, device=device).unbind()
         self._first_rows = capacity * torch.arange(len(generators), device=device)[:, None]
         self._steps = torch.arange(num_envs, device=device)
 
     @property
     def row_shape(self) -> tuple[int, int, int]:
-        """Of one step of E environments, as `insert` takes it: `(S, E, width)`."""
+        """The shape of one step of E environments, as `insert` takes it: `(S, E, width)`."""
         return len(self.generators), self._num_envs, self._rows.shape[-1]
 
     def static_tensors(self) -> list[Tensor]:
-        """Every tensor that storing and sampling read or write and that outlives them."""
+        """Every tensor that storing and sampling read or write and that persists between them."""
         return [self._rows, self._size, self._next, self._first_rows, self._steps]
 
     def insert(self, rows: Tensor) -> None:
@@ -240,7 +246,7 @@ class DeviceReplay(Replay):
         self._advance(self._num_envs)
 
     def batch(self, numbers: Tensor) -> Batch:
-        """The transitions that `(S, B)` whole numbers choose, uniform below `NUMBERS`."""
+        """The transitions chosen by integers `(S, B)`, which are uniform below `NUMBERS`."""
         places = numbers % self._size.clamp(min=1) + self._first_rows
         found = self._rows.view(-1, self._rows.shape[-1]).index_select(0, places.flatten())
         parts = found.view(*places.shape, -1).split_with_sizes(self._widths, dim=-1)
@@ -248,25 +254,25 @@ class DeviceReplay(Replay):
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
-        """Go on from `state()`, one a member, and each one's `rows()`; see `Replay.load_state`."""
+        """Restore the state and rows of each member; see `Replay.load_state`."""
         super().load_state(states, rows)
         self._size.fill_(self.size)
         self._next.fill_(self.added % self.capacity)
 
 
 class NextObservations:
-    """The next observations that are no stored transition's observation.
+    """The next observations that are not the observation of a stored transition.
 
-    Those are the last ones of episodes, where a reset follows or a resumed run began anew, and the newest transition's
-    of each environment, until its successor comes. Which they are is seen by comparing: a successor's observation
-    that differs in any bit is not shared.
+    These are the last observations of episodes, which a reset ended or a resumed run did not continue, and the newest
+    of each environment, until its next transition is stored. Observations are compared: only those that are equal in
+    every bit are shared.
 
     Args:
         members: S.
-        capacity: transitions a member.
+        capacity: transitions per member.
         obs_dim: size of an observation.
         num_envs: E; transition n of a member is followed by transition n + E of the same environment.
-        device: where the observations live; which they are is known on the host.
+        device: of the observations; their places are kept on the host.
         dtype: of the observations.
     """
 
@@ -276,13 +282,13 @@ class NextObservations:
         self, members: int, capacity: int, obs_dim: int, num_envs: int, device: torch.device | str, dtype: torch.dtype
     ):
         self._held = torch.empty(0, obs_dim, device=device, dtype=dtype)
-        self._free: list[int] = []  # rows of `_held` that nothing refers to
+        self._free: list[int] = []  # unused rows of `_held`
         self._where = np.full((members, capacity), -1, self.PLACE)  # the row of `_held`; -1: shared
         blank = torch.full((members, num_envs, obs_dim), torch.nan, dtype=dtype)
-        self._newest = blank.numpy()  # next observations of the E transitions before the next one
+        self._newest = blank.numpy()  # next observations of each environment's newest transition
 
     def put(self, added: int, obs: np.ndarray, next_obs: np.ndarray) -> None:
-        """Know of the transitions from number `added` on, `(S, n, obs_dim)` each, where the oldest make room."""
+        """Store what is not shared of the transitions from number `added`, `(S, n, obs_dim)` each, over the oldest."""
         members, count, _ = obs.shape
         capacity, num_envs = self._where.shape[1], self._newest.shape[1]
         following = np.concatenate([self._newest, next_obs], axis=1)  # of the transitions from `added - E` on
@@ -302,7 +308,7 @@ class NextObservations:
         self._held[torch.from_numpy(rows).to(self._held.device)] = own.to(self._held.device)
 
     def fill_in(self, next_obs: Tensor, member: np.ndarray, places: np.ndarray) -> None:
-        """Overwrite those of `next_obs`, `(n, obs_dim)`, that are not shared."""
+        """Overwrite the rows of `next_obs`, `(n, obs_dim)`, that are not shared."""
         where = self._where[member, places].ravel()
         index = np.flatnonzero(where >= 0)
         if index.size:
@@ -318,7 +324,7 @@ class NextObservations:
         missing = count - len(self._free)
         if missing > 0:
             held = len(self._held)
-            more = max(missing, held // 8)  # so that little is reserved for nothing
+            more = max(missing, held // 8)  # so that little memory is unused
             self._held = torch.cat([self._held, self._held.new_empty(more, self._held.shape[1])])
             self._free += range(held, held + more)
         rows = np.array(self._free[len(self._free) - count :], np.int64)

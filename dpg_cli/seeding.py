@@ -1,7 +1,7 @@
 """Random streams: one generator for each seed, purpose and index, so that no two share numbers.
 
 A stream depends on nothing but its key. A seed therefore sees the same numbers whether it trains alone or
-beside others, and an evaluation more or less changes nothing else.
+beside others, and additional evaluations change nothing else.
 """
 
 from enum import IntEnum
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 CPU_STATE = torch.Generator().get_state().numel()  # bytes of a generator's state
-CUDA_STATE = 16  # its seed and its offset
+CUDA_STATE = 16  # bytes: its seed and its offset
 
 
 class Purpose(IntEnum):
-    """What a stream is for. The numbers are part of what a seed means: never renumber them."""
+    """What a stream is for. The numbers determine the streams of a seed: never renumber them."""
 
     NETWORKS = 0
     ENVIRONMENT = 1
@@ -28,7 +28,7 @@ class Purpose(IntEnum):
 
 
 def sequence(seed: int, purpose: Purpose, *index: int) -> np.random.SeedSequence:
-    """The root of the stream `(seed, purpose, *index)`."""
+    """The seed sequence of the stream `(seed, purpose, *index)`."""
     return np.random.SeedSequence([seed, int(purpose), *index])
 
 
@@ -45,8 +45,8 @@ def torch_generator(seed: int, purpose: Purpose, device: torch.device | str = "c
 def restore_generator(generator: torch.Generator, state: torch.Tensor, count: int) -> None:
     """Put a torch generator into a stored state of its stream.
 
-    A state from another kind of device means nothing to this one: the generator then starts anew from its own seed and
-    `count`, so that it repeats no number.
+    A state from another kind of device cannot be used. The generator then restarts from its own seed and `count`, so
+    that it repeats no number.
 
     Raises:
         TypeError, RuntimeError: not the state of a generator.

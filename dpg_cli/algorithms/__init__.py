@@ -1,4 +1,4 @@
-"""The algorithms, found by name: every module here that registers one."""
+"""The algorithms by name. Every module of this folder is imported, so that its algorithm registers itself."""
 
 import importlib
 import pkgutil

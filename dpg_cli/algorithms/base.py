@@ -1,6 +1,6 @@
-"""What deterministic policy gradient algorithms share: networks, targets, optimizers, acting, randomness.
+"""The shared mechanics of deterministic policy gradient algorithms: networks, targets, optimizers, acting, randomness.
 
-Mechanics only. The mathematics of an update stands whole in each algorithm's own file.
+The mathematics of an update is complete in each algorithm's own file.
 """
 
 import copy
@@ -26,13 +26,13 @@ N = TypeVar("N", Actor, Critic)
 
 
 class Batch(NamedTuple):
-    """Transitions, B for each of S members."""
+    """A batch of B transitions for each of S members."""
 
     obs: Tensor  # (S, B, obs_dim)
     action: Tensor  # (S, B, action_dim), in [-1, 1]
     reward: Tensor  # (S, B)
     next_obs: Tensor  # (S, B, obs_dim); the true final observation where an episode ended
-    terminated: Tensor  # (S, B); 1 where nothing follows, 0 elsewhere, at a time limit too
+    terminated: Tensor  # (S, B); 1 if next_obs is terminal, else 0, also at a time limit
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,17 +42,17 @@ class Algorithm:
     Args:
         obs_dim: size of an observation.
         action_dim: size of an action; actions are in [-1, 1].
-        seeds: one seed a member.
-        device: where everything lives.
+        seeds: one per member.
+        device: of all tensors.
         dtype: of parameters and arithmetic.
-        products: of the large matrix products of an update; `dtype` if it is not given.
+        products: dtype of the large matrix products of an update; None means `dtype`.
 
     Raises:
-        ValueError: hyperparameters that don't go together.
+        ValueError: hyperparameters contradict each other.
     """
 
     discount: Fraction
-    tau: PositiveFraction  # share of the online networks that an update moves the targets by
+    tau: PositiveFraction  # share of the online networks in each update of the targets
     actor_lr: Positive
     critic_lr: Positive
     batch_size: Count
@@ -77,7 +77,7 @@ class Algorithm:
         dtype: torch.dtype,
         products: torch.dtype | None,
     ) -> None:
-        """Build networks, targets (equal at the start) and optimizers."""
+        """Build networks, optimizers, and targets that start equal to the networks."""
         self._device, self._dtype = torch.device(device), dtype
         self.generators = [torch_generator(seed, Purpose.ALGORITHM, self._device) for seed in seeds]
         self.drawn_ahead: Callable[[Sequence[int]], Tensor] | None = None
@@ -85,7 +85,7 @@ class Algorithm:
 
         generators = [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]
         shared = (generators, dtype, self._normalizer)
-        num_critics = getattr(self, "num_critics", 1)  # an algorithm with that hyperparameter has so many
+        num_critics = getattr(self, "num_critics", 1)  # a hyperparameter that only some algorithms have
         self.actor = Actor(obs_dim, action_dim, self.hidden_sizes, *shared).to(self._device)
         self.critic = Critic(obs_dim, action_dim, self.hidden_sizes, *shared, num_critics, self.critic_action_layer).to(
             self._device
@@ -99,14 +99,14 @@ class Algorithm:
 
     @property
     def actor_every(self) -> int:
-        """Updates for each one that changes the actor: the number `updates` is then a multiple of it."""
+        """Updates per change of the actor: an update changes it when `updates` becomes a multiple of this."""
         return getattr(self, "policy_delay", 1)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Learn from one batch.
 
-        Whether it changes the actor depends on `updates` alone, and nothing else on numbers of the host, so that one
-        update in `actor_every` can be captured each and replayed.
+        Only whether the actor changes depends on `updates`; nothing else depends on numbers on the host. Both kinds of
+        update, with and without a change of the actor, can therefore be captured and replayed.
 
         Args:
             batch: B transitions for each member.
@@ -129,16 +129,16 @@ class Algorithm:
         return self.critic.q1(tensor, self.actor(tensor, exact=True), exact=True).cpu().numpy()
 
     def observe(self, obs: np.ndarray) -> None:
-        """Take new observations `(S, N, obs_dim)` into the normaliser, where there is one."""
+        """Update the normaliser, if there is one, with new observations `(S, N, obs_dim)`."""
         if self._normalizer is not None:
             self._normalizer.update(self._tensor(obs))
 
     def policy_state(self, member: int) -> dict[str, Tensor]:
-        """All that acting needs of one member, with a member axis of 1."""
+        """The tensors of one member's policy, by name, with a member axis of 1."""
         return {name: tensor[member : member + 1].cpu() for name, tensor in self.actor.tensors().items()}
 
     def state(self, member: int) -> dict[str, Any]:
-        """Everything that learning of one member goes on from; tensors without the member axis."""
+        """The state of one member, from which learning resumes exactly; tensors have no member axis."""
         state: dict[str, Any] = {
             name: {key: _of_member(tensor, member) for key, tensor in network.tensors().items()}
             for name, network in self._networks()
@@ -152,12 +152,16 @@ class Algorithm:
         return state | {"updates": self.updates, "random": self.generators[member].get_state()}
 
     def static_tensors(self) -> list[Tensor]:
-        """Every tensor that acting and updates read or write and that outlives them."""
+        """Every tensor that acting and updates read or write and that persists between them."""
         networks = [tensor for _, network in self._networks() for tensor in network.static_tensors()]
         return networks + [tensor for _, optimizer in self._optimizers() for tensor in optimizer.static_tensors()]
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from `state()`, one a member."""
+        """Restore states from `state()`, one per member.
+
+        Raises:
+            ValueError: a tensor has another shape.
+        """
         with torch.no_grad():
             for name, network in self._networks():
                 for key, tensor in network.tensors().items():
@@ -176,18 +180,18 @@ class Algorithm:
     # --- for the updates ---
 
     def standard_normal(self, shape: Sequence[int]) -> Tensor:
-        """N(0, 1) of shape `(S, ...)`, each member from its own stream, or from `drawn_ahead` where that is set."""
+        """N(0, 1) of shape `(S, ...)`: from each member's own stream, or from `drawn_ahead` if it is set."""
         if self.drawn_ahead is not None:
             return self.drawn_ahead(shape)
         draws = [torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self.generators]
         return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
 
     def step(self, optimizer: Adam, gradient: Tensor) -> Tensor:
-        """One step of `optimizer` against a gradient.
+        """Take one step of `optimizer`, against the gradient.
 
         Args:
             optimizer: of a network.
-            gradient: of its parameters, `(P,)`.
+            gradient: with respect to that network's parameters, `(P,)`.
 
         Returns:
             The norm of each member's gradient, `(S,)`.
@@ -198,11 +202,11 @@ class Algorithm:
         return member_norm(optimizer.network.views(gradient))
 
     def descend(self, optimizer: Adam, loss: Tensor) -> Tensor:
-        """One step of `optimizer` down `loss`, by automatic differentiation.
+        """Take one step of `optimizer` that decreases `loss`, by automatic differentiation.
 
         Args:
-            optimizer: of the network whose gradient is taken; no other's is.
-            loss: `(S,)`. Members are summed, so that each one's gradient is its own.
+            optimizer: of the only network that is differentiated.
+            loss: `(S,)`. The sum over members is differentiated, so that each member gets its own gradient.
 
         Returns:
             The norm of each member's gradient, `(S,)`.
@@ -235,17 +239,17 @@ def _of_member(tensor: Tensor, member: int) -> Tensor:
 
 
 def _restore(tensor: Tensor, member: int, stored: Tensor) -> None:
-    """Put back what `_of_member` gave; copying alone would stretch a smaller tensor without a word."""
+    """Copy a stored part back. The shape is checked, since `copy_` silently broadcasts a smaller tensor."""
     own = _of_member(tensor, member)
     if stored.shape != own.shape:
-        raise ValueError(f"{tuple(stored.shape)} numbers are stored where there are {tuple(own.shape)}")
+        raise ValueError(f"a stored tensor has shape {tuple(stored.shape)}, not {tuple(own.shape)}")
     own.copy_(stored)
 
 
 def by_hand(update: Callable[[Own, Batch], dict[str, Tensor]]) -> Callable[[Own, Batch], dict[str, Tensor]]:
-    """Make an update that chains its own gradients, without torch's differentiation.
+    """Decorate an update that computes its own gradients: it runs without torch's automatic differentiation.
 
-    Inference mode is the fastest way, but torch's compiler does not take it.
+    Inference mode is fastest, but torch's compiler does not support it.
     """
     compiled, otherwise = torch.no_grad()(update), torch.inference_mode()(update)
 
@@ -257,33 +261,33 @@ def by_hand(update: Callable[[Own, Batch], dict[str, Tensor]]) -> Callable[[Own,
 
 
 def register(algorithm: A) -> A:
-    """Make an algorithm known by its class's name in lower case."""
+    """Register an algorithm under its class's name in lower case."""
     REGISTRY[algorithm.__name__.lower()] = algorithm
     return algorithm
 
 
 def target_of(network: N) -> N:
-    """A target network, equal to `network` at the start; the two share the normaliser and no parameter."""
+    """A target network that starts equal to `network` and shares its normaliser, but no parameters."""
     return copy.deepcopy(network, {id(network.normalizer): network.normalizer}).requires_grad_(False)
 
 
 def member_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm over all of `tensors`, each `(*critics, S, rows, columns)`, for each member: `(S,)`."""
+    """Each member's norm over all of `tensors`, each `(*critics, S, rows, columns)`: `(S,)`."""
     norms = [torch.linalg.vector_norm(t, dim=[d for d in range(t.dim()) if d != t.dim() - 3]) for t in tensors]
     stacked: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return stacked
 
 
 def squared_error(q: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the batch and sum over the critics, of values `(K, S, B)` and targets `(S, B)`.
+    """Squared error of values `(K, S, B)` and targets `(S, B)`: mean over the batch, sum over the critics.
 
     Returns:
-        The loss, `(S,)`, and its gradient by the values, `(K, S, B)`.
+        The loss, `(S,)`, and its gradient with respect to the values, `(K, S, B)`.
     """
     error = q - target
     return error.square().mean(dim=-1).sum(dim=0), error * (2 / error.shape[-1])
 
 
 def saturation(action: Tensor) -> Tensor:
-    """Share of action components at ±1, that is within 1% of the range's half: `(S, B, A)` to `(S,)`."""
+    """Share of saturated action components, beyond ±0.99: `(S, B, A)` to `(S,)`."""
     return (action.abs() > 0.99).mean(dim=(-2, -1), dtype=action.dtype)

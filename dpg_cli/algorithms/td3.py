@@ -20,7 +20,7 @@ class TD3(Algorithm):
 
     @by_hand
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One update of the critics and, every `policy_delay`-th time, of actor and targets."""
+        """One update of the critics and, every `policy_delay`-th time, of actor and targets; see `Algorithm.update`."""
         obs, action, reward, next_obs, terminated = batch
 
         # Target policy smoothing.

@@ -1,1 +1,1 @@
-"""Environments: making them, their state, stepping many of them, and acting in them."""
+"""Environments: make them, save their state, step many of them, and act in them."""

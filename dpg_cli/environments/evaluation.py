@@ -1,4 +1,4 @@
-"""Measuring a policy: `evaluate()` runs whole episodes without noise."""
+"""Evaluation of a policy: `evaluate()` runs whole episodes without noise."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from dpg_cli.environments.stepper import Stepper, by_position, check_finite
 from dpg_cli.seeding import Purpose, integer
 
 
-class StopRequested(Exception):  # noqa: N818 - no error
-    """Whoever watches asked to stop, and an evaluation was given up."""
+class StopRequested(Exception):  # noqa: N818 - not an error
+    """An evaluation was abandoned because `stop` returned true."""
 
 
 class Trajectories(NamedTuple):
-    """Whole episodes, N for each of S members, padded to the longest, T steps."""
+    """Whole episodes, N for each of S members, padded to the length T of the longest."""
 
     obs: np.ndarray  # (T, S, N, obs_dim)
     reward: np.ndarray  # (T, S, N); 0 after an episode's end
@@ -50,14 +50,14 @@ def run_episodes(
     Args:
         act: the policy, `(S, N, obs_dim)` to `(S, N, action_dim)`.
         envs: S members with N environments each, in order.
-        env_seeds: what each environment is reset with, S lists of N.
-        seeds: one a member, for messages.
+        env_seeds: for the reset of each environment, S lists of N.
+        seeds: one per member, for messages.
         step: the environment step of the policy, for messages.
-        stop: asked before every step whether to give up.
+        stop: called before every step; true abandons the evaluation.
 
     Raises:
         DivergedError: an action, a reward or an observation is not finite.
-        StopRequested: `stop` said so.
+        StopRequested: `stop` returned true.
     """
     space = envs.example.observation_space
     obs = np.empty((len(env_seeds), len(env_seeds[0]), *space.shape), space.dtype)  # type: ignore[misc]
@@ -85,7 +85,7 @@ class Evaluation(NamedTuple):
 
     returns: list[float]
     lengths: list[int]
-    value_bias: float | None  # None where no state's remaining return is known well enough
+    value_bias: float | None  # None if no state's remaining return is known well enough
 
 
 def evaluate(
@@ -98,22 +98,22 @@ def evaluate(
 ) -> list[Evaluation]:
     """Run every member's policy without noise.
 
-    Episode i at step t starts from the stream (seed, evaluation, t, i): an evaluation leaves nothing behind.
+    Episode i at step t uses the stream (seed, evaluation, t, i), so that evaluations do not affect each other.
 
     Args:
         algorithm: the policy and its critic.
         envs: S members with N environments each, in order.
-        seeds: one a member.
+        seeds: one per member.
         step: the environment step t.
-        stop: asked before every step whether to give up.
-        act: the policy, where it is computed in another way than by `algorithm.act`.
+        stop: called before every step; true abandons the evaluation.
+        act: the policy; by default `algorithm.act`.
 
     Returns:
-        One evaluation a member.
+        One evaluation per member.
 
     Raises:
         DivergedError: an action, a reward, an observation or a value is not finite.
-        StopRequested: `stop` said so.
+        StopRequested: `stop` returned true.
     """
     episodes = len(envs) // len(seeds)
     env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(episodes)] for seed in seeds]
@@ -139,15 +139,15 @@ def values(algorithm: Algorithm, obs: np.ndarray, chunk: int = 100) -> np.ndarra
 
 
 def value_bias(trajectories: Trajectories, q: np.ndarray, discount: float) -> list[float | None]:
-    """Mean of Q(s, μ(s)) minus the discounted return that followed, for each member.
+    """Mean of Q(s, μ(s)) minus the discounted return that followed, for each member; None if no state counts.
 
-    Only states count whose return is known: the episode ended by termination, or what its truncation cut off is
-    worth less than 1%, discount^k < 0.01 with k steps left.
+    Only states with a known return count: the episode terminated, or rewards after its truncation have a weight below
+    1%, that is discount^k < 0.01 with k steps left.
 
     Args:
         trajectories: of the deterministic policy.
         q: the critic's values at their observations, `(T, S, N)`.
-        discount: a step.
+        discount: per step.
     """
     _, reward, made, terminated = trajectories
     following = np.zeros_like(reward)

@@ -1,4 +1,4 @@
-"""Environments as one group: what training and evaluation ask of them, wherever they run."""
+"""A group of environments: the interface for training and evaluation, and environments in this process."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Kind = Literal["training", "evaluation"]
 
 
 class BadRewardError(Exception):
-    """A reward is not finite, or larger than can be stored."""
+    """A reward is not finite, or too large to be stored."""
 
     def __init__(self, position: int):
         super().__init__(position)
@@ -24,7 +24,7 @@ class BadRewardError(Exception):
 
 
 class Stepped(NamedTuple):
-    """What N environments return from a step, in arrays that are written to."""
+    """Arrays that receive what N environments return from a step."""
 
     obs: np.ndarray  # (N, obs_dim)
     reward: np.ndarray  # (N,)
@@ -33,9 +33,9 @@ class Stepped(NamedTuple):
 
 
 class EnvGroup(Protocol):
-    """N environments of one kind. A position counts them in order, from 0.
+    """N environments of one kind, numbered by position from 0.
 
-    Whatever an environment raises is raised; of several errors the first in the order of the environments.
+    Errors of environments are raised; of several errors, the one at the lowest position.
     """
 
     @property
@@ -43,50 +43,50 @@ class EnvGroup(Protocol):
         """One environment like the others, for its spaces and its specification."""
 
     def __len__(self) -> int:
-        """N."""
+        """N, the number of environments."""
 
     def reset(self, seeds: Sequence[int], obs: np.ndarray) -> None:
-        """Begin an episode in every environment, each with its own seed; observations are written to `(N, obs_dim)`."""
+        """Start an episode in every environment, each with its own seed; `obs`, `(N, obs_dim)`, is overwritten."""
 
     def step(self, action: np.ndarray, stepped: Stepped, running: np.ndarray | None = None) -> None:
         """Step the environments.
 
         Args:
             action: `(N, action_dim)` in [-1, 1].
-            stepped: written to where an environment was stepped.
+            stepped: receives the results of the environments that are stepped.
             running: `(N,)` bool, the environments to step; None for all.
 
         Raises:
             BadRewardError: a reward is not finite or too large; the environments after it may not have been stepped.
-            ValueError: an observation has another shape than its space says.
+            ValueError: an observation does not have its space's shape.
         """
 
     def unstable(self) -> int | None:
-        """The first position at which the last step made MuJoCo's simulation unstable."""
+        """The first position at which the last step made MuJoCo's simulation unstable; else None."""
 
     def restart(self, positions: Sequence[int], obs: np.ndarray) -> None:
-        """Begin a new episode where the last training step ended one; observations are written to `(N, obs_dim)`."""
+        """Start a new episode where the last training step ended one, and write its observation to `(N, obs_dim)`."""
 
     def get_states(self, positions: range) -> list[Any]:
-        """States of simulators.
+        """States of the simulators at some positions.
 
         Raises:
-            CannotCopy: an environment holds something that is no plain data.
+            CannotCopy: an attribute of an environment is not plain data.
         """
 
     def set_states(self, states: Sequence[Any], seeds: Sequence[int], obs: np.ndarray) -> list[str | None]:
-        """Go on from states, one for each environment; begin a new episode where that is not possible.
+        """Restore the simulators' states; start a new episode where that is impossible.
 
         Args:
-            states: None for an environment without one.
+            states: one per environment; None where none was saved.
             seeds: of the new episodes.
-            obs: `(N, obs_dim)`; the observations of new episodes are written to it.
+            obs: `(N, obs_dim)`; receives the observations of new episodes.
 
         Returns:
-            For each environment why a new episode was begun, None if it was not.
+            For each environment, why a new episode was started; None if its state was restored.
 
         Raises:
-            ValueError: no environment has such a state.
+            ValueError: a state is invalid.
         """
 
     def close(self) -> None:
@@ -99,8 +99,8 @@ class LocalEnvs:
     Args:
         envs: in order.
         kind: what they are for.
-        threads: step them.
-        first: the position of the first, for errors.
+        threads: that step them.
+        first: position of the first environment, for errors.
     """
 
     def __init__(
@@ -114,13 +114,13 @@ class LocalEnvs:
         self.threads = threads
         self._kind = kind
         self._first = first
-        # A training's rewards must fit into the replay.
+        # Rewards of training must fit into the replay.
         stored = envs[0].observation_space.dtype if kind == "training" else np.dtype(np.float64)
         self._largest_reward = float(np.finfo(stored).max)
         steps: list[Callable[[np.ndarray], tuple[Any, ...]]] = [env.step for env in envs]
         self._own_actions: Callable[[np.ndarray], np.ndarray] = np.asarray
         flat = [env for env in envs if isinstance(env, FlatEnv)]
-        if len(flat) == len(envs) > 1:  # they have one box, so one call maps all actions; for one alone it is slower
+        if len(flat) == len(envs) > 1:  # one call maps all actions, as the boxes are equal; slower for one
             steps = [env.step_own for env in flat]
             self._own_actions = flat[0].own_actions
         self._steps = list(enumerate(steps))
@@ -129,15 +129,15 @@ class LocalEnvs:
 
     @property
     def example(self) -> Env:
-        """The first."""
+        """The first environment."""
         return self.envs[0]
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of environments."""
         return len(self.envs)
 
     def reset(self, seeds: Sequence[int], obs: np.ndarray) -> None:
-        """Begin an episode in every environment."""
+        """Start an episode in every environment."""
         for position, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
             put(obs, position, env.reset(seed=seed)[0])
 
@@ -157,23 +157,23 @@ class LocalEnvs:
         self.threads.run(self._kind, work, steps)
 
     def unstable(self) -> int | None:
-        """The first whose simulation became unstable."""
+        """The first position whose simulation became unstable; else None."""
         for position, times, none in self._warnings:
             if times.tobytes() != none:  # ten times as fast as times.any()
                 return self._first + position
         return None
 
     def restart(self, positions: Sequence[int], obs: np.ndarray) -> None:
-        """Begin new episodes."""
+        """Start new episodes."""
         for position in positions:
             put(obs, position, self.envs[position].reset()[0])
 
     def get_states(self, positions: range) -> list[Any]:
-        """States of simulators."""
+        """States of the simulators at some positions."""
         return [get_state(self.envs[position]) for position in positions]
 
     def set_states(self, states: Sequence[Any], seeds: Sequence[int], obs: np.ndarray) -> list[str | None]:
-        """Go on from states, or begin new episodes."""
+        """Restore the simulators' states, or start new episodes."""
         return [self._set_state(*each, obs) for each in zip(range(len(self)), states, seeds, strict=True)]
 
     def _set_state(self, position: int, state: Any, seed: int, obs: np.ndarray) -> str | None:
@@ -181,16 +181,16 @@ class LocalEnvs:
         env.reset(seed=seed)
         try:
             if state is None:
-                raise CannotCopy("the one under way could not be copied")
+                raise CannotCopy("the state of the last one was not saved")
             set_state(env, state)
-        except CannotCopy as error:  # with other versions, its model may be another one
+        except CannotCopy as error:  # such as another model, with other versions
             put(obs, position, env.reset(seed=seed)[0])
             return str(error)
         return None
 
     def close(self) -> None:
         """End the threads and close every environment, unless one hangs and is still being stepped."""
-        with contextlib.ExitStack() as each:  # also those after one that raises
+        with contextlib.ExitStack() as each:  # closes all, even if one raises
             if self.threads.close():
                 for env in reversed(self.envs):
                     each.callback(env.close)
@@ -200,8 +200,8 @@ def put(array: np.ndarray, position: int, obs: np.ndarray) -> None:
     """Store an environment's observation in its row.
 
     Raises:
-        ValueError: it has another shape than its space says, which NumPy would stretch without a word.
+        ValueError: it does not have its space's shape; NumPy would silently broadcast it.
     """
     if obs.shape != array.shape[1:]:
-        raise ValueError(f"the environment observed {obs.shape} numbers; its space says {array.shape[1:]}")
+        raise ValueError(f"an observation has shape {obs.shape}, but its space has shape {array.shape[1:]}")
     array[position] = obs

@@ -1,4 +1,4 @@
-"""Environments: any Gymnasium id, seen from inside as flat observations and actions in [-1, 1]."""
+"""Make an environment of any Gymnasium id, with flat observations and actions in [-1, 1]."""
 
 import contextlib
 import difflib
@@ -21,20 +21,20 @@ from dpg_cli.errors import UserError
 
 log = logging.getLogger(__name__)
 
-UNSTABLE = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")  # MuJoCo then starts the simulation anew by itself
-MUJOCO_UNBOUNDED = 1e10  # mjMAXVAL, dm_control's bound where the model has none
+UNSTABLE = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")  # MuJoCo then resets the simulation by itself
+MUJOCO_UNBOUNDED = 1e10  # mjMAXVAL, dm_control's bound if the model has none
 
 
 class Suite(NamedTuple):
-    """Environments that an extra of this package brings."""
+    """Environments that an extra of this package installs."""
 
     name: str
-    extra: str  # with a hyphen, since pip before 23.3 does not take dm_control for dm-control
+    extra: str  # with a hyphen, since pip before 23.3 does not read dm_control as dm-control
     modules: tuple[str, ...]  # what must be installed; importing the first registers the ids
 
 
 BOX2D = Suite("Box2D", "box2d", ("Box2D", "pygame"))  # Gymnasium's own ids
-REGISTERED_ELSEWHERE = {  # by how the ids begin
+REGISTERED_ELSEWHERE = {  # by a regular expression for the start of the ids
     "dm_control/": Suite("dm_control", "dm-control", ("shimmy", "dm_control")),
     "(Fetch|Hand|AdroitHand|AntMaze|PointMaze|FrankaKitchen)": Suite(
         "Gymnasium-Robotics", "robotics", ("gymnasium_robotics",)
@@ -43,26 +43,26 @@ REGISTERED_ELSEWHERE = {  # by how the ids begin
 
 
 class LogOnce:
-    """Logs each message once; it can be pickled and then knows what has been logged."""
+    """Logs each message once. Its memory of logged messages is pickled with it."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
     def __call__(self, message: str) -> None:
-        """Log a message."""
+        """Log a message, unless it was logged before."""
         if message not in self._logged:
             self._logged.add(message)
             log.info(message)
 
 
 class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """An environment with flat observations, whose actions are in [-1, 1]^n whatever its own box.
+    """An environment with flat observations and actions in [-1, 1]^n, whatever its own box of actions.
 
-    One wrapper for what Gymnasium has several for, since each costs every step. An observation keeps its own precision
-    as far as `dtype` has it, whatever its space's, and may lie in the environment's own memory until the next step.
+    One wrapper replaces several of Gymnasium's, because each costs time at every step. Observations are converted
+    directly to `dtype`, not first to their space's type. They may share the environment's memory until the next step.
 
     Args:
-        env: with observations that can be flattened and a bounded box of actions.
+        env: its observations can be flattened, its actions are a bounded box.
         dtype: of the observations.
     """
 
@@ -82,27 +82,27 @@ class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode."""
+        """Start an episode."""
         obs, info = self.env.reset(seed=seed, options=options)
         return self._flat(obs), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
-        """One step by an action in [-1, 1]^n."""
+        """Make one step with an action in [-1, 1]^n."""
         obs, reward, terminated, truncated, info = self.env.step(self.own_actions(action))
         return self._flat(obs), reward, terminated, truncated, info
 
     def step_own(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
-        """One step by an action in the environment's own box."""
+        """Make one step with an action in the environment's own box."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         return self._flat(obs), reward, terminated, truncated, info
 
     def own_actions(self, action: np.ndarray) -> np.ndarray:
-        """From [-1, 1]^n to the box, `(..., n)` to `(..., *box)`; clipped, so that rounding never leaves it."""
+        """Map `(..., n)` from [-1, 1]^n to the box, `(..., *box)`; clipped, so that rounding never leaves the box."""
         scaled = np.asarray(action, np.float64) + 1.0
         scaled *= self._half_range
         scaled += self._low
         shaped = scaled.reshape(scaled.shape[:-1] + self._box.shape).astype(self._box.dtype)
-        clipped: np.ndarray = np.minimum(np.maximum(shaped, self._box.low), self._box.high)  # np.clip takes longer
+        clipped: np.ndarray = np.minimum(np.maximum(shaped, self._box.low), self._box.high)  # faster than np.clip
         return clipped
 
     def _flat(self, obs: Any) -> np.ndarray:
@@ -122,21 +122,21 @@ def make_env(
 
     Args:
         env_id: any registered id, or `module:Id` for a module that registers it.
-        kwargs: passed on to `gymnasium.make`.
-        max_episode_steps: a time limit in place of the id's own; None keeps that.
+        kwargs: passed to `gymnasium.make`.
+        max_episode_steps: time limit in steps; None keeps the id's own.
         dtype: of the observations.
-        on_warning: told of each warning of the environment, in one line.
+        on_warning: called with each warning of the environment, in one line.
 
     Returns:
         An environment with a flat Box of observations and the actions [-1, 1]^n.
 
     Raises:
-        UserError: no such id, its arguments or dependencies are wrong, or its spaces are not for continuous
-            control from a state.
+        UserError: the id is unknown, its arguments or dependencies are wrong, or its spaces are not those of
+            continuous control from states.
     """
     _find(env_id, on_warning)
     if (mujoco := sys.modules.get("mujoco")) is not None:
-        # Otherwise such a warning goes to stderr and into a MUJOCO_LOG.TXT in the working directory.
+        # Otherwise MuJoCo's warnings go to stderr and into MUJOCO_LOG.TXT in the working directory.
         mujoco.set_mju_user_warning(lambda message: on_warning(f"mujoco: {message}"))
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -165,10 +165,10 @@ def make_env(
 
 
 def newer_version(env_id: str) -> str | None:
-    """The id of the newest version of a registered environment, if `env_id` is an older one."""
+    """The id of the newest version of a registered environment, if `env_id` is an older one; else None."""
     try:
         namespace, name, version = gym.envs.registration.parse_env_id(env_id.rpartition(":")[2])
-    except gym.error.Error:  # no id; to say so is for who makes it
+    except gym.error.Error:  # not an id, which `make_env` reports
         return None
     newest = gym.envs.registration.find_highest_version(namespace, name)
     if version is None or newest is None or newest <= version:
@@ -177,26 +177,26 @@ def newer_version(env_id: str) -> str | None:
 
 
 def has_time_limit(env: gym.Env[Any, Any]) -> bool:
-    """Whether an episode ends after some number of steps: by Gymnasium's limit, or by dm_control's own."""
+    """Whether episodes have a time limit, Gymnasium's or dm_control's own."""
     if env.spec is None or env.spec.max_episode_steps is not None:
         return True
-    # A suite's environment counts steps, a composer's seconds; neither says so publicly, nor does its Gymnasium spec.
+    # dm_control's suite limits steps, its composer seconds. Neither limit is public, nor in the Gymnasium spec.
     limits = (getattr(env.unwrapped, name, math.inf) for name in ("_step_limit", "_time_limit"))
     return any(math.isfinite(limit) for limit in limits)
 
 
 def times_unstable(env: gym.Env[Any, Any]) -> np.ndarray | None:
-    """How often MuJoCo met a number that is not finite, by kind, now and later; None without MuJoCo."""
+    """A live view of MuJoCo's counts of numbers that were not finite, by kind; None without MuJoCo."""
     data = getattr(env.unwrapped, "data", None)
     if data is None or not type(data).__module__.startswith("mujoco"):
         return None
     kinds = [int(getattr(sys.modules["mujoco"].mjtWarning, name)) for name in UNSTABLE]
-    numbers: np.ndarray = data.warning.number[min(kinds) : max(kinds) + 1]  # they are neighbours: a view, no copy
+    numbers: np.ndarray = data.warning.number[min(kinds) : max(kinds) + 1]  # adjacent, so a view and not a copy
     return numbers
 
 
 def _find(env_id: str, on_warning: Callable[[str], object]) -> None:
-    """Import what registers `env_id` and what makes it, or say why not."""
+    """Import the modules that register and make `env_id`; raise `UserError` if that fails."""
     module, _, name = env_id.rpartition(":")
     for start, suite in REGISTERED_ELSEWHERE.items():
         if module == suite.modules[0] or (not module and name not in gym.registry and re.match(start, name)):
@@ -227,15 +227,15 @@ def _require(env_id: str, suite: Suite) -> None:
 
 
 def _versions_hint(env_id: str) -> str:
-    """For an error that says no more than AssertionError: these suites need a MuJoCo of their own."""
+    """A hint for errors as bare as AssertionError: these suites need their own version of MuJoCo."""
     name = env_id.rpartition(":")[2]
     suite = next((suite for start, suite in REGISTERED_ELSEWHERE.items() if re.match(start, name)), None)
     installed = suite is not None and suite.modules[0] in sys.modules
-    return f" (pip install 'dpg-cli[{suite.extra}]' brings versions that go together)" if suite and installed else ""
+    return f" (pip install 'dpg-cli[{suite.extra}]' installs compatible versions)" if suite and installed else ""
 
 
 def _import_quietly(module: str, on_warning: Callable[[str], object]) -> None:
-    """Import, and hand on what that prints or warns of: suites greet on stderr and miss a display."""
+    """Import a module, and pass what it prints or warns to `on_warning`: suites print such lines to stderr."""
     with io.StringIO() as printed, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -18,7 +18,7 @@ import numpy as np
 from dpg_cli.environments.group import Env, Kind, Stepped
 from dpg_cli.environments.worker import CALL, DONE, IGNORED, NOTHING, STEP, Failure, Part, Reply, serve
 
-PATIENCE = 2.0  # seconds that closing waits for steps under way
+PATIENCE = 2.0  # seconds that `close` waits for unfinished steps
 
 
 class EnvProcessError(Exception):
@@ -35,14 +35,14 @@ class Worker(NamedTuple):
 class EnvProcesses:
     """Steps environments in worker processes, with the results of a plain loop.
 
-    Each worker has a contiguous part of the environments of each kind. Numbers go through shared memory, and a byte
-    in each direction begins and ends a step.
+    Each worker has a contiguous part of the environments of each kind. Arrays are in shared memory. A byte to a worker
+    starts a step, and a byte back ends it.
 
     Args:
         make: makes one environment; it is pickled.
-        example: one environment that `make` made, which is closed with the others.
-        sizes: how many environments there are of each kind.
-        count: worker processes.
+        example: one environment made by `make`; it is closed with the others.
+        sizes: number of environments of each kind.
+        count: number of worker processes.
 
     Attributes:
         groups: the environments of each kind.
@@ -57,7 +57,7 @@ class EnvProcesses:
         bounds = {kind: [size * part // count for part in range(count + 1)] for kind, size in sizes.items()}
         self.groups = {kind: ProcessEnvs(self, kind, shared[kind], row, bounds[kind]) for kind in sizes}
         self._workers: list[Worker] = []
-        atexit.register(self.close)  # before multiprocessing waits for its processes
+        atexit.register(self.close)  # runs before multiprocessing waits for its processes
         try:
             with _inherited_by_workers():
                 for number in range(count):
@@ -65,7 +65,7 @@ class EnvProcesses:
                     ours, theirs = context.Pipe()
                     process = context.Process(target=serve, args=(theirs, make, parts), name=f"environments {number}")
                     process.start()
-                    theirs.close()  # so that the end of the worker is the end of the file
+                    theirs.close()  # so that the worker's end is the end of the file
                     self._workers.append(Worker(process, ours))
             self.receive(range(count))
         except BaseException:
@@ -73,7 +73,7 @@ class EnvProcesses:
             raise
 
     def send(self, number: int, message: bytes, call: tuple[Any, ...] | None = None) -> None:
-        """Send a byte to a worker, and a call where one follows.
+        """Send a byte to a worker, and the call that follows it, if any.
 
         Raises:
             EnvProcessError: the worker has ended.
@@ -87,13 +87,13 @@ class EnvProcesses:
             raise self._ended(number) from None
 
     def receive(self, numbers: Sequence[int]) -> list[Any]:
-        """Wait for workers' answers and log what they have logged.
+        """Wait for workers' answers and handle their log records.
 
         Returns:
-            The result of each one's call; after a step a `Failure`, or None if nothing went wrong.
+            Each worker's result; after a step, a `Failure`, or None if nothing went wrong.
 
         Raises:
-            BaseException: the first that a call raised.
+            BaseException: the first error of a call.
             EnvProcessError: a worker has ended.
         """
         replies = [self._receive(number) for number in numbers]
@@ -116,7 +116,7 @@ class EnvProcesses:
         return reply
 
     def close(self) -> None:
-        """Close every environment and end the workers, the hard way where an environment hangs."""
+        """Close every environment and end the workers; kill a worker whose environment hangs."""
         workers, self._workers = self._workers, []
         atexit.unregister(self.close)
         if self._closed:
@@ -154,8 +154,8 @@ class ProcessEnvs:
         processes: the workers.
         kind: what the environments are for.
         shared: memory for N rows.
-        row: their type.
-        bounds: where each worker's part begins, and N.
+        row: type of a row.
+        bounds: first position of each worker's part, and N.
     """
 
     def __init__(self, processes: EnvProcesses, kind: Kind, shared: Any, row: np.dtype[Any], bounds: Sequence[int]):
@@ -169,15 +169,15 @@ class ProcessEnvs:
 
     @property
     def example(self) -> Env:
-        """One in this process."""
+        """One environment, in this process."""
         return self._processes.example
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of environments."""
         return self._bounds[-1]
 
     def reset(self, seeds: Sequence[int], obs: np.ndarray) -> None:
-        """Begin an episode in every environment."""
+        """Start an episode in every environment."""
         self._call("reset", lambda first, after: (seeds[first:after],))
         obs[...] = self._rows["obs"]
 
@@ -199,18 +199,18 @@ class ProcessEnvs:
             array[stepping] = own[stepping]
 
     def unstable(self) -> int | None:
-        """The first whose simulation became unstable."""
+        """The first position whose simulation became unstable; else None."""
         return next((failure.unstable for failure in self._failures if failure.unstable is not None), None)
 
     def restart(self, positions: Sequence[int], obs: np.ndarray) -> None:
-        """Fetch the first observations of the new episodes, which the workers have begun after the step."""
+        """Fetch the first observations of the new episodes, which the workers started after the step."""
         for failure in self._failures:
             if failure.in_restart is not None:
                 raise failure.in_restart
         obs[positions] = self._rows["first_obs"][positions]
 
     def get_states(self, positions: range) -> list[Any]:
-        """States of simulators."""
+        """States of the simulators at some positions."""
 
         def own(first: int, after: int) -> tuple[range]:
             return (range(max(positions.start - first, 0), max(min(positions.stop, after) - first, 0)),)
@@ -218,18 +218,18 @@ class ProcessEnvs:
         return self._call("get_states", own)
 
     def set_states(self, states: Sequence[Any], seeds: Sequence[int], obs: np.ndarray) -> list[str | None]:
-        """Go on from states, or begin new episodes."""
+        """Restore the simulators' states, or start new episodes."""
         self._rows["obs"] = obs
         reasons = self._call("set_states", lambda first, after: (states[first:after], seeds[first:after]))
         obs[...] = self._rows["obs"]
         return reasons
 
     def close(self) -> None:
-        """Close every environment, of the other kind too."""
+        """Close every environment, also those of the other kind."""
         self._processes.close()
 
     def _call(self, method: str, arguments: Callable[[int, int], tuple[Any, ...]]) -> list[Any]:
-        """Call a method in every worker with arguments for its part, and join the lists that it returns."""
+        """Call a method in every worker with arguments for its part, and join the returned lists."""
         for number in self._workers:
             own = arguments(*self._bounds[number : number + 2])
             self._processes.send(number, CALL, (self._kind, method, own))
@@ -237,7 +237,7 @@ class ProcessEnvs:
 
 
 def _row(example: Env) -> np.dtype[Any]:
-    """What an environment has in shared memory."""
+    """The type of an environment's row in shared memory."""
     space = example.observation_space
     obs = (space.dtype, space.shape)
     action = (np.float64, example.action_space.shape)
@@ -248,14 +248,14 @@ def _row(example: Env) -> np.dtype[Any]:
 
 @contextlib.contextmanager
 def _inherited_by_workers() -> Iterator[None]:
-    """Processes that are started inside compute in one thread, and no signal ends them while they import."""
-    resource_tracker.ensure_running()  # which otherwise starts with the first process and unblocks signals
+    """Processes started in this context compute in one thread, and no signal ends them while they import."""
+    resource_tracker.ensure_running()  # else it starts with the first process and unblocks signals
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     main = sys.modules["__main__"]
     names: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
-    vars(main).update(dict.fromkeys(names))  # else they would import it, and a script without a guard would run again
+    vars(main).update(dict.fromkeys(names))  # else workers import it, and a script without a guard runs again
     try:
         yield
     finally:

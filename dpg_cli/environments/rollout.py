@@ -20,7 +20,7 @@ class Transition(NamedTuple):
     obs: np.ndarray  # (S, E, obs_dim)
     action: np.ndarray  # (S, E, action_dim), in [-1, 1]
     reward: np.ndarray  # (S, E)
-    next_obs: np.ndarray  # (S, E, obs_dim); where an episode ended its true last observation, never a reset's
+    next_obs: np.ndarray  # (S, E, obs_dim); at an episode's end its true final observation, never a reset's
     terminated: np.ndarray  # (S, E) bool
     truncated: np.ndarray  # (S, E) bool
 
@@ -34,12 +34,12 @@ class Episode(NamedTuple):
 
 
 class Environments:
-    """The training environments of all members, and where each stands in its episode.
+    """The training environments of all members, and the progress of their episodes.
 
     Args:
         envs: S members with E environments each, in order.
-        seeds: one a member.
-        copyable: whether `env_state` can copy them in the middle of an episode.
+        seeds: one per member.
+        copyable: whether `get_state` can copy them in the middle of an episode.
     """
 
     def __init__(self, envs: EnvGroup, seeds: Sequence[int], *, copyable: bool = True):
@@ -67,10 +67,10 @@ class Environments:
         return np.array([[g.uniform(-1.0, 1.0, size) for g in member] for member in self._random])
 
     def step(self, step: int, action: np.ndarray) -> tuple[Transition, list[Episode]]:
-        """Step every environment; begin a new episode where one ended.
+        """Step every environment; start a new episode where one ended.
 
         Args:
-            step: the environment step that this is, for messages.
+            step: number of this environment step, for messages.
             action: `(S, E, action_dim)` in [-1, 1].
 
         Returns:
@@ -85,7 +85,7 @@ class Environments:
         self._returns += reward
         self._lengths += 1
         over = terminated | truncated
-        if b"\1" not in over.tobytes():  # takes less time than over.any()
+        if b"\1" not in over.tobytes():  # faster than over.any()
             self.obs = next_obs
             return Transition(obs, action, reward, next_obs, terminated, truncated), []
         self.obs, episodes = next_obs.copy(), []
@@ -99,7 +99,7 @@ class Environments:
         return Transition(obs, action, reward, next_obs, terminated, truncated), episodes
 
     def state(self, member: int) -> dict[str, Any]:
-        """Where the environments of one member stand; without the simulators where they cannot be copied."""
+        """The state of one member's environments; without the simulators if they cannot be copied."""
         positions = range(member * self.num_envs, (member + 1) * self.num_envs)
         return {
             "simulators": self.envs.get_states(positions) if self.copyable else None,
@@ -110,14 +110,17 @@ class Environments:
         }
 
     def load_state(self, states: Sequence[Mapping[str, Any]], step: int) -> np.ndarray:
-        """Go on from `state()`, one a member; where a simulator could not be copied, begin a new episode.
+        """Restore states from `state()`; start a new episode where a simulator's is missing or does not fit.
 
         Args:
-            states: one a member.
-            step: the environment step at which they were taken, which the new episodes' seeds come from.
+            states: one per member.
+            step: environment step of the states; the seeds of new episodes depend on it.
 
         Returns:
-            Where new episodes were begun, `(S, E)`.
+            Where new episodes were started, `(S, E)` bool.
+
+        Raises:
+            ValueError: a state is invalid.
         """
         simulators: list[Any] = []
         for member, state in enumerate(states):
@@ -144,7 +147,7 @@ class Environments:
 
 
 class Policy(Protocol):
-    """What acts in training."""
+    """Chooses actions in training."""
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """`(S, E, obs_dim)` to actions `(S, E, action_dim)` in [-1, 1]."""
@@ -159,17 +162,17 @@ def collect(
     total_steps: int,
     random_steps: int,
 ) -> Iterator[tuple[int, Transition, list[Episode]]]:
-    """Act and explore, one step of every environment at a time.
+    """Act with exploration noise, one step of every environment at a time.
 
-    All state lives in the arguments, so that whoever holds them can stop here and go on.
+    All state is in the arguments, so that the caller can stop at any step and resume.
 
     Args:
         policy: chooses actions after the random phase.
         environments: already reset.
         noise: added to the policy's actions.
         step: environment steps already made for each seed.
-        total_steps: stop once so many are made; with E environments the last step may go up to E - 1 over.
-        random_steps: so many are uniform actions.
+        total_steps: where to stop; with E environments the last step may exceed it by up to E - 1.
+        random_steps: number of environment steps with uniform actions.
 
     Yields:
         Environment steps made for each seed, the transition, and the episodes that it ended.

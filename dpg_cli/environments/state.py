@@ -1,9 +1,8 @@
-"""The state of an environment in the middle of an episode, as plain data, so that a run can go on from there exactly.
+"""The state of an environment in the middle of an episode, as plain data, so that a run resumes exactly.
 
-No simulator offers this: `pickle` keeps only constructor arguments, and MuJoCo's own `mj_getState` leaves out derived
-fields that Ant, Humanoid and Reacher read before their next step. So every attribute of the environment and of its
-wrappers is copied, with the whole of MuJoCo's data, if all of them are plain data; where one is not, `CannotCopy`
-says which. `copies_exactly` tries it.
+No simulator offers this: `pickle` keeps only constructor arguments, and MuJoCo's own `mj_getState` omits derived fields
+that Ant, Humanoid and Reacher read before their next step. So every attribute of the environment and its wrappers is
+copied, including all of MuJoCo's data. If one is not plain data, `CannotCopy` names it. `copies_exactly` tests a copy.
 
 A state is a tree of dictionaries, lists, numbers, strings and arrays, which `storage/checkpoint.py` stores.
 """
@@ -24,22 +23,22 @@ from gymnasium.envs.registration import EnvSpec
 
 Env = gym.Env[np.ndarray, np.ndarray]
 
-# Fixed when an environment is made, or only for pictures.
+# Fixed when an environment is made, or only for rendering.
 CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 CONSTANT_TYPES = (EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 PLAIN = (bool, int, float, str, types.NoneType)
 PLAIN_KINDS = {"number", "text", "none", "array", "deque", "tuple", "list", "dict"}
 
 
-class CannotCopy(Exception):  # noqa: N818 - it names what is the matter
-    """An environment holds something that is no plain data."""
+class CannotCopy(Exception):  # noqa: N818 - it names the problem
+    """An environment's state cannot be copied, or does not fit this environment."""
 
 
 def get_state(env: Env) -> list[dict[str, Any]]:
     """The state of an environment and its wrappers, outermost first.
 
     Raises:
-        CannotCopy: an attribute is no plain data.
+        CannotCopy: an attribute is not plain data.
     """
     return [
         {
@@ -54,23 +53,23 @@ def get_state(env: Env) -> list[dict[str, Any]]:
 def set_state(env: Env, state: list[dict[str, Any]]) -> None:
     """Put an environment that was made in the same way, and reset, into a state.
 
-    Only attributes are set that `get_state` would have given, or that nothing is called by yet, and nothing but plain
-    data takes the place of plain data: the state may come from a stranger.
+    The state may come from a stranger. It can set only attributes that `get_state` returns or that do not exist yet,
+    and only plain data replaces plain data.
 
     Raises:
-        CannotCopy: the state is another environment's, or of another version of it.
-        ValueError: no environment has such a state.
+        CannotCopy: the state belongs to another environment, or to another version of it.
+        ValueError: the state is invalid.
     """
     found = list(layers(env))
     if len(found) != len(state):
-        raise CannotCopy(f"{len(state)} layers were stored, there are {len(found)}")
+        raise CannotCopy(f"the saved state has {len(state)} layers, the environment {len(found)}")
     for layer, values in zip(found, state, strict=True):
         own = vars(layer)
         for name, value in values.items():
             where = f"{type(layer).__name__}.{name}"
             current = own.get(name)
             if name in CONSTANT_NAMES or isinstance(current, CONSTANT_TYPES) or not _settable(layer, name):
-                raise ValueError(f"{where} is not to be set")
+                raise ValueError(f"{where} must not be set")
             if name in own and not _may_follow(current, value, where):
                 raise ValueError(f"{where} is not a {type(current).__name__}")
             setattr(layer, name, _decode(value, current, where))
@@ -82,16 +81,16 @@ def copies_exactly(
     watch: Callable[[Env], AbstractContextManager[None]] = lambda _: nullcontext(),
     durations: list[float] | None = None,
 ) -> str | None:
-    """Try whether an environment goes on from a copied state as the one it was copied from does.
+    """Test whether a copy of an environment's state behaves like the original.
 
     Args:
         make: makes one environment; two are made, and closed.
-        steps: to make before and after.
-        watch: called with the first environment; returns a context for a reset and its steps before.
-        durations: the seconds that each of these steps takes are appended.
+        steps: made before the copy; as many follow after it, and again after a reset.
+        watch: called with the original; returns a context for its reset and its steps before the copy.
+        durations: receives the seconds of each of these steps.
 
     Returns:
-        Nothing if it does, else what is the matter.
+        None if it does, else the problem.
     """
     original, copy = make(), make()
     actions = np.random.default_rng(0)
@@ -121,10 +120,10 @@ def copies_exactly(
                 action = actions.uniform(-1, 1, size)
                 results = step(original, action), step(copy, action)
             if not _same(*results):
-                return f"a copy of it parts from it after {index + 1} steps"
+                return f"a copy of it diverges after {index + 1} steps"
     except CannotCopy as error:
         return str(error)
-    except (Exception, SystemExit) as error:  # the environment's own; whether it matters shows in the training
+    except (Exception, SystemExit) as error:  # raised by the environment; training shows whether it matters
         return f"trying it raised {type(error).__name__}"
     finally:
         original.close()
@@ -133,7 +132,7 @@ def copies_exactly(
 
 
 def _settable(layer: Any, name: str) -> bool:
-    """Whether an attribute is there, or could appear in a step: where the class has plain data, or nothing at all."""
+    """Whether an attribute exists, or could appear in a step: the class has plain data of that name, or nothing."""
     if name in vars(layer):
         return True
     if hasattr(type(layer), name):
@@ -142,7 +141,7 @@ def _settable(layer: Any, name: str) -> bool:
 
 
 def _may_follow(current: Any, stored: Any, where: str) -> bool:
-    """Whether a stored value may stand in an attribute: plain data for plain data, else of the kind that it is."""
+    """Whether a stored value may replace the current one: plain data for plain data, else one of the same kind."""
     kinds = {_kind(encode(current, where)), _kind(stored)}
     return len(kinds) == 1 or kinds <= PLAIN_KINDS or kinds == {"generator", "none"}
 
@@ -171,10 +170,10 @@ def layers(env: Any) -> Iterator[Any]:
 
 
 def encode(value: Any, where: str) -> Any:
-    """A tree of plain data; what JSON has no name for becomes a dictionary with one key that says what it is.
+    """A value as a tree of plain data; a type that JSON lacks becomes a dictionary with one key that names it.
 
     Raises:
-        CannotCopy: it is no plain data.
+        CannotCopy: the value is not plain data.
     """
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject or value.dtype.kind not in "biuf":
@@ -207,7 +206,7 @@ def _decode(value: Any, current: Any, where: str) -> Any:
         alike = isinstance(current, np.ndarray) and (current.shape, current.dtype) == (value.shape, value.dtype)
         if not alike or not current.flags.writeable:
             return value.copy()
-        current[...] = value  # in place, since others may look at the same memory
+        current[...] = value  # in place, since others may share the memory
         return current
     if not isinstance(value, dict):
         return value
@@ -229,12 +228,12 @@ def _decode(value: Any, current: Any, where: str) -> Any:
         case "space":
             for space, generator in zip(_spaces(current), content, strict=True):
                 if _kind(generator) not in ("generator", "none"):
-                    raise ValueError(f"{where} is no generator")
+                    raise ValueError(f"{where} is not a generator")
                 space._np_random = _decode(generator, None, where)
             return current
         case "model":
             if content != _model_hash(current):
-                raise CannotCopy(f"{where}: the model is another one than when it was stored")
+                raise CannotCopy(f"{where}: the model differs from the saved one")
             return current
         case "data":
             _set_data(current, content, where)
@@ -270,9 +269,9 @@ def _model_hash(model: Any) -> str:
 
 
 def _get_data(data: Any) -> dict[str, Any]:
-    """MuJoCo's data: the state that integration needs, then every array of numbers and flag by name.
+    """MuJoCo's data: the state that integration needs, and by name every flag and array of floats or booleans.
 
-    Not those of whole numbers: they are places in other arrays, which MuJoCo derives anew, and addresses in memory.
+    Arrays of integers are left out: they are indices into other arrays, which MuJoCo recomputes, and memory addresses.
     """
     import mujoco
 
@@ -293,9 +292,9 @@ def _set_data(data: Any, stored: dict[str, Any], where: str) -> None:
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     if stored["integration"].shape != (mujoco.mj_stateSize(data.model, kind),):
-        raise CannotCopy(f"{where}: the state has another size than when it was stored")
+        raise CannotCopy(f"{where}: the saved state has another size")
     mujoco.mj_setState(data.model, data, stored["integration"], kind)
-    mujoco.mj_forward(data.model, data)  # so that contacts and constraints have their number
+    mujoco.mj_forward(data.model, data)  # sets the numbers of contacts and constraints
     own = _get_data(data)
     for name in stored["arrays"].keys() & own["arrays"].keys():
         current, value = getattr(data, name), stored["arrays"][name]

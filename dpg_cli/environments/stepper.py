@@ -1,4 +1,4 @@
-"""Stepping the environments of all members, and checking that what they return is finite."""
+"""Step the environments of all members, and check that what they return is finite."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ class Stepper:
 
     Args:
         envs: S members with E environments each, in order.
-        seeds: one a member.
+        seeds: one per member.
     """
 
     def __init__(self, envs: EnvGroup, seeds: Sequence[int]):
@@ -29,7 +29,7 @@ class Stepper:
         Args:
             when: for messages.
             action: `(S, E, action_dim)` in [-1, 1].
-            obs: `(S, E, obs_dim)`; the observations are written to it.
+            obs: `(S, E, obs_dim)`; receives the observations.
             running: `(S, E)`, the environments to step; None for all.
 
         Returns:
@@ -37,7 +37,7 @@ class Stepper:
 
         Raises:
             DivergedError: an action, a reward, an observation or a simulation is not finite.
-            ValueError: an observation has another shape than its space says.
+            ValueError: an observation does not have its space's shape.
         """
         check_finite(self._seeds, when, action=action)
         reward = np.zeros(self._shape)
@@ -59,15 +59,15 @@ class Stepper:
 
 
 def by_position(array: np.ndarray) -> np.ndarray:
-    """`(S, E, ...)` as `(S * E, ...)`, the same memory where it is contiguous."""
+    """`(S, E, ...)` as `(S * E, ...)`, in the same memory if it is contiguous."""
     return array.reshape(-1, array.shape[-1])
 
 
 def check_finite(seeds: Sequence[int], when: str, **quantities: np.ndarray) -> None:
-    """Raise for the first quantity, `(S, ...)`, that holds NaN or infinity.
+    """Check that quantities, each `(S, ...)`, hold no NaN or infinity.
 
     Raises:
-        DivergedError: it names seed, `when` and quantity.
+        DivergedError: one does; the message names the seed, `when` and the quantity.
     """
     for name, values in quantities.items():
         if b"\0" in np.isfinite(values).tobytes():  # takes half as long as .all()

@@ -1,6 +1,6 @@
 """Threads that step environments, and whether an environment can be stepped in threads.
 
-They gain time because simulators such as MuJoCo release Python's global lock while they step.
+They save time because simulators such as MuJoCo release Python's global lock while they step.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from dpg_cli.environments.state import CannotCopy, Env, encode, layers
 
 log = logging.getLogger(__name__)
 
-TRIALS = 12  # vector steps each way before the faster way is kept
-PATIENCE = 1.0  # seconds that closing waits for steps under way
+TRIALS = 12  # vector steps in each way before the faster way is kept
+PATIENCE = 1.0  # seconds that `close` waits for unfinished steps
 KNOWN_PACKAGES = {"abc", "builtins", "dpg_cli", "gymnasium", "mujoco", "numpy", "typing"}  # their state is not compared
 
 Work = Callable[[Sequence[Any]], object]  # steps some environments in order and stops at the first error
@@ -33,10 +33,10 @@ Task = tuple[int, Work, Sequence[Any], SimpleQueue[tuple[int, BaseException | No
 class EnvThreads:
     """Steps environments in threads or in a plain loop, with the same results.
 
-    `concurrent.futures` would wait at the end of the process for an environment that hangs; these threads are daemons.
+    The threads are daemons. `concurrent.futures` would wait for a hanging environment at the end of the process.
 
     Args:
-        count: threads, including the calling thread; 1 is a plain loop.
+        count: number of threads, including the calling thread; 1 is a plain loop.
         measured: whether to alternate between both ways at first and then keep the faster one.
         clock: returns seconds.
     """
@@ -91,7 +91,7 @@ class EnvThreads:
         outcomes: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
         for part in range(1, count):
             self._queues[part - 1].put((part, work, steps[bounds[part] : bounds[part + 1]], outcomes))
-        work(steps[: bounds[1]])  # its error would be the first in order, so it need not wait for the others
+        work(steps[: bounds[1]])  # an error here is the first in order, so there is no need to wait for the others
         errors = dict(outcomes.get() for _ in range(1, count))
         for part in range(1, count):
             if (error := errors[part]) is not None:
@@ -110,7 +110,7 @@ class EnvThreads:
             alone, together = 1e3 * statistics.median(plain), 1e3 * statistics.median(threads)
             self._threads_are_faster[kind] = together < alone
             way = f"in {self.count} threads" if together < alone else "one after another"
-            figures = f"{together:.3f} ms a vector step in threads, {alone:.3f} ms one after another"
+            figures = f"{together:.3f} ms per vector step in threads, {alone:.3f} ms one after another"
             log.info("%s environments are stepped %s: %s", kind, way, figures)
 
 
@@ -129,10 +129,10 @@ def _serve(tasks: SimpleQueue[Task | None]) -> None:
 
 
 class ThreadSafety:
-    """Finds out whether environments of one kind can be stepped in threads, or in several processes.
+    """Tests whether environments of one kind can be stepped in threads, or in several processes.
 
     Attributes:
-        problem: why they cannot; None if nothing speaks against it.
+        problem: why they cannot; None if no reason was found.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class ThreadSafety:
 
     @contextlib.contextmanager
     def watch(self, env: Env) -> Iterator[None]:
-        """Compare what environments share before and after the steps that are made inside."""
+        """Compare the state that environments share before and after the steps in this context."""
         before = _shared_state(env)
         yield
         after = _shared_state(env)
@@ -154,7 +154,7 @@ def _digest(value: Any, name: str) -> str:
     """A digest of plain data, which may be large.
 
     Raises:
-        CannotCopy: it is no plain data.
+        CannotCopy: the value is not plain data.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         about = f"{value.dtype.str}{value.shape}".encode()
@@ -164,12 +164,12 @@ def _digest(value: Any, name: str) -> str:
 
 
 def _shared_state(env: Env) -> dict[str, str]:
-    """By name, digests of the global random generators and of plain data in an environment's classes and modules."""
+    """Digests, by name, of the global random generators and of plain data in an environment's classes and modules."""
     shared: dict[str, Any] = {
         "NumPy's global random generator": np.random.get_state(legacy=True),  # noqa: NPY002
         "Python's global random generator": random.getstate(),
     }
-    if (torch := sys.modules.get("torch")) is not None:  # not imported here: processes that step environments need none
+    if (torch := sys.modules.get("torch")) is not None:  # not imported here: worker processes do not need it
         shared["torch's global random generator"] = torch.get_rng_state().numpy()
     for cls in {cls for layer in layers(env) for cls in type(layer).__mro__}:
         if cls.__module__.partition(".")[0] not in KNOWN_PACKAGES:
@@ -178,7 +178,7 @@ def _shared_state(env: Env) -> dict[str, str]:
             shared |= {f"the global {cls.__module__}.{name}": value for name, value in module.items()}
     digests = {}
     for name, value in shared.items():
-        if name.endswith("__"):  # Python's own, such as the warnings that a module has given
+        if name.endswith("__"):  # Python's own, such as the record of a module's warnings
             continue
         with contextlib.suppress(CannotCopy, RecursionError):  # it is not plain data
             digests[name] = _digest(value, name)

@@ -1,6 +1,6 @@
-"""A worker process that steps environments, and what it exchanges with the main process.
+"""A worker process that steps environments, and the messages between it and the main process.
 
-Workers import this module and what it imports: no torch, which would cost each of them seconds and memory.
+Neither this module nor what it imports may import torch, which would cost each worker seconds and memory.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ import numpy as np
 
 from dpg_cli.environments.group import Env, Kind, LocalEnvs, Stepped
 
-IGNORED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}  # they are for the main process
+IGNORED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}  # the main process handles them
 KINDS: tuple[Kind, ...] = ("training", "evaluation")
 STEP = {kind: bytes([number]) for number, kind in enumerate(KINDS)}
-CALL, DONE, REPLY = b"c", b".", b"r"  # after CALL and REPLY follows a pickled object
+CALL, DONE, REPLY = b"c", b".", b"r"  # a pickled object follows CALL and REPLY
 
 
 class Failure(NamedTuple):
-    """What went wrong in a worker's step, in the order in which a plain loop would notice it."""
+    """What went wrong in a worker's step; fields are in the order in which a plain loop would notice it."""
 
     in_step: BaseException | None = None
     unstable: int | None = None
@@ -47,7 +47,7 @@ NOTHING = Reply()
 
 
 class Part(NamedTuple):
-    """One worker's environments of a kind: rows `first` to `after` of the shared memory."""
+    """One worker's environments of a kind: rows `first` to `after` - 1 of the shared memory."""
 
     shared: Any
     dtype: np.dtype[Any]
@@ -56,14 +56,14 @@ class Part(NamedTuple):
 
 
 def _end_with_the_main_process() -> None:
-    """End this process with the main one, even where an environment hangs."""
+    """End this process when the main one ends, even if an environment hangs."""
     if (main := parent_process()) is not None:
         main.join()
         os._exit(1)
 
 
 def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, Part]) -> None:
-    """Make environments and answer until the main process closes the connection or ends."""
+    """Make environments and answer messages until the main process closes the connection or ends."""
     Thread(target=_end_with_the_main_process, daemon=True).start()
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -108,7 +108,7 @@ def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, 
 
 
 def _step(envs: LocalEnvs, rows: np.ndarray, restarts: bool) -> Failure | None:
-    """Step environments and begin new episodes where some have ended."""
+    """Step environments, and start new episodes where some ended."""
     stepped = Stepped(*(rows[name] for name in Stepped._fields))
     try:
         envs.step(rows["action"], stepped, rows["running"])
@@ -125,7 +125,7 @@ def _step(envs: LocalEnvs, rows: np.ndarray, restarts: bool) -> Failure | None:
 
 
 def portable(error: BaseException) -> BaseException:
-    """An error with its traceback as a note, or a RuntimeError that names it if it is another one once pickled."""
+    """The error with its traceback as a note; a RuntimeError that names it if pickling changes it."""
     trace = "".join(traceback.format_exception(error))
     try:
         copy = pickle.loads(pickle.dumps(error))

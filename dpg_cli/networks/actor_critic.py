@@ -1,7 +1,7 @@
 """Actor and critic networks for many members at once.
 
 Every weight and bias carries leading *member* axes: `(S, in, out)` for the actors of S seeds, `(K, S, in, out)` for K
-critics each. One member is just a small number. Inputs are `(S, B, features)`: B rows for each seed.
+critics each. A single member has an axis of size 1. Inputs are `(S, B, features)`: B rows for each seed.
 """
 
 import math
@@ -26,15 +26,15 @@ class Layer(NamedTuple):
 class Network(nn.Module):
     """Dense layers with ReLU between them, for every member.
 
-    The parameters are one flat tensor, so that an optimizer's step or a target's average is one operation. They start
-    as those of `nn.Linear` do, uniform in ±1/√in for weights and biases, each seed's from its own generator. (torch's
-    own initialisers take a three-dimensional weight for a convolution and get the fan-in wrong.)
+    The parameters are one flat tensor, so that an optimizer's step or a target's average is one operation. Weights and
+    biases start uniform in ±1/√in, as in `nn.Linear`, drawn from each seed's own generator. (torch's own initialisers
+    treat a three-dimensional weight as a convolution's and get the fan-in wrong.)
 
     Args:
         sizes: inputs and outputs of each layer.
-        generators: one CPU generator a seed.
+        generators: one CPU generator per seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; None for none.
+        normalizer: applied to observations first; None: no normalisation.
         critics: `()` for members `(S,)`, `(K,)` for members `(K, S)`.
 
     Attributes:
@@ -54,7 +54,7 @@ class Network(nn.Module):
         self.normalizer = normalizer
 
         def uniform(bound: float, rows: int, columns: int) -> Tensor:
-            # Drawn in float64 and by seed, so that neither precision nor company changes what a seed starts from.
+            # Drawn in float64 and per seed: precision and other seeds do not change what a seed starts from.
             draws = [
                 torch.empty(*critics, rows, columns, dtype=torch.float64).uniform_(-bound, bound, generator=g)
                 for g in generators
@@ -68,16 +68,16 @@ class Network(nn.Module):
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers in turn."""
+        """The layers in order."""
         views = self.views(self.flat.detach())
         return [Layer(*pair) for pair in zip(views[::2], views[1::2], strict=True)]
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Views of a tensor like `flat`: weight and bias of each layer in turn, `(*members, rows, columns)`."""
+        """Views of a tensor like `flat`: weight and bias of each layer in order, `(*members, rows, columns)`."""
         return blocks(flat, self.shapes)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the network is, by name; views, each `(*members, rows, columns)`."""
+        """Parameters and statistics of the normaliser by name, as views `(*members, rows, columns)`."""
         layers = {f"layers.{i}.{name}": t for i, own in enumerate(self.layers) for name, t in own._asdict().items()}
         if self.normalizer is None:
             return layers
@@ -85,15 +85,15 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Become what `tensors()` gave.
+        """Copy tensors that `tensors()` of such a network returned.
 
         Raises:
-            ValueError: other names or shapes.
+            ValueError: names or shapes differ.
         """
         own = self.tensors()
         shapes = [{name: tuple(t.shape) for name, t in named.items()} for named in (own, tensors)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"should hold {shapes[0]}, holds {shapes[1]}")
+            raise ValueError(f"expected tensors {shapes[0]}, got {shapes[1]}")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
@@ -103,7 +103,7 @@ class Network(nn.Module):
         return [self.flat.detach(), *self.passes.static_tensors(), *buffers]
 
     def _seen(self, obs: Tensor) -> Tensor:
-        """Observations as the layers take them."""
+        """Observations as the first layer takes them: normalised, if there is a normaliser."""
         if self.normalizer is None:
             return obs
         normalized: Tensor = self.normalizer(obs)
@@ -117,9 +117,9 @@ class Actor(Network):
         obs_dim: size of an observation.
         action_dim: size of an action.
         hidden_sizes: sizes of the hidden layers.
-        generators: one CPU generator a seed.
+        generators: one CPU generator per seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; None for none.
+        normalizer: applied to observations first; None: no normalisation.
     """
 
     def __init__(
@@ -139,14 +139,14 @@ class Actor(Network):
         return torch.tanh(self.passes.forward(self.flat, self._seen(obs), exact=exact))
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Actions, and how their gradient becomes that of the parameters.
+        """Actions, and a function from their gradient to that of the parameters.
 
         Args:
             obs: `(S, B, obs_dim)`.
 
         Returns:
-            Actions `(S, B, action_dim)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until
-            this network's next one. In between neither the parameters nor the actions may be changed.
+            Actions `(S, B, action_dim)`, and a function of a gradient of that shape. Its result, `(P,)`, is overwritten
+            by this network's next gradient. Until it is called, neither parameters nor actions may be changed.
         """
         y, tape = self.passes.recorded(self.flat, self._seen(obs))
         action = torch.tanh(y)
@@ -160,9 +160,9 @@ class Critic(Network):
         obs_dim: size of an observation.
         action_dim: size of an action.
         hidden_sizes: sizes of the hidden layers.
-        generators: one CPU generator a seed.
+        generators: one CPU generator per seed.
         dtype: of the parameters.
-        normalizer: applied to observations first; None for none.
+        normalizer: applied to observations first; None: no normalisation.
         num_critics: K.
         action_layer: the layer at which the action enters; 1 is the first.
 
@@ -195,23 +195,23 @@ class Critic(Network):
         return self.passes.forward(self.flat, self._seen(obs), action, self.action_index).squeeze(-1)
 
     def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Values, and how their gradient becomes that of the parameters.
+        """Values, and a function from their gradient to that of the parameters.
 
         Args:
             obs: `(S, B, obs_dim)`.
             action: `(S, B, action_dim)`.
 
         Returns:
-            Values `(K, S, B)`, and a function of a gradient of that shape. What it gives, `(P,)`, holds until this
-            network's next one. In between the parameters may not be changed.
+            Values `(K, S, B)`, and a function of a gradient of that shape. Its result, `(P,)`, is overwritten by this
+            network's next gradient. Until it is called, the parameters may not be changed.
         """
         y, tape = self.passes.recorded(self.flat, self._seen(obs), action, self.action_index)
         return y.squeeze(-1), lambda grad: self.passes.gradient(self.flat, grad.unsqueeze(-1), tape)
 
     def q1(self, obs: Tensor, action: Tensor, *, exact: bool = False) -> Tensor:
-        """The first critic's values, `(S, B)`: what the actor ascends, by the action alone.
+        """The first critic's values, `(S, B)`, which the actor ascends. Only the action gets a gradient.
 
-        `exact`: not in the lower precision of an update.
+        `exact` ignores the lower precision of `products`.
         """
         return self.passes.forward(
             self.flat, self._seen(obs), action, self.action_index, first=True, exact=exact

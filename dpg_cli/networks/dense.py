@@ -1,7 +1,7 @@
-"""Dense layers with ReLU between them, for N members at once, and their gradients, written out.
+"""Dense layers with ReLU between them, for N members at once, with hand-written gradients.
 
-Most of a small network's time goes into operations between the products. So there are few of them here: views of the
-parameters are kept, ReLU works in place, and no gradient is computed that nobody asked for.
+A small network spends most of its time on operations between the matrix products. There are few of them here: views of
+the parameters are kept, ReLU works in place, and only requested gradients are computed.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,31 +17,31 @@ NARROW = 16  # MKL takes several times as long for a product with fewer columns 
 
 
 class Dense(NamedTuple):
-    """A layer of N members: views of the parameters, or of a rounded copy of them where the layer is large."""
+    """A layer of N members: views of the parameters, or of a rounded copy if the layer is large."""
 
     weight: Tensor  # (N, in, out)
     bias: Tensor  # (N, 1, out)
     transposed: Tensor  # (N, out, in), the weight
-    large: bool  # as `is_large` says
+    large: bool  # see `is_large`
     narrow: bool  # whether it has fewer outputs than `NARROW`, on a CPU
 
 
 class Kept(NamedTuple):
-    """Views of a tensor like the parameters, kept since to make them takes as long as a product."""
+    """Views of a tensor like the parameters, kept because making them takes as long as a product."""
 
-    at: int  # where the parameters lie; elsewhere in a copy of the network, or on another device
+    at: int  # address of the parameters; a copy of the network, or one moved to another device, has another
     flat: Tensor  # (P,)
     layers: list[Dense]
     of_first: list[Dense]  # of the first of K critics
 
 
 class Tape(NamedTuple):
-    """What a forward pass of N members leaves for its gradients."""
+    """The record of a forward pass of N members, for its gradients."""
 
     layers: Sequence[Dense]
     inputs: list[Tensor]  # of each layer, (N, B, ·)
-    entry: int  # the layer that `extra` entered at
-    extra_size: int  # 0 without one
+    entry: int  # the layer at which `extra` entered
+    extra_size: int  # 0 without `extra`
 
 
 class Passes:
@@ -163,17 +163,17 @@ class Passes:
 def forward(
     x: Tensor, extra: Tensor | None, index: int, members: Sequence[int], layers: Sequence[Dense]
 ) -> tuple[Tensor, Tape]:
-    """The layers of N members.
+    """Apply the layers of N members.
 
     Args:
         x: `(S, B, in)`.
         extra: `(S, B, ·)`, appended to the input of the layer `index`.
-        index: counted from 0.
+        index: of that layer, from 0.
         members: `(S,)`, or `(K, S)` for K critics of each seed; N in all.
-        layers: in turn.
+        layers: in order.
 
     Returns:
-        `(N, B, out)`, in the precision of the last layer, and the record.
+        `(N, B, out)`, in the precision of the last layer, and the tape.
     """
     inputs, rows = [], x.shape[-2]
     for i, (weight, bias, transposed, large, narrow) in enumerate(layers):
@@ -187,25 +187,25 @@ def forward(
         inputs.append(x)
         prepare_product(rows, large=large)
         if not x.is_cpu:
-            x = torch.bmm(x, weight).add_(bias)  # the sum joins what surrounds it when an update is compiled
+            x = torch.bmm(x, weight).add_(bias)  # a compiler fuses the sum with its neighbours
         elif narrow and rows >= NARROW:
-            x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT  # contiguous, which is another factor of 2
+            x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT  # contiguous for another factor of 2
         else:
             x = torch.baddbmm(bias, x, weight)
     return x, Tape(layers, inputs, index, 0 if extra is None else extra.shape[-1])
 
 
 def backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extra: bool = False) -> Tensor | None:
-    """The gradients, written out.
+    """The gradients of a forward pass.
 
-    It is what automatic differentiation does by a third of the operations: ReLU in place, and no gradient that nobody
-    asked for. tests/networks/test_networks.py holds it to torch's own in float64.
+    It needs a third of the operations of automatic differentiation: ReLU works in place, and only requested gradients
+    are computed. tests/networks/test_networks.py compares it with torch's own gradients in float64.
 
     Args:
         grad: of the output, `(N, B, out)`.
-        tape: the record of the forward pass.
-        into: where to put the gradient of the parameters, layer by layer; None for nowhere.
-        of_extra: whether to return the gradient of `extra`, `(N, B, ·)`.
+        tape: of the forward pass.
+        into: receives the gradient of the parameters, layer by layer; None: it is not computed.
+        of_extra: whether to return the gradient of `extra`, `(N, B, ·)`, instead of None.
     """
     grad_extra = None
     for i in reversed(range(len(tape.inputs))):
@@ -216,7 +216,7 @@ def backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extra
             _sum_of_products(x, grad, narrow=narrow, out=into[i].weight)
             torch.sum(grad, dim=-2, keepdim=True, dtype=into[i].bias.dtype, out=into[i].bias)
         if i == tape.entry and tape.extra_size:
-            width = x.shape[-1] - tape.extra_size  # of what the layer before gave
+            width = x.shape[-1] - tape.extra_size  # of the output of the layer before
             if of_extra:
                 grad_extra = _product(grad, transposed[..., width:])
             x, transposed = x[..., :width], transposed[..., :width]
@@ -227,7 +227,7 @@ def backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extra
 
 
 class DensePass(torch.autograd.Function):
-    """`forward` and `backward` as torch's automatic differentiation takes them."""
+    """`forward` and `backward` as a function for torch's automatic differentiation."""
 
     @staticmethod
     def forward(
@@ -240,9 +240,9 @@ class DensePass(torch.autograd.Function):
         shapes: Sequence[torch.Size],
         layers: Sequence[Dense],
     ) -> Tensor:
-        """`layers` are those of `flat`, which gets the gradient."""
+        """`layers` belong to `flat`, which receives the gradient."""
         y, tape = forward(x, extra, index, members, layers)
-        ctx.save_for_backward(flat, *tape.inputs)  # so that torch sees whether one of them is changed in between
+        ctx.save_for_backward(flat, *tape.inputs)  # so that torch notices if one of them is changed before `backward`
         ctx.tape, ctx.shapes, ctx.members = tape._replace(inputs=[]), shapes, members
         return as_type(flat.dtype, y)
 
@@ -257,29 +257,29 @@ class DensePass(torch.autograd.Function):
             grad_flat = torch.empty_like(flat)
             into = dense_layers(grad_flat, ctx.shapes)
         grad_extra = backward(grad, ctx.tape._replace(inputs=inputs), into, of_extra=of_extra)
-        if grad_extra is not None:  # of each of K critics; all have the same
+        if grad_extra is not None:  # one for each of K critics, which have `extra` in common
             grad_extra = as_type(grad.dtype, grad_extra).view(-1, ctx.members[-1], *grad_extra.shape[-2:]).sum(dim=0)
         return None, grad_extra, None, None, grad_flat, None, None
 
 
 def _of_each(x: Tensor, members: Sequence[int]) -> Tensor:
-    """`(S, B, ·)` to `(N, B, ·)`, the same for each of K critics."""
+    """`(S, B, ·)` to `(N, B, ·)`, repeated for each of K critics."""
     return x if len(members) == 1 else x.expand(*members, *x.shape[-2:]).flatten(0, -3)
 
 
 def as_type(dtype: torch.dtype, x: Tensor) -> Tensor:
-    """`x.to(dtype)`, which takes its time where there is nothing to do, too."""
+    """`x.to(dtype)`, without the time that it takes even if `x` has that type already."""
     return x if x.dtype is dtype else x.to(dtype)
 
 
 def blocks(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Views of a tensor like a network's parameters: weight and bias of each layer in turn."""
+    """Views of a tensor like a network's parameters: weight and bias of each layer in order."""
     parts = torch.split(flat, [shape.numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def dense_layers(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Dense]:
-    """The layers in a tensor like a network's parameters, all members in a row."""
+    """The layers in a tensor like a network's parameters, with all members along one axis."""
     parts = [block.flatten(0, -3) for block in blocks(flat, shapes)]
     return [dense_layer(weight, bias) for weight, bias in zip(parts[::2], parts[1::2], strict=True)]
 
@@ -296,7 +296,7 @@ def _product(grad: Tensor, transposed: Tensor) -> Tensor:
 
 
 def _sum_of_products(x: Tensor, grad: Tensor, *, narrow: bool, out: Tensor) -> None:
-    """`x.mT @ grad` into `out`, which may be of a higher precision."""
+    """`x.mT @ grad` into `out`, which may have a higher precision."""
     if narrow:
         out.copy_(torch.bmm(grad.mT, x).mT)
     elif out.dtype is x.dtype:

@@ -1,11 +1,11 @@
-"""The normaliser of observations."""
+"""Normalisation of observations."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Normalizer(nn.Module):
-    """Running mean and variance of the observations, by member (Chan et al. 1979 for the merging).
+    """Running mean and variance of each member's observations, merged as in Chan et al. 1979.
 
     Args:
         num_seeds: S.
@@ -25,7 +25,7 @@ class Normalizer(nn.Module):
         self.register_buffer("count", torch.zeros(num_seeds, 1, 1, dtype=torch.float64))
 
     def update(self, obs: Tensor) -> None:
-        """Take `(S, N, obs_dim)` new observations into the statistics."""
+        """Update the statistics with new observations, `(S, N, obs_dim)`."""
         obs = obs.to(self.mean.dtype)
         n = obs.shape[-2]
         total = self.count + n

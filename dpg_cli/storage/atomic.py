@@ -1,7 +1,7 @@
-"""Files that outlive a crash: every call that changes the disk, in one place, so that tests can make each one fail.
+"""Crash-safe files: every call that changes the disk is here, so that tests can make each one fail.
 
-What is written counts only once it is synced, and so does a name: a file is written whole under another name, synced,
-renamed, and then its folder is synced.
+Content and names survive a crash only after a sync. So a file is written whole under another name, synced, renamed, and
+then its folder is synced.
 """
 
 import contextlib
@@ -15,25 +15,25 @@ from dpg_cli.errors import DiskError
 
 
 class Disk:
-    """The real one."""
+    """The real disk. Every method raises `OSError` if it fails."""
 
     def make_folder(self, path: Path) -> None:
-        """A new folder."""
+        """Create a folder."""
         path.mkdir()
 
     def write(self, path: Path, data: bytes | memoryview) -> None:
-        """A whole file, synced."""
+        """Write a whole file and sync it."""
         with naming(path), path.open("wb") as file:
             file.write(data)
             file.flush()
             self.sync(file.fileno())
 
     def sync(self, descriptor: int) -> None:
-        """What has been written to a file or folder is on the disk afterwards."""
+        """Wait until what was written to a file or folder is on the disk."""
         os.fsync(descriptor)
 
     def sync_folder(self, path: Path) -> None:
-        """The names in a folder are on the disk afterwards."""
+        """Wait until the names in a folder are on the disk."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self.sync(descriptor)
@@ -41,21 +41,21 @@ class Disk:
             os.close(descriptor)
 
     def rename(self, path: Path, target: Path) -> None:
-        """In one step; what was called so before is gone."""
+        """Rename in one step, replacing the target if it exists."""
         path.replace(target)
 
     def link(self, path: Path, target: str) -> None:
-        """A symbolic link."""
+        """Create a symbolic link at `path`."""
         path.symlink_to(target, target_is_directory=True)
 
     def truncate(self, path: Path, size: int) -> None:
-        """Cut a file."""
+        """Cut a file to `size` bytes."""
         with path.open("r+b") as file:
             file.truncate(size)
             self.sync(file.fileno())
 
     def remove(self, path: Path) -> None:
-        """A file, a link, or a folder with all that is in it; nothing if it is not there."""
+        """Remove a file, a link, or a folder with its content, if it exists."""
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -64,7 +64,11 @@ class Disk:
 
 
 def write_whole(disk: Disk, path: Path, data: bytes | memoryview) -> None:
-    """A file that appears whole or not at all, in place of what was there before."""
+    """Write a file that appears whole or not at all, replacing one of that name.
+
+    Raises:
+        OSError: a write fails.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         disk.write(temporary, data)
@@ -77,7 +81,7 @@ def write_whole(disk: Disk, path: Path, data: bytes | memoryview) -> None:
 
 
 def remove_leftovers(disk: Disk, folder: Path) -> None:
-    """What a crash has left in a folder before it got its name."""
+    """Remove temporary files and folders that a crash left in a folder."""
     for leftover in folder.glob(".*.*"):
         if re.fullmatch(r"\..+\.\d+", leftover.name):
             disk.remove(leftover)
@@ -85,7 +89,7 @@ def remove_leftovers(disk: Disk, folder: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put a file's name into what the disk says of it: a write that fails does not know it."""
+    """Put a file's name into an `OSError`: a failed write does not know it."""
     try:
         yield
     except OSError as error:
@@ -95,14 +99,14 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explaining(path: Path, what: str = "") -> Iterator[None]:
-    """Say in one line which file the disk refuses, why, and how much room there is.
+    """Turn an `OSError` into one line: which file failed, why, and how much space is free.
 
     Args:
-        path: that is written, where the error names none.
-        what: was to be written, for the message.
+        path: the file, if the error names none.
+        what: inserted into the message before the free space.
 
     Raises:
-        DiskError: the disk refuses.
+        DiskError: the code in this context raised `OSError`.
     """
     try:
         yield

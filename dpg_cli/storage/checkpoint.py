@@ -1,10 +1,10 @@
-"""Checkpoints: whole folders, safetensors and JSON only, nothing that could run code.
+"""Checkpoints: folders that are written whole. They hold only safetensors and JSON files, which cannot run code.
 
-In `checkpoints/`, `step_000050000/` and the like hold `manifest.json`, `policy.safetensors` (all that acting needs),
-and `state.json` with `state.safetensors` (all else that going on exactly needs); `best_000045000/` holds the policy of
-the best evaluation; `latest` and `best` are relative links. The transitions lie beside them in `replay/`, in shards
-that are written once and never changed: `rows_000000010000_000000020000.npy` holds transitions 10,000 to 19,999 since
-the start. The manifest names every file with its size and SHA-256, the shards too.
+In `checkpoints/`, a folder such as `step_000050000/` holds `manifest.json`, `policy.safetensors` (the policy), and
+`state.json` with `state.safetensors` (everything else that an exact resume needs). `best_000045000/` holds the policy
+of the best evaluation. `latest` and `best` are relative links. The transitions are in `replay/`, beside `checkpoints/`,
+in shards that are written once and never changed: `rows_000000010000_000000020000.npy` holds transitions 10,000 to
+19,999 since the start. The manifest names every file and every shard with its size and SHA-256.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ DAMAGED = ": damaged checkpoint: "
 
 
 class Loaded(NamedTuple):
-    """A member's state as it was saved."""
+    """A member's saved state."""
 
     step: int
     state: dict[str, Any]
-    transitions: Transitions  # every one in the buffer
+    transitions: Transitions  # all in the buffer
     best: int | None
     versions: dict[str, str]
     shards: dict[str, Any]
@@ -67,9 +67,9 @@ class Checkpoints:
     Args:
         run: the run folder.
         versions: of the software.
-        keep: so many of the newest are kept.
+        keep: number of newest checkpoints to keep.
         disk: to write to.
-        start: what the run goes on from.
+        start: the checkpoint that the run resumes from; None for a new run.
     """
 
     def __init__(
@@ -83,27 +83,27 @@ class Checkpoints:
 
     @property
     def stored(self) -> int:
-        """So many transitions since the start are in shards, or were."""
+        """Number of transitions since the start that are or were in shards."""
         return max((bounds(name)[1] for name in self._shards), default=0)
 
     def save(
         self, step: int, policy: Mapping[str, Tensor], state: Mapping[str, Any], rows: np.ndarray, oldest: int
     ) -> None:
-        """Write the checkpoint of a step, point `latest` at it and drop what no kept one needs.
+        """Write the checkpoint of a step, point `latest` at it, and remove what no kept checkpoint needs.
 
         Args:
             step: of the checkpoint.
-            policy: all that acting needs.
-            state: all else but the transitions: nested dictionaries and lists of numbers, texts and tensors.
-            rows: the transitions since `stored`, as many as the buffer still holds.
+            policy: the policy's tensors, by name.
+            state: all the rest except the transitions: nested dictionaries and lists of numbers, strings and tensors.
+            rows: the transitions since `stored` that the buffer still holds.
             oldest: number since the start of the oldest transition in the buffer.
 
         Raises:
-            DiskError: the disk refuses; the checkpoint before is untouched, and nothing of this one stays.
+            DiskError: a write fails; the previous checkpoint is untouched, and nothing of this one remains.
         """
-        what = f"a checkpoint with {rows.nbytes:,} bytes of new transitions was to be written, "
+        what = f"cannot write a checkpoint with {rows.nbytes:,} bytes of new transitions, "
         if saved_steps(self._run):
-            what += "the one before is whole, "
+            what += "the previous one is intact, "
         with explaining(self._run, what):
             self._save(step, policy, state, rows, oldest)
 
@@ -119,11 +119,11 @@ class Checkpoints:
         about = {"shards": shards, "best": self._best}
         folder = write_folder(self._root, "step", step, files, self._versions, about, self._disk)
         try:
-            for name in files:  # read back before older ones go
+            for name in files:  # read back before older ones are removed
                 read_file(folder, name, read_manifest(folder))
         except Exception as error:
             self._disk.remove(folder)
-            raise OSError(errno.EIO, f"reads back otherwise than it was written ({error})", str(folder)) from error
+            raise OSError(errno.EIO, f"differs from what was written ({error})", str(folder)) from error
         self._shards = shards
         link(self._root, "latest", folder.name, self._disk)
         for old in saved_folders(self._root, "step")[: -self._keep]:
@@ -133,10 +133,10 @@ class Checkpoints:
     def save_best(self, step: int, policy: Mapping[str, Tensor]) -> None:
         """Write the policy of the best evaluation so far and point `best` at it.
 
-        The one before stays as long as a checkpoint from its time does, since a run may go on from there.
+        The previous one is kept as long as a checkpoint refers to it, since a run may resume from that checkpoint.
 
         Raises:
-            DiskError: the disk refuses.
+            DiskError: a write fails.
         """
         with explaining(self._run):
             self._save_best(step, policy)
@@ -148,7 +148,7 @@ class Checkpoints:
         self._drop_unneeded()
 
     def _drop_unneeded(self) -> None:
-        """Shards and best policies that belong to no kept checkpoint."""
+        """Remove shards and best policies that belong to no kept checkpoint."""
         needed, best = set(self._shards), {self._best}
         for path in saved_folders(self._root, "step"):
             with contextlib.suppress(Exception):  # a damaged one needs nothing
@@ -164,12 +164,12 @@ class Checkpoints:
 
 
 def saved_steps(run: Path) -> list[int]:
-    """The steps of all checkpoints, in order, whatever their state."""
+    """The steps of all checkpoints, in order, including damaged ones."""
     return [step_of(folder) for folder in saved_folders(run / "checkpoints", "step")]
 
 
 def valid_steps(run: Path) -> tuple[list[int], dict[int, str]]:
-    """The steps from which a run can go on, in order, and what is the matter with the others."""
+    """The steps from which a run can resume, in order, and the problem of each other step."""
     good, bad = [], {}
     for step in saved_steps(run):
         try:
@@ -181,14 +181,14 @@ def valid_steps(run: Path) -> tuple[list[int], dict[int, str]]:
 
 
 def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded], list[str]]:
-    """The highest step at which every member has a whole checkpoint.
+    """Load the highest step at which every member has an intact checkpoint.
 
     Args:
         runs: the members' run folders.
-        most: bytes that a member's state could have.
+        most: the most bytes that a member's state can have.
 
     Returns:
-        The state of each member, none if there is no such step; and what is the matter with later checkpoints.
+        The state of each member, or an empty list if there is no such step; and the problems of later checkpoints.
     """
     problems: list[str] = []
     for step in sorted(set.intersection(*(set(saved_steps(run)) for run in runs)), reverse=True):
@@ -205,15 +205,15 @@ def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded],
 
 
 def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
-    """A member's state.
+    """Load a member's state.
 
     Args:
         run: the member's run folder.
         step: of the checkpoint.
-        most: bytes that the state, or the policy, could have.
+        most: the most bytes that the state, or the policy, can have.
 
     Raises:
-        UserError: a file is missing, damaged or holds something else.
+        UserError: a file is missing, damaged or has other content.
     """
     folder = run / "checkpoints" / folder_name("step", step)
     try:
@@ -230,7 +230,7 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
 
 
 def rewind(run: Path, start: Loaded, disk: Disk) -> None:
-    """Remove what is later than a checkpoint, and what a crash has left: the run goes on from there."""
+    """Remove everything later than a checkpoint, and leftovers of a crash, so that the run can resume there."""
     root, replay = run / "checkpoints", run / "replay"
     for folder in (run, root, replay):
         remove_leftovers(disk, folder)
@@ -249,11 +249,11 @@ def find(run: Path, which: str) -> Path:
     """The folder of `best`, `latest` or a step.
 
     Raises:
-        UserError: there is none; the message names those that there are.
+        UserError: there is no such checkpoint; the message names the existing ones.
     """
     root = run / "checkpoints"
     if which in ("best", "latest") and (root / which).is_symlink():
-        names = [os.readlink(root / which)]  # once: a run that goes on may move its links
+        names = [os.readlink(root / which)]  # read once: a run in progress may move its links
     else:
         names = [folder_name(kind, int(which)) for kind in ("step", "best")] if which.isdecimal() else []
     if not root.is_symlink():
@@ -270,7 +270,7 @@ def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
 
     Args:
         folder: of the checkpoint.
-        most: bytes that the policy could have.
+        most: the most bytes that the policy can have.
 
     Returns:
         The actor, with its normaliser, and the step it was saved at.
@@ -293,14 +293,14 @@ def _damaged(folder: Path, error: Exception) -> UserError:
 def _actor(state: dict[str, Tensor]) -> Actor:
     weights = [state[f"layers.{i}.weight"] for i in range(sum(name.endswith(".weight") for name in state))]
     obs_dim, *_, action_dim = sizes = [weights[0].shape[-2], *(weight.shape[-1] for weight in weights)]
-    # An actor of those sizes is made, which must be no larger than the file: the layers must follow on one another.
+    # The layers must fit each other, so that the actor made from their sizes is no larger than the file.
     for i, (rows, columns) in enumerate(pairwise(sizes)):
         if weights[i].shape != (1, rows, columns) or state[f"layers.{i}.bias"].shape != (1, 1, columns):
             raise ValueError(f"layer {i} does not fit the one before it")
     if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in state.values()):
         raise ValueError("the policy holds a number that is not finite")
     normalizer = Normalizer(1, obs_dim) if "normalizer.mean" in state else None
-    generators = [torch.Generator()]  # what it draws is overwritten
+    generators = [torch.Generator()]  # its draws are overwritten
     actor = Actor(obs_dim, action_dim, sizes[1:-1], generators, weights[0].dtype, normalizer)
     actor.load(state)
     return actor

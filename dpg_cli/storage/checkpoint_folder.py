@@ -19,12 +19,12 @@ MAX_JSON = 2**28  # bytes of a manifest, which names every shard, or of a tree, 
 
 
 def folder_name(kind: str, step: int) -> str:
-    """`step_000050000`, a checkpoint, or `best_000045000`, the policy of the best evaluation."""
+    """`step_000050000` for a checkpoint, `best_000045000` for the policy of the best evaluation."""
     return f"{kind}_{step:09d}"
 
 
 def saved_folders(root: Path, kind: str) -> list[Path]:
-    """The folders of a kind, oldest first, and nothing else that lies beside them."""
+    """The folders of a kind, oldest first, without anything else that is beside them."""
     found = (path for path in root.glob(f"{kind}_*") if re.fullmatch(rf"{kind}_\d{{9}}", path.name))
     return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
@@ -46,16 +46,16 @@ def write_folder(
     """Write a folder that appears whole or not at all: filled under another name, synced, renamed.
 
     Args:
-        root: where it shall lie.
+        root: its parent folder.
         kind: `step` or `best`.
         step: of the checkpoint.
         files: their contents, by name.
         versions: of the software, for the manifest.
-        about: what else the manifest says.
+        about: further entries of the manifest.
         disk: to write to.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: a write fails.
     """
     name = folder_name(kind, step)
     temporary, folder = root / f".{name}.{os.getpid()}", root / name
@@ -66,13 +66,13 @@ def write_folder(
         if not root.is_dir():
             disk.make_folder(root)
             disk.sync_folder(root.parent)
-        disk.remove(temporary)  # of a write that failed
+        disk.remove(temporary)  # left by a failed write
         disk.make_folder(temporary)
         for file, data in files.items():
             disk.write(temporary / file, data)
         disk.write(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
         disk.sync_folder(temporary)
-        if folder.is_dir():  # of a try before; a folder cannot be renamed onto one that holds something
+        if folder.is_dir():  # left by an earlier try; a folder cannot be renamed onto one that is not empty
             disk.remove(folder)
         disk.rename(temporary, folder)
         disk.sync_folder(root)
@@ -87,14 +87,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
     Raises:
-        Exception: it is none, or does not match its checksum.
+        Exception: it is missing, invalid, or does not match its checksum.
     """
     manifest: dict[str, Any] = read_json(folder / MANIFEST, MAX_JSON)
     if manifest.pop("checksum") != checksum(manifest):
         raise ValueError(f"{MANIFEST} does not match its checksum")
     if type(manifest["step"]) is not int or manifest["step"] != step_of(folder):
         raise ValueError(f"its manifest says step {manifest['step']}")
-    if "shards" in manifest:  # that of a best policy names none
+    if "shards" in manifest:  # the manifest of a best policy names none
         best, versions = manifest["best"], manifest["versions"]
         if not (best is None or (type(best) is int and 0 <= best <= manifest["step"])):
             raise ValueError(f"its manifest says that the best was step {best}")
@@ -104,14 +104,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_file(folder: Path, name: str, manifest: Mapping[str, Any], most: int = sys.maxsize) -> bytes:
-    """A file of a checkpoint, which is as its manifest says.
+    """The content of a checkpoint's file, checked against the manifest.
 
     Raises:
-        Exception: it is not.
+        Exception: it is missing, does not match the manifest, or has more than `most` bytes.
     """
     expected = manifest["files"][name]
     if (folder / name).stat(follow_symlinks=False).st_size != expected["size"]:
-        raise ValueError(f"{name} does not have its size")
+        raise ValueError(f"{name} does not have the size that the manifest says")
     data = read(folder / name, MAX_JSON if name.endswith(".json") else most)
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise ValueError(f"{name} does not match its checksum")
@@ -127,12 +127,12 @@ def link(root: Path, name: str, target: str, disk: Disk) -> None:
     """Point `latest` or `best` at a folder beside it.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: a write fails.
     """
     temporary = root / f".{name}.{os.getpid()}"
     try:
         disk.remove(temporary)
-        if (root / name).is_dir() and not (root / name).is_symlink():  # as a copy that follows links leaves it
+        if (root / name).is_dir() and not (root / name).is_symlink():  # left by a copy that follows links
             disk.remove(root / name)
         disk.link(temporary, target)
         disk.rename(temporary, root / name)

@@ -1,4 +1,4 @@
-"""A run's folder: claimed by one run alone, and `run.json`, which says what the run is and how it went."""
+"""A run's folder, which only one run can claim, and `run.json`, which records what the run is and how it ended."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ def claim(folder: Path, key: str) -> None:
 
     Args:
         folder: to create, with its parents.
-        key: what the user would set to choose another, for messages.
+        key: that chooses the folder, for messages.
 
     Raises:
         UserError: it exists or cannot be written.
@@ -44,20 +44,19 @@ def claim(folder: Path, key: str) -> None:
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # not for want of another choice
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # another folder would not help
             raise DiskError(f"{key}={folder}: {error.strerror}") from error
         raise UserError(f"{key}={folder}: cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def locked(folders: Iterable[Path]) -> Iterator[None]:
-    """Be the only one that trains in these folders.
+    """Lock folders, so that no other process trains in them.
 
-    The kernel drops such a lock when the process dies, however that comes about, and worker processes do not inherit
-    it.
+    The kernel releases the locks whenever the process ends, and worker processes do not inherit them.
 
     Raises:
-        UserError: another process is.
+        UserError: another process trains in one.
         DiskError: the folder cannot be written.
     """
     with contextlib.ExitStack() as files:
@@ -76,12 +75,12 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
 class RunFile:
     """`run.json`, replaced whole at every change.
 
-    Every change raises `DiskError` where the disk refuses.
+    Every change raises `DiskError` if it cannot be written.
 
     Args:
         folder: the run folder.
         command: the command line.
-        goes_on_from: the step of the checkpoint that the run goes on from; nothing for a new run.
+        goes_on_from: step of the checkpoint that the run resumes from; None for a new run.
     """
 
     def __init__(self, folder: Path, command: Sequence[str], goes_on_from: int | None = None):
@@ -101,7 +100,7 @@ class RunFile:
             "error": None,
         }
         if goes_on_from is not None:
-            before = run_file(folder)  # nothing, if it is lost or torn
+            before = run_file(folder)  # empty if it is missing or damaged
             resumed = before.get("resumed")
             now_too = {"step": goes_on_from, "time": now, "command": list(command)}
             self._content["resumed"] = [*(resumed if isinstance(resumed, list) else []), now_too]
@@ -116,7 +115,7 @@ class RunFile:
         self._write()
 
     def chose(self, device: Mapping[str, Any]) -> None:
-        """Record the device and how it was chosen, unless a resumed run keeps the one that it was given."""
+        """Record the device and how it was chosen, unless a resumed run keeps its device."""
         before = self._content["device"]
         if not (isinstance(before, dict) and before.get("name") == device["name"]) or device["updates_per_second"]:
             self._content["device"] = device
@@ -133,27 +132,27 @@ class RunFile:
 
 
 def status(folder: Path) -> str | None:
-    """How a run stands by its `run.json`; nothing if that cannot be read."""
+    """The status in a run's `run.json`; None if that cannot be read."""
     found = run_file(folder).get("status")
     return found if isinstance(found, str) else None
 
 
 def device(folder: Path) -> str | None:
-    """The device that a run was given; nothing if `run.json` names none."""
+    """The device in a run's `run.json`; None if that names none."""
     found = run_file(folder).get("device")
     name = found.get("name") if isinstance(found, dict) else None
     return name if isinstance(name, str) and re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", name) else None
 
 
 def slurm_job() -> Mapping[str, str] | None:
-    """What SLURM calls the job that this process belongs to; nothing outside of one."""
+    """SLURM's ids of the job that this process belongs to; None outside a job."""
     names = {"job_id": "SLURM_JOB_ID", "array_job_id": "SLURM_ARRAY_JOB_ID", "array_task_id": "SLURM_ARRAY_TASK_ID"}
     found = {key: os.environ[name] for key, name in names.items() if name in os.environ}
     return found if "job_id" in found else None
 
 
 def is_requeued(folder: Path) -> bool:
-    """Whether this process belongs to a job that SLURM has begun again, and that left a run unfinished there."""
+    """Whether this process belongs to a requeued SLURM job that left a run unfinished in this folder."""
     count = os.environ.get("SLURM_RESTART_COUNT", "0")
     content = run_file(folder)
     again = slurm_job() is not None and count.isdecimal() and int(count) >= 1
@@ -161,13 +160,13 @@ def is_requeued(folder: Path) -> bool:
 
 
 def versions() -> Mapping[str, str]:
-    """Versions of what a run's numbers depend on."""
+    """Versions of the software that a run's numbers depend on."""
     packages = {name: _version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")}
     return {"python": platform.python_version(), **packages, "dpg_cli": __version__}
 
 
 def git_revision() -> Mapping[str, Any]:
-    """Revision of the checkout that this code runs from, else of the working directory; nulls outside git."""
+    """Revision of the checkout that this code runs from, else of the working directory; None outside git."""
     checkout = Path(__file__).resolve().parents[2]
     where = checkout if (checkout / ".git").exists() else Path.cwd()
     revision = _git(where, "rev-parse", "HEAD")
@@ -176,11 +175,11 @@ def git_revision() -> Mapping[str, Any]:
 
 
 def command_line() -> list[str]:
-    """The command as it was given, the program by its name alone."""
+    """The command as it was given, without the path of the program."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
-@functools.cache  # as they are at the start, when the code is loaded; a process may train many runs
+@functools.cache  # as when the code was loaded; a process may train many runs
 def _git(where: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Whether a stored state has the form of what it is to be put into: nothing else may reach a network or a generator."""
+"""Check that a stored state has the form of the object it is loaded into, such as a network or a generator."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,21 +8,21 @@ from torch import Tensor
 
 
 def check_form(own: Any, stored: Any, where: str) -> None:
-    """Compare keys, lengths, shapes and types; numbers and what is none yet may stand for each other.
+    """Compare keys, lengths, shapes and types; numbers and None may replace each other.
 
     Args:
-        own: the state of a fresh object; an empty part of it says nothing of its form.
-        stored: to be put into that object.
+        own: the state of a fresh object; an empty part accepts any form.
+        stored: the state to load into that object.
         where: for messages.
 
     Raises:
-        ValueError: they differ, and where.
+        ValueError: they differ; the message says where.
     """
     if isinstance(own, Mapping | list) and not own:
         return
     if isinstance(own, np.ndarray | Tensor):
         if type(stored) is not type(own) or (stored.shape, stored.dtype) != (own.shape, own.dtype):
-            raise ValueError(f"{where} does not fit")
+            raise ValueError(f"{where} has another shape or type")
     elif isinstance(own, Mapping):
         if not isinstance(stored, dict) or stored.keys() != own.keys():
             raise ValueError(f"{where} does not hold {', '.join(own)}")

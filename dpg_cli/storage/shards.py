@@ -18,28 +18,28 @@ import numpy as np
 from dpg_cli.storage.atomic import Disk, write_whole
 from dpg_cli.storage.untrusted import opened
 
-CHUNK = 2**22  # bytes that are in memory at once
+CHUNK = 2**22  # bytes in memory at once
 
 
 class Shard(NamedTuple):
     """A shard that has been checked."""
 
     path: Path
-    start: int  # where its rows begin in the file
-    skipped: int  # rows at its beginning that the ring has overwritten
+    start: int  # offset of its rows in the file, in bytes
+    skipped: int  # rows at its start that the ring has overwritten
     kept: int  # rows after those
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """The newest transitions of a run, read when they are asked for: they can be larger than all else together."""
+    """The newest transitions of a run, read on demand: they can be larger than everything else together."""
 
     shards: tuple[Shard, ...]
     dtype: np.dtype[Any]
     size: int
 
     def parts(self) -> Iterator[np.ndarray]:
-        """All of them, oldest first, a few megabytes at a time."""
+        """All transitions, oldest first, a few megabytes at a time."""
         at_once = max(1, CHUNK // self.dtype.itemsize)
         for shard in self.shards:
             with opened(shard.path) as file:
@@ -49,15 +49,15 @@ class Transitions:
                     yield np.frombuffer(bytearray(file.read(count * self.dtype.itemsize)), self.dtype)
 
     def all(self) -> np.ndarray:
-        """All of them, oldest first."""
+        """All transitions, oldest first."""
         return np.concatenate([np.empty(0, self.dtype), *self.parts()])
 
 
 def bounds(name: str) -> tuple[int, int]:
-    """Number of the first transition in a shard, and of the first after it.
+    """The numbers of the first transition in a shard and of the first after it.
 
     Raises:
-        ValueError: no shard is called so.
+        ValueError: `name` is not the name of a shard.
     """
     match = re.fullmatch(r"rows_(\d{12})_(\d{12})\.npy", name)
     if match is None:
@@ -66,12 +66,19 @@ def bounds(name: str) -> tuple[int, int]:
 
 
 def shards_in(replay: Path) -> list[Path]:
-    """Every shard that lies there, oldest first."""
+    """Every shard in a folder, oldest first."""
     return sorted(path for path in replay.glob("rows_*.npy") if re.fullmatch(r"rows_\d{12}_\d{12}\.npy", path.name))
 
 
 def write(replay: Path, first: int, rows: np.ndarray, disk: Disk) -> dict[str, Any]:
-    """Write one shard; its name, and the size and checksum that a manifest keeps of it."""
+    """Write one shard of transitions from number `first`.
+
+    Returns:
+        Its name, with its size and checksum for the manifest.
+
+    Raises:
+        OSError: a write fails.
+    """
     if not replay.is_dir():
         disk.make_folder(replay)
         disk.sync_folder(replay.parent)
@@ -84,17 +91,18 @@ def write(replay: Path, first: int, rows: np.ndarray, disk: Disk) -> dict[str, A
 
 
 def described(data: bytes | memoryview) -> dict[str, Any]:
-    """What a manifest keeps of a file."""
+    """A file's size and checksum for the manifest."""
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def check(replay: Path, shards: Mapping[str, Any], added: int, size: int) -> Transitions:
-    """The last `size` of `added` transitions, once every shard is what the manifest says.
+    """The last `size` of `added` transitions, after a check of every shard against the manifest.
 
-    Each file is read once, and never more than a few megabytes of it are in memory.
+    Each file is read once, with no more than a few megabytes of it in memory.
 
     Raises:
-        ValueError: a shard is missing, damaged, or something else.
+        ValueError: a shard is damaged, or the shards do not hold these transitions.
+        UserError: a shard is missing or not a file.
     """
     names = sorted(shards)
     limits = [bounds(name) for name in names]
@@ -108,7 +116,7 @@ def check(replay: Path, shards: Mapping[str, Any], added: int, size: int) -> Tra
         with opened(replay / name) as file:
             length = os.fstat(file.fileno()).st_size
             if length != shards[name]["size"]:
-                raise ValueError(f"{name} does not have its size")
+                raise ValueError(f"{name} does not have the size that the manifest says")
             dtype, count = _header(file)
             start = file.tell()
             if count != after - first or start + count * dtype.itemsize != length:
@@ -120,12 +128,12 @@ def check(replay: Path, shards: Mapping[str, Any], added: int, size: int) -> Tra
         skipped = min(count, max(0, added - size - first))
         found.append(Shard(replay / name, start, skipped, count - skipped))
     if len(dtypes) > 1:
-        raise ValueError("the shards differ in what they hold")
+        raise ValueError("the shards hold transitions of different types")
     return Transitions(tuple(found), dtypes.pop() if dtypes else np.dtype(np.float32), size)
 
 
 def _header(file: BinaryIO) -> tuple[np.dtype[Any], int]:
-    """What an npy file says it holds: a dtype without Python objects, and how many."""
+    """Type and number of the items of an npy file, from its header. Python objects are rejected."""
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not an npy file of version 1.0")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)

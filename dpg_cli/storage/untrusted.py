@@ -1,7 +1,7 @@
-"""Reading a run folder that may come from a stranger.
+"""Read a run folder that may come from a stranger.
 
-Nothing of it is run, no link in it leads anywhere, nothing but files is opened, and no more is read than a sound file
-could hold. What the content means is for others to check.
+None of its content is executed, no link is followed, only regular files are opened, and no more is read than a valid
+file can hold. The callers check what the content means.
 """
 
 import json
@@ -17,16 +17,16 @@ from dpg_cli.errors import UserError
 
 MAX_LINE = 1_000_000  # bytes of a line of metrics.jsonl or evaluations.jsonl
 MAX_RUN_FILE = 1_000_000  # bytes of run.json
-LINKS = re.compile(r"latest|best|\.(latest|best)\.\d+")  # in checkpoints/; the last were left by a crash
+LINKS = re.compile(r"latest|best|\.(latest|best)\.\d+")  # in checkpoints/; a crash leaves those with a number
 
 
 def check_kinds(folder: Path) -> None:
-    """Refuse what could lead out of a run folder, or be waited for: links, pipes, devices, files with two names.
+    """Reject what leads out of a run folder or blocks a reader: links, pipes, devices, files with a second name.
 
-    What goes on with a run appends to its files and removes what is left over: neither may meet what lies elsewhere.
+    A resumed run appends to its files and removes leftovers. Neither may affect files elsewhere.
 
     Raises:
-        UserError: it names the file.
+        UserError: there is such a file; the message names it.
     """
     for where, _, _ in os.walk(folder, onerror=_refuse):
         with os.scandir(where) as entries:
@@ -34,22 +34,22 @@ def check_kinds(folder: Path) -> None:
                 about = entry.stat(follow_symlinks=False)
                 if stat.S_ISLNK(about.st_mode):
                     if Path(where).name != "checkpoints" or not LINKS.fullmatch(entry.name):
-                        raise UserError(f"{entry.path}: is a link; a run folder holds none but latest and best")
+                        raise UserError(f"{entry.path}: is a link; the only links in a run folder are latest and best")
                 elif stat.S_ISREG(about.st_mode):
                     if about.st_nlink > 1:
-                        raise UserError(f"{entry.path}: has a second name elsewhere, a hard link; resume a copy")
+                        raise UserError(f"{entry.path}: has a second name (a hard link); resume a copy of the folder")
                 elif not stat.S_ISDIR(about.st_mode):
                     raise UserError(f"{entry.path}: is neither a file nor a folder")
 
 
 def opened(path: Path) -> BufferedReader:
-    """A file for reading: never a link, a pipe or a device.
+    """Open a file for reading, but never a link, a pipe or a device.
 
     Raises:
-        UserError: it is missing, or none.
+        UserError: it is missing or not a file.
     """
     try:
-        # A pipe would be waited for, without O_NONBLOCK.
+        # Without O_NONBLOCK, opening a pipe would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         reason = "is a link" if path.is_symlink() else error.strerror
@@ -61,32 +61,32 @@ def opened(path: Path) -> BufferedReader:
 
 
 def read(path: Path, most: int) -> bytes:
-    """A whole file of at most `most` bytes.
+    """The content of a file of at most `most` bytes.
 
     Raises:
-        UserError: it is missing, no file, or larger.
+        UserError: it is missing, not a file, or larger.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise UserError(f"{path}: has {size:,} bytes, more than the possible {most:,}")
+            raise UserError(f"{path}: has {size:,} bytes, more than the {most:,} allowed")
         return file.read(size)
 
 
 def read_json(path: Path, most: int) -> Any:
-    """What a JSON file of at most `most` bytes holds.
+    """The parsed content of a JSON file of at most `most` bytes.
 
     Raises:
-        UserError: it is missing, no file, larger, or no JSON.
+        UserError: it is missing, not a file, larger, or not JSON.
     """
     return _parsed(read(path, most), str(path))
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of `metrics.jsonl` or `evaluations.jsonl`.
+    """The records of `metrics.jsonl` or `evaluations.jsonl`, without an incomplete last line.
 
     Raises:
-        UserError: a line is not a record, with its number.
+        UserError: the file is missing, or a line is not a record; the message gives its number.
     """
     with opened(path) as file:
         number = 0
@@ -96,7 +96,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(record, dict) or type(record.get("step")) is not int:
                 raise UserError(f"{path}: line {number} is not a record")
             yield record
-        if len(line) == MAX_LINE:  # a shorter one without an end is being written, or torn
+        if len(line) == MAX_LINE:  # a shorter line without an end is still being written, or cut by a crash
             raise UserError(f"{path}: line {number + 1} is too long")
 
 
@@ -119,7 +119,7 @@ def evaluations(run: Path) -> list[tuple[int, list[float]]]:
 
 
 def run_file(run: Path) -> Mapping[str, Any]:
-    """What `run.json` says; nothing if it cannot be read."""
+    """The content of `run.json`; empty if it cannot be read."""
     try:
         content = read_json(run / "run.json", MAX_RUN_FILE)
     except UserError:

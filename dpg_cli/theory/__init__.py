@@ -1,4 +1,4 @@
-"""The deterministic policy gradient theorem where everything is known."""
+"""The deterministic policy gradient theorem on a problem with closed-form solutions."""
 
 from dpg_cli.theory.estimates import deterministic_samples, score_samples, score_variance, total_variance
 from dpg_cli.theory.regulator import (

@@ -1,4 +1,4 @@
-"""Estimates of ∇J from samples, and their variance: of the deterministic policy gradient and of the stochastic one.
+"""Estimates of the deterministic and of the stochastic policy gradient from samples, and their variances.
 
 Symbols are those of `regulator.py`.
 """
@@ -35,7 +35,7 @@ def score_samples(
         obs: states from the Gaussian policy's (1 - γ) ρ, `(size, n)`.
         sigma: σ.
         xi: ξ, `(size, m)`.
-        baseline: whether b(s) is Q(s, K s), the best that can be done without the action; else it is 0.
+        baseline: whether b(s) is Q(s, K s); else it is 0.
 
     Returns:
         `(size, m, n)`.
@@ -49,13 +49,13 @@ def score_samples(
 
 
 def score_variance(regulator: Regulator, gain: Tensor, obs: Tensor, sigma: float, *, baseline: bool = False) -> Tensor:
-    """The total variance of `score_samples` that is left when the state is given, summed over ∇J's entries.
+    """The variance of `score_samples` given the state, summed over ∇J's entries.
 
     With Q(s, K s + σ ξ) - b(s) = q + σ gᵀξ - σ² ξᵀH ξ and E[‖ξ‖² f(ξ)] = (m + d) E[f(ξ)] for f of degree d,
 
         ‖s‖² (m q² / σ² + (m + 1) ‖g‖² - 2 (m + 2) q tr H + σ² (m + 4) ((tr H)² + 2 tr H²)) / (1 - γ)².
 
-    That of `deterministic_samples` is 0.
+    The variance of `deterministic_samples` given the state is 0.
 
     Args:
         regulator: the problem.

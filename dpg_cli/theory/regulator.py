@@ -5,8 +5,8 @@ State s (n), action a (m), discount γ. With a linear policy, deterministic or G
     s' = A s + B a + w,  w ~ N(0, W),  s₀ ~ N(0, Σ₀)        reward = -(sᵀM s + aᵀN a)
     a = K s + σ ξ,       ξ ~ N(0, I)
 
-value, Q, return and discounted state distribution have closed forms, so that what learning approximates can be held
-against what is true. The gain K is μ's parameter θ throughout. Everything is float64.
+value, Q, return and discounted state distribution have closed forms, so that the approximations of learning can be
+compared with the truth. The gain K is μ's parameter θ throughout. Everything is float64.
 
 Sources: Silver et al. 2014, "Deterministic policy gradient algorithms" (theorems and equations by their numbers
 there); Bertsekas, "Dynamic programming and optimal control", for the regulator.
@@ -27,9 +27,9 @@ class Regulator:
         control: B, `(n, m)`.
         state_cost: M, `(n, n)`, symmetric.
         action_cost: N, `(m, m)`, symmetric and positive definite.
-        process_noise: W, `(n, n)`, a covariance; positive definite where states are sampled.
-        start: Σ₀, `(n, n)`, the covariance of the first state, positive definite: Σ gets a Cholesky root by it.
-        discount: γ, a step, below 1.
+        process_noise: W, `(n, n)`, a covariance; positive definite if states are sampled.
+        start: Σ₀, `(n, n)`, the covariance of the first state, positive definite, so that Σ has a Cholesky root.
+        discount: γ per step, below 1.
     """
 
     dynamics: Tensor
@@ -54,7 +54,7 @@ class Regulator:
         return discounted_sum(self.closed_loop(gain).T, cost, self.discount)
 
     def value_offset(self, gain: Tensor, sigma: float = 0.0) -> Tensor:
-        """c, what both noises cost from any state on: (σ² tr(N + γ BᵀP B) + γ tr(P W)) / (1 - γ)."""
+        """c, the cost of both noises from any state: (σ² tr(N + γ BᵀP B) + γ tr(P W)) / (1 - γ)."""
         exploration = sigma**2 * self.curvature(gain).trace()
         disturbance = self.discount * (self.value_matrix(gain) @ self.process_noise).trace()
         return (exploration + disturbance) / (1 - self.discount)
@@ -88,7 +88,7 @@ class Regulator:
         return discounted_sum(self.closed_loop(gain), arriving, self.discount)
 
     def curvature(self, gain: Tensor) -> Tensor:
-        """H = N + γ BᵀP B, `(m, m)`: Q's second derivative by the action is -2 H."""
+        """H = N + γ BᵀP B, `(m, m)`: Q's second derivative with respect to the action is -2 H."""
         return self.action_cost + self.discount * self.control.T @ self.value_matrix(gain) @ self.control
 
     def action_gradient(self, gain: Tensor) -> Tensor:
@@ -100,26 +100,26 @@ class Regulator:
         """The theorem's expression, ∫ρ(s) ∇μ(s) ∇ₐQ(s, a) ds at a = μ(s), `(m, n)`: G Σ.
 
         σ = 0 is the deterministic policy gradient (Theorem 1, equation 9). σ > 0 is the stochastic one,
-        ∫ρ(s) ∫∇π(a|s) Q(s, a) da ds (equation 2): Q being quadratic in a, its integral over actions is G s sᵀ as
-        well, and only ρ differs.
+        ∫ρ(s) ∫∇π(a|s) Q(s, a) da ds (equation 2): Q is quadratic in a, so that its integral over actions is G s sᵀ
+        as well, and only ρ differs.
         """
         return self.action_gradient(gain) @ self.state_moment(gain, sigma)
 
     def exact_gradient(self, gain: Tensor, sigma: float = 0.0) -> Tensor:
-        """∇J by differentiating the return's closed form, `(m, n)`: neither Q nor ρ nor any theorem is in it."""
+        """∇J by differentiating the closed form of the return, `(m, n)`, without Q, ρ or any theorem."""
         gain = gain.detach().requires_grad_()
         gradient: Tensor = torch.autograd.grad(self.expected_return(gain, sigma), gain)[0]
         return gradient
 
     def behaviour_gradient(self, gain: Tensor, behaviour_moment: Tensor) -> Tensor:
-        """∇ of the off-policy objective J_β = ∫ρ^β(s) V(s) ds, whole, `(m, n)`.
+        """The complete gradient of the off-policy objective J_β = ∫ρ^β(s) V(s) ds, `(m, n)`.
 
-        The off-policy gradient of Silver et al. 2014, equation 15, G Σ^β, drops the term ∫ρ^β(s) ∇_θ Q(s, a) ds
-        of it: how Q itself changes with the policy.
+        The off-policy gradient of Silver et al. 2014, equation 15, G Σ^β, omits its term ∫ρ^β(s) ∇_θ Q(s, a) ds,
+        the change of Q itself with the policy.
 
         Args:
             gain: K.
-            behaviour_moment: Σ^β, `(n, n)`, the state moment of the behaviour; a constant, whatever K does.
+            behaviour_moment: Σ^β, `(n, n)`, the state moment of the behaviour; a constant that does not depend on K.
         """
         gain = gain.detach().requires_grad_()
         offset = self.value_offset(gain) / (1 - self.discount)  # ρ^β has mass 1 / (1 - γ)
@@ -130,7 +130,7 @@ class Regulator:
     def sample_states(self, gain: Tensor, sigma: float, size: int, generator: torch.Generator) -> Tensor:
         """`size` states from (1 - γ) ρ, `(size, n)`: a time t with probability (1 - γ) γᵗ, then sₜ.
 
-        Times that come up less than once in 10¹² are left out.
+        Times with γᵗ ≤ 10⁻¹² are left out.
         """
         closed_loop = self.closed_loop(gain)
         noise = self.process_noise + sigma**2 * self.control @ self.control.T
@@ -147,9 +147,9 @@ class Regulator:
     def split(self, gain: Tensor, copies: int) -> tuple["Regulator", Tensor]:
         """The same problem with every actuator split into `copies` weaker ones, and the same policy for it.
 
-        B becomes [B … B] / √copies and K [K; …; K] / √copies: the states' distribution, ∇J's norm and ∇ₐQ's norm
-        stay, and the size of an action is `copies` m. The return stays at σ = 0 alone: each copy added costs the
-        Gaussian policy σ² tr N a step.
+        B becomes [B … B] / √copies, K becomes [K; …; K] / √copies, and the size of an action is `copies` m. The states'
+        distribution, ∇J's norm and ∇ₐQ's norm do not change. The return changes only for σ > 0: each added copy costs
+        the Gaussian policy σ² tr N per step.
         """
         scale = copies**-0.5
         control = scale * self.control.repeat(1, copies)
@@ -158,13 +158,13 @@ class Regulator:
 
 
 def random_regulator(n: int, m: int, discount: float, seed: int) -> tuple[Regulator, Tensor]:
-    """A regulator with n states and m actions, and a policy of finite return that is far from the best.
+    """A regulator with n states and m actions, and a policy of finite return that is far from optimal.
 
     A is 0.95 times a rotation and K so small that ‖B K‖ = 0.1: F's norm is 1.05 at most, and for a discount below
-    1 / 1.05² = 0.907 the return is finite whatever the seed.
+    1 / 1.05² = 0.907 the return is finite for every seed.
 
     Raises:
-        ValueError: the discount is beyond that.
+        ValueError: the discount is not below that.
     """
     if discount * 1.05**2 >= 1:
         raise ValueError(f"discount={discount}: must be below 0.907, or the policy's return may be infinite")

@@ -1,4 +1,4 @@
-"""An algorithm's own update, given the true Q in place of its critics.
+"""An algorithm's own update, with the true Q in place of its critics.
 
 Symbols are those of `regulator.py`.
 """
@@ -31,32 +31,32 @@ class LinearActor(nn.Module):
         return obs @ self.flat.view(self.shape)
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """As of `networks.Actor`."""
+        """As in `networks.Actor`."""
         return self(obs), lambda grad: (obs.mT @ grad).flatten()
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """As of `networks.Network`."""
+        """As in `networks.Network`."""
         return [flat.view(self.shape)]
 
 
 class TrueCritic(nn.Module):
     """The true Q in place of `networks.Critic`.
 
-    The first critic is the truth. Critic k + 1 is k `lift` (1 + ‖a‖²) above it: it slopes otherwise everywhere, so that
-    an actor that ascends anything but the first critic is found out. With a negative `lift` the smallest of several is
-    not the first, with a positive one the largest is not.
+    The first critic is the true Q. Critic k + 1 is k `lift` (1 + ‖a‖²) above it. It has another gradient, which reveals
+    an actor that ascends anything except the first critic. The first of several critics is not the smallest if `lift`
+    is negative, and not the largest if it is positive.
 
     Args:
         regulator: the problem.
         gain: K of the policy that Q is of, `(m, n)`.
-        num_critics: critics.
-        lift: how far each critic lies above the one before it, where the action is 0.
+        num_critics: number of critics.
+        lift: distance of each critic above the one before it at action 0.
     """
 
     def __init__(self, regulator: Regulator, gain: Tensor, num_critics: int = 1, lift: float = -1.0):
         super().__init__()
         self._regulator, self._gain, self._lift = regulator, gain.detach().clone(), lift
-        # Something for the critic's optimizer to move; no slope by the action depends on it.
+        # A parameter for the critic's optimizer; the gradient by the action does not depend on it.
         self.flat = nn.Parameter(torch.zeros(num_critics, dtype=gain.dtype))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -71,24 +71,24 @@ class TrueCritic(nn.Module):
         return q[0]
 
     def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """As of `networks.Critic`."""
+        """As in `networks.Critic`."""
         return self(obs, action), lambda grad: grad.sum(dim=(1, 2))
 
     @torch.inference_mode(False)
     @torch.enable_grad()
     def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """As of `networks.Critic`."""
+        """As in `networks.Critic`."""
         action = action.clone().requires_grad_()
         q1 = self.q1(obs, action)
         return q1.detach(), torch.autograd.grad(q1.sum(), action)[0]
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """As of `networks.Network`."""
+        """As in `networks.Network`."""
         return [flat.view(-1, 1, 1, 1)]
 
 
 class SteepestDescent:
-    """In place of `Adam`: a step is the negative gradient itself.
+    """Replaces `Adam`; a step subtracts the gradient itself.
 
     Args:
         network: its parameters are updated in place.
@@ -104,15 +104,15 @@ class SteepestDescent:
 
 
 def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: float = -1.0) -> None:
-    """Put the true Q in the place of an algorithm's critics, and plain ascent in that of its actor's optimizer.
+    """Replace an algorithm's critics by the true Q, and its actor's optimizer by `SteepestDescent`.
 
-    A step of the actor is then its gradient itself, sign included.
+    A step of the actor is then the policy gradient itself, including its sign.
 
     Args:
-        algorithm: of one member, in float64; its updates stay as they are.
+        algorithm: of one member, in float64; its `update` does not change.
         regulator: the problem.
         gain: K of the policy that Q is of, `(m, n)`.
-        lift: of `TrueCritic`.
+        lift: see `TrueCritic`.
     """
     num_critics = len(algorithm.critic.layers[0].weight)
     algorithm.critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
@@ -124,13 +124,13 @@ def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: 
 def actor_update(
     algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: float = -1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """∇J as an algorithm's own `update` finds it, given the true Q and a batch whose moment is ρ's exactly.
+    """∇J from an algorithm's own `update`, given the true Q and a batch with exactly the moment of ρ.
 
     Args:
         algorithm: of one member, in float64. Its networks are replaced.
         regulator: the problem.
         gain: K, `(m, n)`.
-        lift: of `TrueCritic`.
+        lift: see `TrueCritic`.
 
     Returns:
         The actor's step, `(m, n)`, in ∇J's units, and the update's metrics.
@@ -138,7 +138,7 @@ def actor_update(
     algorithm.actor, algorithm.target_actor = LinearActor(gain), LinearActor(gain)  # type: ignore[assignment]
     give_true_q(algorithm, regulator, gain, lift)
     n = len(regulator.start)
-    # n states with mean of s sᵀ = (1 - γ) Σ: the columns of a root.
+    # n states whose mean of s sᵀ is (1 - γ) Σ: the columns of a Cholesky root.
     scale = (n * (1 - regulator.discount)) ** 0.5
     obs = scale * torch.linalg.cholesky(regulator.state_moment(gain)).T
     action = obs @ gain.T + 0.1 * torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]

@@ -316,9 +316,9 @@ def test_the_faster_way_is_kept(new_threads, caplog, faster):
                 threads.run("training", work, range(6))
                 threads.run("evaluation", work, range(6))
     assert parts == [6, 6, 2, 2] * TRIALS
-    way = "in 3 threads: 2000.000 ms a vector step in threads, 6000.000 ms one after another"
+    way = "in 3 threads: 2000.000 ms per vector step in threads, 6000.000 ms one after another"
     if faster == "plain loop":
-        way = "one after another: 500.000 ms a vector step in threads, 166.667 ms one after another"
+        way = "one after another: 500.000 ms per vector step in threads, 166.667 ms one after another"
     assert caplog.messages == [f"{kind} environments are stepped {way}" for kind in ("training", "evaluation")]
     parts.clear()
     for kind in ("training", "evaluation"):

@@ -110,24 +110,24 @@ TRAINING = {
     "step nan": (41, "seed 0, step 41: obs is not finite"),
     "step inf": (41, "seed 0, step 41: obs is not finite"),
     "step raise": (41, "RuntimeError: the simulator broke"),
-    "step shape": (41, "ValueError: the environment observed"),
+    "step shape": (41, "ValueError: an observation has shape"),
     "reset nan": (31, "seed 0, step 40: obs is not finite"),
     "reset inf": (31, "seed 0, step 40: obs is not finite"),
     "reset raise": (31, "RuntimeError: the simulator broke"),
-    "reset shape": (31, "ValueError: the environment observed"),
+    "reset shape": (31, "ValueError: an observation has shape"),
 }
 # An environment of the evaluation makes 20 steps at each: its 45th in the one at step 40, before the training's.
 EVALUATION = {
     "reward nan": (45, "seed 0, evaluation at step 40: reward is not finite"),
     "step nan": (45, "seed 0, evaluation at step 40: obs is not finite"),
     "step raise": (45, "RuntimeError: the simulator broke"),
-    "step shape": (45, "ValueError: the environment observed"),
+    "step shape": (45, "ValueError: an observation has shape"),
 }
 # With an evaluation every 10 steps, it has made 80 steps at its reset at step 40.
 RESETS = {
     "reset nan": (70, "seed 0, evaluation at step 40: obs is not finite"),
     "reset raise": (70, "RuntimeError: the simulator broke"),
-    "reset shape": (70, "ValueError: the environment observed"),
+    "reset shape": (70, "ValueError: an observation has shape"),
 }
 CASES = [(kind, [], at, text) for kind, (at, text) in TRAINING.items()]
 CASES += [(kind, ["eval.every=20"], at, text) for kind, (at, text) in EVALUATION.items()]

@@ -71,7 +71,7 @@ def test_a_tmpfs_that_fills(train, tmp_path, mounted):
         train(TOY, *BIG, "hydra.run.dir=disk/run"),
         "No space left on device",
         "bytes are free",
-        "the one before is whole",
+        "the previous one is intact",
     )
     run = tmp_path / "disk" / "run"
     assert leftovers(run) == []
