@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from dpg_cli.environments.make import FlatEnv, times_unstable
+from dpg_cli.environments.pool import Instance
 from dpg_cli.environments.state import CannotCopy, get_state, set_state
 from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
 

@@ -2,18 +2,20 @@
 
 No simulator offers this: `pickle` keeps only constructor arguments, and MuJoCo's own `mj_getState` omits derived fields
 that Ant, Humanoid and Reacher read before their next step. So every attribute of the environment and its wrappers is
-copied, including all of MuJoCo's data. If one is not plain data, `CannotCopy` names it. `copies_exactly` tests a copy.
+copied, including all of MuJoCo's data. Methods of the environment and functions of its module are copied by name. If an
+attribute is none of these, `CannotCopy` names it. `probe.py` tests a copy.
 
 A state is a tree of dictionaries, lists, numbers, strings and arrays, which `storage/checkpoint.py` stores.
 """
 
+import dataclasses
+import enum
 import hashlib
 import inspect
-import time
+import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -23,35 +25,48 @@ from gymnasium.envs.registration import EnvSpec
 
 Env = gym.Env[np.ndarray, np.ndarray]
 
-# Fixed when an environment is made, or only for rendering.
+# Fixed when an environment is created, or only for rendering.
 CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
-CONSTANT_TYPES = (EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
+# Without a state of their own. Such a value is constant as long as it is the one that the constructor has set.
+STATELESS = (EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 PLAIN = (bool, int, float, str, types.NoneType)
 PLAIN_KINDS = {"number", "text", "none", "array", "deque", "tuple", "list", "dict"}
+MAY_BE_NONE = {"generator", "method", "function", "enum", "dataclass"}
+
+Constants = Sequence[Mapping[str, Any]]  # for each layer, the stateless attributes of an environment as it was created
 
 
 class CannotCopy(Exception):  # noqa: N818 - it names the problem
     """An environment's state cannot be copied, or does not fit this environment."""
 
 
-def get_state(env: Env) -> list[dict[str, Any]]:
+def constants(env: Env) -> Constants:
+    """The stateless attributes of an environment that was just created, for `get_state` and `put_back`."""
+    return [{n: v for n, v in vars(layer).items() if isinstance(v, STATELESS)} for layer in layers(env)]
+
+
+def get_state(env: Env, fixed: Constants) -> list[dict[str, Any]]:
     """The state of an environment and its wrappers, outermost first.
 
+    Args:
+        env: the environment.
+        fixed: its `constants()`.
+
     Raises:
-        CannotCopy: an attribute is not plain data.
+        CannotCopy: an attribute cannot be copied.
     """
     return [
         {
-            name: encode(value, f"{type(layer).__name__}.{name}")
+            name: encode(value, f"{type(layer).__name__}.{name}", layer)
             for name, value in vars(layer).items()
-            if name not in CONSTANT_NAMES and not isinstance(value, CONSTANT_TYPES)
+            if not _is_constant(name, value, own)
         }
-        for layer in layers(env)
+        for layer, own in zip(layers(env), fixed, strict=True)
     ]
 
 
 def set_state(env: Env, state: list[dict[str, Any]]) -> None:
-    """Put an environment that was made in the same way, and reset, into a state.
+    """Put an environment that was created in the same way, and reset, into a state.
 
     The state may come from a stranger. It can set only attributes that `get_state` returns or that do not exist yet,
     and only plain data replaces plain data.
@@ -68,67 +83,22 @@ def set_state(env: Env, state: list[dict[str, Any]]) -> None:
         for name, value in values.items():
             where = f"{type(layer).__name__}.{name}"
             current = own.get(name)
-            if name in CONSTANT_NAMES or isinstance(current, CONSTANT_TYPES) or not _settable(layer, name):
+            if name in CONSTANT_NAMES or not _settable(layer, name):
                 raise ValueError(f"{where} must not be set")
-            if name in own and not _may_follow(current, value, where):
+            if name in own and not _may_follow(current, value, where, layer):
                 raise ValueError(f"{where} is not a {type(current).__name__}")
-            setattr(layer, name, _decode(value, current, where))
+            setattr(layer, name, _decode(value, current, where, layer))
 
 
-def copies_exactly(
-    make: Callable[[], Env],
-    steps: int = 30,
-    watch: Callable[[Env], AbstractContextManager[None]] = lambda _: nullcontext(),
-    durations: list[float] | None = None,
-) -> str | None:
-    """Test whether a copy of an environment's state behaves like the original.
-
-    Args:
-        make: makes one environment; two are made, and closed.
-        steps: made before the copy; as many follow after it, and again after a reset.
-        watch: called with the original; returns a context for its reset and its steps before the copy.
-        durations: receives the seconds of each of these steps.
-
-    Returns:
-        None if it does, else the problem.
-    """
-    original, copy = make(), make()
-    actions = np.random.default_rng(0)
-
-    def step(env: Env, action: np.ndarray) -> tuple[Any, ...]:
-        obs, reward, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            obs, _ = env.reset()
-        return obs, reward, terminated, truncated
-
-    try:
-        size = original.action_space.shape
-        original.reset(seed=0)
-        copy.reset(seed=1)
-        with watch(original):
-            original.reset()
-            for _ in range(steps):
-                action, start = actions.uniform(-1, 1, size), time.perf_counter()
-                step(original, action)
-                if durations is not None:
-                    durations.append(time.perf_counter() - start)
-        set_state(copy, get_state(original))
-        for index in range(2 * steps):
-            if index == steps:
-                results: tuple[Any, Any] = original.reset()[0], copy.reset()[0]
-            else:
-                action = actions.uniform(-1, 1, size)
-                results = step(original, action), step(copy, action)
-            if not _same(*results):
-                return f"a copy of it diverges after {index + 1} steps"
-    except CannotCopy as error:
-        return str(error)
-    except (Exception, SystemExit) as error:  # raised by the environment; training shows whether it matters
-        return f"trying it raised {type(error).__name__}"
-    finally:
-        original.close()
-        copy.close()
-    return None
+def put_back(env: Env, state: list[dict[str, Any]], fixed: Constants) -> None:
+    """Put an environment back into an earlier state of its own, without the attributes that it did not have then."""
+    for layer, values, own in zip(layers(env), state, fixed, strict=True):
+        for name, value in list(vars(layer).items()):
+            if name not in values and not _is_constant(name, value, own):
+                delattr(layer, name)
+        for name, value in own.items():
+            setattr(layer, name, value)
+    set_state(env, state)
 
 
 def _settable(layer: Any, name: str) -> bool:
@@ -140,10 +110,14 @@ def _settable(layer: Any, name: str) -> bool:
     return not name.startswith("__") and not hasattr(layer, name)
 
 
-def _may_follow(current: Any, stored: Any, where: str) -> bool:
+def _is_constant(name: str, value: Any, fixed: Mapping[str, Any]) -> bool:
+    return name in CONSTANT_NAMES or (isinstance(value, STATELESS) and fixed.get(name) is value)
+
+
+def _may_follow(current: Any, stored: Any, where: str, owner: Any) -> bool:
     """Whether a stored value may replace the current one: plain data for plain data, else one of the same kind."""
-    kinds = {_kind(encode(current, where)), _kind(stored)}
-    return len(kinds) == 1 or kinds <= PLAIN_KINDS or kinds == {"generator", "none"}
+    kinds = {_kind(encode(current, where, owner)), _kind(stored)}
+    return len(kinds) == 1 or kinds <= PLAIN_KINDS or ("none" in kinds and bool(kinds & MAY_BE_NONE))
 
 
 def _kind(value: Any) -> str:
@@ -169,31 +143,44 @@ def layers(env: Any) -> Iterator[Any]:
         env = env.env
 
 
-def encode(value: Any, where: str) -> Any:
+def encode(value: Any, where: str, owner: Any = None) -> Any:
     """A value as a tree of plain data; a type that JSON lacks becomes a dictionary with one key that names it.
 
+    Args:
+        value: of an attribute.
+        where: the attribute, for messages.
+        owner: the environment or wrapper that has it.
+
     Raises:
-        CannotCopy: the value is not plain data.
+        CannotCopy: the value cannot be copied.
     """
+    if isinstance(value, enum.Enum) and _named(owner, type(value).__qualname__) is type(value):
+        return {"enum": [type(value).__qualname__, value.name]}
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject or value.dtype.kind not in "biuf":
             raise CannotCopy(f"{where} is an array of {value.dtype}")
         return value.copy()
     if isinstance(value, np.generic):
-        return {"scalar": encode(np.asarray(value), where)}
+        return {"scalar": encode(np.asarray(value), where, owner)}
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, deque):
-        return {"deque": [encode(v, where) for v in value], "maxlen": value.maxlen}
+        return {"deque": [encode(v, where, owner) for v in value], "maxlen": value.maxlen}
     if isinstance(value, tuple | list):
-        items = [encode(v, where) for v in value]
+        items = [encode(v, where, owner) for v in value]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if isinstance(value, dict):
-        return {"dict": [[encode(k, where), encode(v, where)] for k, v in value.items()]}
+        return {"dict": [[encode(k, where, owner), encode(v, where, owner)] for k, v in value.items()]}
     if isinstance(value, np.random.Generator):
         return {"generator": value.bit_generator.state}
+    if isinstance(value, types.MethodType) and value == getattr(owner, value.__name__, None):
+        return {"method": value.__name__}
+    if isinstance(value, types.FunctionType) and _named(owner, value.__name__) is value:
+        return {"function": value.__name__}
+    if dataclasses.is_dataclass(value) and _named(owner, type(value).__qualname__) is type(value):
+        return {"dataclass": [type(value).__qualname__, encode(vars(value), where, owner)]}
     if isinstance(value, spaces.Space):
-        return {"space": [encode(space._np_random, where) for space in _spaces(value)]}
+        return {"space": [encode(space._np_random, where, owner) for space in _spaces(value)]}
     if _is_mujoco(value, "MjModel"):
         return {"model": _model_hash(value)}
     if _is_mujoco(value, "MjData"):
@@ -201,7 +188,24 @@ def encode(value: Any, where: str) -> Any:
     raise CannotCopy(f"{where} is a {type(value).__name__}")
 
 
-def _decode(value: Any, current: Any, where: str) -> Any:
+def restored(value: Any, current: Any, owner: Any) -> Any:
+    """The value that `encode` has copied: the object that it was copied from, where that can be changed."""
+    if isinstance(current, np.random.Generator):
+        current.bit_generator.state = value["generator"]
+        return current
+    decoded = _decode(value, current, "", owner)
+    if isinstance(current, list | deque) and type(current) is type(decoded):
+        current.clear()
+        current.extend(decoded)
+        return current
+    if isinstance(current, dict) and isinstance(decoded, dict):
+        current.clear()
+        current.update(decoded)
+        return current
+    return decoded
+
+
+def _decode(value: Any, current: Any, where: str, owner: Any) -> Any:
     if isinstance(value, np.ndarray):
         alike = isinstance(current, np.ndarray) and (current.shape, current.dtype) == (value.shape, value.dtype)
         if not alike or not current.flags.writeable:
@@ -216,20 +220,35 @@ def _decode(value: Any, current: Any, where: str) -> Any:
             return content.reshape(())[()]
         case "deque":
             most = current.maxlen if isinstance(current, deque) else value["maxlen"]
-            return deque((_decode(v, None, where) for v in content), maxlen=most)
+            return deque((_decode(v, None, where, owner) for v in content), maxlen=most)
         case "tuple":
-            return tuple(_decode(v, None, where) for v in content)
+            return tuple(_decode(v, None, where, owner) for v in content)
         case "list":
-            return [_decode(v, None, where) for v in content]
+            return [_decode(v, None, where, owner) for v in content]
         case "dict":
-            return {_decode(k, None, where): _decode(v, None, where) for k, v in content}
+            return {_decode(k, None, where, owner): _decode(v, None, where, owner) for k, v in content}
         case "generator":
             return _generator(content)
+        case "method":
+            if isinstance(inspect.getattr_static(type(owner), content, None), types.FunctionType):
+                return getattr(owner, content)
+        case "function":
+            if isinstance(function := _named(owner, content), types.FunctionType):
+                return function
+        case "enum":
+            if isinstance(cls := _named(owner, content[0]), enum.EnumType) and content[1] in cls.__members__:
+                return cls[content[1]]
+        case "dataclass":
+            if isinstance(cls := _named(owner, content[0]), type) and dataclasses.is_dataclass(cls):
+                made = object.__new__(cls)
+                for name, field in _decode(content[1], None, where, owner).items():
+                    object.__setattr__(made, name, field)
+                return made
         case "space":
             for space, generator in zip(_spaces(current), content, strict=True):
                 if _kind(generator) not in ("generator", "none"):
                     raise ValueError(f"{where} is not a generator")
-                space._np_random = _decode(generator, None, where)
+                space._np_random = _decode(generator, None, where, owner)
             return current
         case "model":
             if content != _model_hash(current):
@@ -238,7 +257,18 @@ def _decode(value: Any, current: Any, where: str) -> Any:
         case "data":
             _set_data(current, content, where)
             return current
-    raise ValueError(f"{where}: unknown kind {kind}")
+        case _:
+            raise ValueError(f"{where}: unknown kind {kind}")
+    raise CannotCopy(f"{where}: this version of the environment has no such {kind}")
+
+
+def _named(owner: Any, name: str) -> Any:
+    """What the modules of an environment's classes define themselves under a name; None if they do not."""
+    for cls in type(owner).__mro__:
+        found = vars(sys.modules.get(cls.__module__, types)).get(name)
+        if getattr(found, "__module__", None) == cls.__module__:
+            return found
+    return None
 
 
 def _generator(state: dict[str, Any]) -> np.random.Generator:

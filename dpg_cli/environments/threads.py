@@ -3,28 +3,18 @@
 They save time because simulators such as MuJoCo release Python's global lock while they step.
 """
 
-import contextlib
-import hashlib
-import json
 import logging
-import random
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
-
-import numpy as np
-
-from dpg_cli.environments.state import CannotCopy, Env, encode, layers
 
 log = logging.getLogger(__name__)
 
 TRIALS = 12  # vector steps in each way before the faster way is kept
 PATIENCE = 1.0  # seconds that `close` waits for unfinished steps
-KNOWN_PACKAGES = {"abc", "builtins", "dpg_cli", "gymnasium", "mujoco", "numpy", "typing"}  # their state is not compared
 
 Work = Callable[[Sequence[Any]], object]  # steps some environments in order and stops at the first error
 Task = tuple[int, Work, Sequence[Any], SimpleQueue[tuple[int, BaseException | None]]]
@@ -126,60 +116,3 @@ def _serve(tasks: SimpleQueue[Task | None]) -> None:
             outcomes.put((part, error))
         else:
             outcomes.put((part, None))
-
-
-class ThreadSafety:
-    """Tests whether environments of one kind can be stepped in threads, or in several processes.
-
-    Attributes:
-        problem: why they cannot; None if no reason was found.
-    """
-
-    def __init__(self) -> None:
-        self.problem: str | None = "it could not be tried"
-
-    @contextlib.contextmanager
-    def watch(self, env: Env) -> Iterator[None]:
-        """Compare the state that environments share before and after the steps in this context."""
-        before = _shared_state(env)
-        yield
-        after = _shared_state(env)
-        changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-        self.problem = f"its steps or resets change {min(changed)}" if changed else None
-        if not all(layer.metadata.get("thread_safe", True) for layer in layers(env)):
-            self.problem = "its metadata says that it is not thread-safe"
-
-
-def _digest(value: Any, name: str) -> str:
-    """A digest of plain data, which may be large.
-
-    Raises:
-        CannotCopy: the value is not plain data.
-    """
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        about = f"{value.dtype.str}{value.shape}".encode()
-        return hashlib.sha256(about + hashlib.sha256(np.ascontiguousarray(value).data).digest()).hexdigest()
-    tree = json.dumps(encode(value, name), default=lambda array: _digest(array, name))
-    return hashlib.sha256(tree.encode()).hexdigest()
-
-
-def _shared_state(env: Env) -> dict[str, str]:
-    """Digests, by name, of the global random generators and of plain data in an environment's classes and modules."""
-    shared: dict[str, Any] = {
-        "NumPy's global random generator": np.random.get_state(legacy=True),  # noqa: NPY002
-        "Python's global random generator": random.getstate(),
-    }
-    if (torch := sys.modules.get("torch")) is not None:  # not imported here: worker processes do not need it
-        shared["torch's global random generator"] = torch.get_rng_state().numpy()
-    for cls in {cls for layer in layers(env) for cls in type(layer).__mro__}:
-        if cls.__module__.partition(".")[0] not in KNOWN_PACKAGES:
-            shared |= {f"the class attribute {cls.__qualname__}.{name}": value for name, value in vars(cls).items()}
-            module = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
-            shared |= {f"the global {cls.__module__}.{name}": value for name, value in module.items()}
-    digests = {}
-    for name, value in shared.items():
-        if name.endswith("__"):  # Python's own, such as the record of a module's warnings
-            continue
-        with contextlib.suppress(CannotCopy, RecursionError):  # it is not plain data
-            digests[name] = _digest(value, name)
-    return digests

@@ -1,0 +1,131 @@
+"""The probe at the start of a run: what can be saved, repeated and shared of an environment.
+
+A few short episodes are run and leave no trace: classes, modules and global random generators are put back.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium import wrappers
+
+from dpg_cli.environments.pool import Pool
+from dpg_cli.environments.shared import SharedState
+from dpg_cli.environments.state import CannotCopy, Constants, Env, constants, get_state, layers, set_state
+
+EPISODES, LENGTH = 3, 10  # short episodes with resets as in training
+COMPARED = 60  # steps of the original and of its copy; 150 in all, because a simulator may be a real machine
+STATISTICS = (
+    *(wrappers.NormalizeObservation, wrappers.NormalizeReward),
+    *(wrappers.vector.NormalizeObservation, wrappers.vector.NormalizeReward),
+)
+
+
+@dataclass
+class Findings:
+    """What the probe has found.
+
+    Attributes:
+        copy_problem: why a state in the middle of an episode cannot be saved; None if it can.
+        changes: what steps or resets change outside of the environment, by name.
+        thread_problem: why environments can only be stepped in a plain loop; None if nothing speaks against it.
+        ignores_seed: whether two environments that are reset with one seed start differently.
+        statistics: a wrapper with running statistics, by its class name; None without one.
+        step_seconds: of single steps.
+        make_seconds: to create an environment.
+    """
+
+    copy_problem: str | None = None
+    changes: Sequence[str] = ()
+    thread_problem: str | None = None
+    ignores_seed: bool = False
+    statistics: str | None = None
+    step_seconds: list[float] = field(default_factory=list)
+    make_seconds: float = 0.0
+
+
+def probe(create: Callable[[], Env], *, single: bool = False) -> Findings:
+    """Run a few short episodes with two environments.
+
+    Args:
+        create: gives an environment in the state in which it was created, a `Pool` or anything like it.
+        single: whether only one environment can exist; it is then compared with itself.
+
+    Raises:
+        UserError: an environment cannot be created.
+    """
+    start = time.perf_counter()
+    original = create()
+    fixed = constants(original)
+    found = Findings(make_seconds=time.perf_counter() - start, statistics=_statistics(original))
+    copy = original if single else create()
+    shared = SharedState(original)
+    try:
+        first = np.array(original.reset(seed=0)[0])
+        found.ignores_seed = not _same(first, copy.reset(seed=0)[0])
+        before = SharedState(original)
+        actions = np.random.default_rng(0)
+        for _ in range(EPISODES):
+            original.reset()
+            for _ in range(LENGTH):
+                action, start = actions.uniform(-1, 1, original.action_space.shape), time.perf_counter()
+                _step(original, action)
+                found.step_seconds.append(time.perf_counter() - start)
+        found.changes = before.changes()
+        found.copy_problem = _copy_problem(original, copy, fixed, actions)
+    except CannotCopy as error:
+        found.copy_problem = str(error)
+    except (Exception, SystemExit) as error:  # raised by the environment; training shows whether it matters
+        found.copy_problem = f"trying it raised {type(error).__name__}"
+    finally:
+        shared.restore()
+        for env in {id(env): env for env in (original, copy)}.values():
+            if isinstance(create, Pool):
+                create.give_back(env)
+            else:
+                env.close()
+    if not all(layer.metadata.get("thread_safe", True) for layer in layers(original)):
+        found.thread_problem = "its metadata says that it is not thread-safe"
+    elif found.changes:
+        found.thread_problem = f"its steps or resets change {found.changes[0]}"
+    elif not found.step_seconds:
+        found.thread_problem = "it could not be tried"
+    return found
+
+
+def _copy_problem(original: Env, copy: Env, fixed: Constants, actions: np.random.Generator) -> str | None:
+    """Why a copy of the original's state does not behave like the original; None if it does."""
+    chosen = actions.uniform(-1, 1, (COMPARED, *(original.action_space.shape or ())))
+
+    def steps(env: Env) -> list[Any]:
+        return [np.array(env.reset()[0]) if i == COMPARED // 2 else _step(env, a) for i, a in enumerate(chosen)]
+
+    state = get_state(original, fixed)
+    expected = steps(original) if copy is original else None
+    copy.reset(seed=1)
+    set_state(copy, state)
+    results = steps(copy)
+    for index, (a, b) in enumerate(zip(expected or steps(original), results, strict=True)):
+        if not _same(a, b):
+            return f"a copy of it diverges after {index + 1} steps"
+    return None
+
+
+def _step(env: Env, action: np.ndarray) -> tuple[Any, ...]:
+    obs, reward, terminated, truncated, _ = env.step(action)
+    obs = np.array(obs)  # it may lie in the environment's own memory
+    if terminated or truncated:
+        obs = np.array(env.reset()[0])
+    return obs, reward, terminated, truncated
+
+
+def _statistics(env: Env) -> str | None:
+    return next((type(layer).__name__ for layer in layers(env) if isinstance(layer, STATISTICS)), None)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(np.array_equal(a, b, equal_nan=True))
