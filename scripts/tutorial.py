@@ -114,7 +114,7 @@ def follow(page: str, folder: Path, *, install: bool, write: bool) -> str:
     Raises:
         SystemExit: a command fails or, unless the page is to be written, prints something of another form.
     """
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # two threads may have less than two cores
+    environment = dict(os.environ)
     own = Path(sys.executable).parent
     if install:
         own = folder / ".venv" / "bin"

@@ -248,7 +248,7 @@ def test_stopping_writes_a_checkpoint_and_no_evaluation(tmp_path):
 
 
 def test_an_observation_of_another_shape_than_its_space_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="its space says"):
+    with pytest.raises(ValueError, match="its space has shape"):
         Run(tmp_path, "++env.kwargs.bad_step=13", "++env.kwargs.bad=shape")
 
 

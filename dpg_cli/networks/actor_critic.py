@@ -38,8 +38,8 @@ class Network(nn.Module):
         critics: `()` for members `(S,)`, `(K,)` for members `(K, S)`.
 
     Attributes:
-        flat: the parameters, `(P,)`: weight and bias of each layer in turn.
-        passes: through the layers, and back; `passes.products` is the precision of an update's large products.
+        flat: the parameters, `(P,)`: weight and bias of each layer in order.
+        passes: forward and backward; `passes.products` is the dtype of an update's large products.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Network(nn.Module):
             tensor.copy_(tensors[name])
 
     def static_tensors(self) -> list[Tensor]:
-        """Every tensor that a pass reads or writes and that outlives it."""
+        """Every tensor that a pass reads or writes and that persists between passes."""
         buffers = [] if self.normalizer is None else list(self.normalizer.buffers())
         return [self.flat.detach(), *self.passes.static_tensors(), *buffers]
 
@@ -135,7 +135,7 @@ class Actor(Network):
         self.obs_dim, self.action_dim, self.dtype = obs_dim, action_dim, dtype
 
     def forward(self, obs: Tensor, *, exact: bool = False) -> Tensor:
-        """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact`: not in the lower precision of an update."""
+        """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact` ignores the lower precision of `products`."""
         return torch.tanh(self.passes.forward(self.flat, self._seen(obs), exact=exact))
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -45,23 +45,23 @@ class Tape(NamedTuple):
 
 
 class Passes:
-    """The passes through the layers of a network, which has one member for each seed or K critics for each.
+    """Forward and backward passes through the layers of a network with one member, or K critics, per seed.
 
-    The parameters, `flat` of `(P,)`, are given to each pass: their place may change, and so may their values.
+    Each pass takes the parameters, `flat` of `(P,)`: their address and their values may change between passes.
 
     Args:
-        shapes: of weight and bias of each layer in turn, `(*members, rows, columns)`; members are `(S,)` or `(K, S)`.
+        shapes: of weight and bias of each layer in order, `(*members, rows, columns)`; members are `(S,)` or `(K, S)`.
         dtype: of the parameters.
 
     Attributes:
-        products: precision of the large matrix products of an update; that of the parameters unless it is set.
+        products: dtype of the large matrix products of an update; by default the parameters' dtype.
     """
 
     def __init__(self, shapes: Sequence[torch.Size], dtype: torch.dtype):
         self.products = dtype
         self._shapes = shapes
         self._kept: dict[torch.dtype, Kept] = {}
-        self._place: Kept | None = None  # of gradients
+        self._place: Kept | None = None  # for gradients
 
     def forward(
         self,
@@ -73,15 +73,15 @@ class Passes:
         first: bool = False,
         exact: bool = False,
     ) -> Tensor:
-        """All layers in turn, by torch's automatic differentiation where it is enabled.
+        """Apply all layers, with torch's automatic differentiation if it is enabled.
 
         Args:
             flat: the parameters.
             x: `(S, B, in)`.
             extra: `(S, B, ·)`, appended to the input of the layer `index`.
-            index: counted from 0.
-            first: the first of K critics alone, its parameters taken as constants.
-            exact: in the precision of the parameters, whatever `products` says.
+            index: of that layer, from 0.
+            first: whether to apply only the first of K critics, with its parameters as constants.
+            exact: whether to compute in the parameters' precision instead of `products`.
 
         Returns:
             `(*members, B, out)`.
@@ -104,13 +104,13 @@ class Passes:
         first: bool = False,
         exact: bool = False,
     ) -> tuple[Tensor, Tape]:
-        """As `forward`, without torch's differentiation, and the record for ours."""
+        """As `forward` without torch's differentiation; also returns the tape for our own."""
         members = self._members(first)
         y, tape = forward(x, extra, index, members, self._layers(flat, first, exact))
         return as_type(x.dtype, y).view(*members, *y.shape[-2:]), tape
 
     def gradient(self, flat: Tensor, grad: Tensor, tape: Tape) -> Tensor:
-        """The gradient of the parameters, `(P,)`, given that of the output; in one place, for one use at a time."""
+        """The gradient of the parameters, `(P,)`, given that of the output. The next call overwrites it."""
         place = self._place
         if torch.compiler.is_compiling():
             place = self._views_of(flat, torch.empty_like)
@@ -126,30 +126,30 @@ class Passes:
         return as_type(grad.dtype, grad_extra)
 
     def static_tensors(self) -> list[Tensor]:
-        """Every tensor but the parameters that a pass reads or writes and that outlives it."""
+        """Every tensor except the parameters that a pass reads or writes and that persists between passes."""
         return [kept.flat for kept in (*self._kept.values(), self._place) if kept is not None]
 
     def _members(self, first: bool) -> torch.Size:
         return self._shapes[0][1:-2] if first else self._shapes[0][:-2]
 
     def _layers(self, flat: Tensor, first: bool, exact: bool) -> list[Dense]:
-        """The layers as products take them: of all members in a row, or of the first of K critics."""
+        """The layers with all members, or only those of the first of K critics, along one axis."""
         dtype = flat.dtype if exact else self.products
         kept = self._kept.get(dtype)
-        if torch.compiler.is_compiling():  # where views cost nothing
+        if torch.compiler.is_compiling():  # views cost nothing there
             kept = self._views_of(flat, lambda flat: flat.to(dtype))
         elif kept is None or kept.at != flat.data_ptr():
             kept = self._kept[dtype] = self._kept_views_of(flat, lambda flat: flat.to(dtype))
         elif dtype is not flat.dtype:
-            kept.flat.copy_(flat.detach())  # every time: nothing says when they were changed
+            kept.flat.copy_(flat.detach())  # every time: changes of the parameters are not tracked
         return kept.of_first if first else kept.layers
 
-    @torch.inference_mode(False)  # tensors of that mode could not be used outside
+    @torch.inference_mode(False)  # inference tensors could not be used outside that mode
     def _kept_views_of(self, flat: Tensor, make: Callable[[Tensor], Tensor]) -> Kept:
         return self._views_of(flat, make)._replace(at=flat.data_ptr())
 
     def _views_of(self, parameters: Tensor, make: Callable[[Tensor], Tensor]) -> Kept:
-        """What `make` gives of the parameters, and its layers."""
+        """The tensor that `make` returns for the parameters, and its layers."""
         flat = make(parameters.detach())
         layers = dense_layers(flat, self._shapes)
         if flat.dtype is not parameters.dtype:
