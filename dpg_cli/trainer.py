@@ -114,7 +114,7 @@ class Stopwatch:
 def train(
     learner: Learner,
     environments: Environments,
-    evaluation_envs: EnvGroup,
+    evaluation_envs: EnvGroup | None,
     noise: Noise,
     schedule: Schedule,
     recorders: Sequence[Recorder],
@@ -174,6 +174,8 @@ def train(
 
     def run_evaluation(step: int) -> None:
         with watch.paused():
+            if evaluation_envs is None:
+                return
             try:
                 evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, learner.act_to_evaluate)
             except StopRequested:

@@ -3,19 +3,19 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.capture import compile_for
-from dpg_cli.cli.device import activate, choose, named_device
+from dpg_cli.cli.device import CPU, activate, choose, named_device
 from dpg_cli.cli.learners import choose_threads, named, new_algorithm, new_learner
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.group import Env, EnvGroup, Kind, LocalEnvs
 from dpg_cli.environments.make import LogOnce, make_env
+from dpg_cli.environments.pool import Pool
 from dpg_cli.environments.processes import EnvProcesses
 from dpg_cli.environments.rollout import Environments
 from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
@@ -34,7 +34,7 @@ class Training(NamedTuple):
 
     learner: Learner
     environments: Environments
-    evaluation_envs: EnvGroup
+    evaluation_envs: EnvGroup | None
     noise: Noise
     schedule: Schedule
 
@@ -51,41 +51,62 @@ class Training(NamedTuple):
     def close(self) -> None:
         """Close every environment and end the threads or processes that step them."""
         self.environments.close()
-        self.evaluation_envs.close()
+        if self.evaluation_envs is not None:
+            self.evaluation_envs.close()
 
 
-def check(config: TrainConfig) -> tuple[int, int]:
+class Checked(NamedTuple):
+    """What is known of a training before anything is written.
+
+    Attributes:
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        pool: creates the environments, and holds the one that was created to check.
+    """
+
+    obs_dim: int
+    action_dim: int
+    pool: Pool
+
+
+def check(config: TrainConfig) -> Checked:
     """Check, before anything is written, that this training can start.
-
-    Returns:
-        The sizes of an observation and of an action.
 
     Raises:
         UserError: the device, the environment or the network sizes cannot be used, or memory is too small.
     """
-    one_episode = config.eval.model_copy(update={"episodes": 1})
-    small = {"num_seeds": 1, "num_envs": 1, "buffer_size": 1, "eval": one_episode, "device": "cpu"}
     if config.device != "auto":
         named_device(config.device)
-    training = build(config.model_copy(update=small))
-    training.close()
-    obs_dim, action_dim = sizes(training.environments)
+    pool = environment_pool(config)
+    env = pool()
+    obs_dim, action_dim = sizes(env)
+    small = {"num_seeds": 1, "buffer_size": 1, "device": "cpu"}
+    new_algorithm(config.model_copy(update=small), obs_dim, action_dim, CPU)
+    pool.give_back(env)
     choice = choose(config, obs_dim, action_dim)
     check_memory(config, obs_dim, action_dim, choice.device)
     if config.compile and choice.captured:
         number = torch.ones(1, device=choice.device)
         compile_for(choice.device, lambda: number.mul_(1))
-    return obs_dim, action_dim
+    return Checked(obs_dim, action_dim, pool)
 
 
 def build(
-    config: TrainConfig, *, copyable: bool = True, processes: int = 1, threads: EnvThreads = PLAIN_LOOP
+    config: TrainConfig,
+    pool: Pool | None = None,
+    *,
+    copyable: bool = True,
+    renew: bool = False,
+    processes: int = 1,
+    threads: EnvThreads = PLAIN_LOOP,
 ) -> Training:
     """Build all objects of a training.
 
     Args:
         config: checked.
+        pool: creates the environments; None for a new one.
         copyable: whether environments can be copied in the middle of an episode.
+        renew: whether every evaluation uses new environments.
         processes: how many processes step the environments; 1 is this process only.
         threads: the threads that step the environments if this process does.
 
@@ -95,14 +116,11 @@ def build(
     seeds = range(config.seed, config.seed + config.num_seeds)
     with contextlib.ExitStack() as on_error:
         on_error.callback(threads.close)
-        new_env = environment_maker(config)
-        example = new_env()
+        pool = pool or environment_pool(config)
+        example = pool()
         nobodys = on_error.enter_context(contextlib.ExitStack())  # closes `example` until a group owns it
         nobodys.callback(example.close)
-        observed, acting = example.observation_space.shape, example.action_space.shape
-        assert observed is not None
-        assert acting is not None
-        (obs_dim,), (action_dim,) = observed, acting
+        obs_dim, action_dim = sizes(example)
         choice = choose(config, obs_dim, action_dim)
         log.info("device: %s", choice.describe() or choice.device)
         torch.set_num_threads(own_threads := choose_threads(config, obs_dim))
@@ -111,19 +129,24 @@ def build(
         check_memory(config, obs_dim, action_dim, choice.device)
         size, evaluation_size = config.num_seeds * config.num_envs, config.num_seeds * config.eval.episodes
         training: EnvGroup
-        evaluation: EnvGroup
+        evaluation: EnvGroup | None = None
         if processes > 1:
-            sizes_of: dict[Kind, int] = {"training": size, "evaluation": evaluation_size}
+            sizes_of: dict[Kind, int] = {"training": size}
+            if evaluation_size:
+                sizes_of["evaluation"] = evaluation_size
             nobodys.pop_all()
-            workers = EnvProcesses(new_env, example, sizes_of, processes)
+            workers = EnvProcesses(pool, example, sizes_of, processes, renew=renew)
             on_error.callback(workers.close)
-            training, evaluation = workers.groups["training"], workers.groups["evaluation"]
+            training, evaluation = workers.groups["training"], workers.groups.get("evaluation")
         else:
-            training = LocalEnvs([example, *(new_env() for _ in range(size - 1))], "training", threads)
+            training = LocalEnvs([example, *(pool() for _ in range(size - 1))], "training", threads)
             nobodys.pop_all()
             on_error.callback(training.close)
-            evaluation = LocalEnvs([new_env() for _ in range(evaluation_size)], "evaluation", threads)
-            on_error.callback(evaluation.close)
+            if evaluation_size:
+                envs = [pool() for _ in range(evaluation_size)]
+                evaluation = LocalEnvs(envs, "evaluation", threads, create=pool if renew else None)
+                on_error.callback(evaluation.close)
+        pool.close()
         noise_name, noise_values = named(config.noise)
         noise_streams = [[generator(s, Purpose.NOISE, e) for e in range(config.num_envs)] for s in seeds]
         algorithm = new_algorithm(config, obs_dim, action_dim, choice.device)
@@ -146,12 +169,16 @@ def build(
     return made
 
 
-def environment_maker(config: TrainConfig) -> Callable[[], Env]:
-    """A function that makes one environment of a config. It can be pickled, for worker processes."""
+def environment_pool(config: TrainConfig) -> Pool:
+    """Creates the environments of a config."""
     env, dtype = config.env, PRECISIONS[config.precision].observations
-    return functools.partial(make_env, env.id, env.kwargs, env.max_episode_steps, dtype, LogOnce())
+    return Pool(functools.partial(make_env, env.id, env.kwargs, env.max_episode_steps, dtype, LogOnce()))
 
 
-def sizes(environments: Environments) -> tuple[int, int]:
+def sizes(env: Env) -> tuple[int, int]:
     """The sizes of an observation and of an action."""
-    return environments.obs.shape[-1], environments.action_dim
+    observed, acting = env.observation_space.shape, env.action_space.shape
+    assert observed is not None
+    assert acting is not None
+    (obs_dim,), (action_dim,) = observed, acting
+    return obs_dim, action_dim

@@ -65,23 +65,24 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from dpg_cli.cli.build import environment_maker
+    from dpg_cli.cli.build import environment_pool, sizes
     from dpg_cli.cli.memory import most_bytes
     from dpg_cli.environments import evaluation
     from dpg_cli.environments.group import LocalEnvs
     from dpg_cli.seeding import Purpose, integer
     from dpg_cli.storage import checkpoint
 
-    env_id, new_env = settings.env.id, environment_maker(settings)
-    first = new_env()
-    observed, acting = first.observation_space.shape, first.action_space.shape
-    assert observed is not None
-    assert acting is not None
-    most = most_bytes(settings, *observed, *acting)
+    env_id, pool = settings.env.id, environment_pool(settings)
+    first = pool()
+    obs_dim, action_dim = sizes(first)
+    most = most_bytes(settings, obs_dim, action_dim)
     actor, step = checkpoint.load_policy(checkpoint.find(run, which), most)
-    if (observed, acting) != ((actor.obs_dim,), (actor.action_dim,)):
-        raise UserError(f"env.id={env_id}: observations and actions are {observed} and {acting}, unlike the policy's")
-    envs = LocalEnvs([first, *(new_env() for _ in range(episodes - 1))], "evaluation")
+    if (obs_dim, action_dim) != (actor.obs_dim, actor.action_dim):
+        raise UserError(
+            f"env.id={env_id}: an observation has {obs_dim} numbers and an action {action_dim}; the policy expects "
+            f"{actor.obs_dim} and {actor.action_dim}"
+        )
+    envs = LocalEnvs([first, *(pool() for _ in range(episodes - 1))], "evaluation")
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:

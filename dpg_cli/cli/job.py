@@ -9,19 +9,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpg_cli.cli.build import build, environment_maker, sizes
+from dpg_cli.cli.build import build, environment_pool, sizes
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.folder import begin, config_of_member, logging_to
 from dpg_cli.cli.names import Label, Names, names_of
 from dpg_cli.cli.notes import notes
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
-from dpg_cli.cli.stepping import choose_stepping, may_share_steps
+from dpg_cli.cli.stepping import choose_stepping
 from dpg_cli.config import TrainConfig, asks_for_trust
 from dpg_cli.environments.evaluation import Evaluation
+from dpg_cli.environments.pool import Pool
+from dpg_cli.environments.probe import probe
 from dpg_cli.environments.rollout import Episode
-from dpg_cli.environments.state import copies_exactly
-from dpg_cli.environments.threads import ThreadSafety
 from dpg_cli.errors import DiskError, DivergedError, UserError, one_line
 from dpg_cli.metrics import Recorder
 from dpg_cli.storage import run_dir
@@ -73,6 +73,7 @@ def run(
     command: Sequence[str],
     label: Label | None = None,
     start: Sequence[Loaded] | None = None,
+    pool: Pool | None = None,
 ) -> Result:
     """Train in a claimed folder. Success or failure is recorded there and reported on the terminal.
 
@@ -82,6 +83,7 @@ def run(
         command: the command line, for the record.
         label: of the job, if it is part of a sweep.
         start: the checkpoints to resume from, one per member; the caller has locked their folders. None for a new run.
+        pool: creates the environments; None for a new one.
     """
     names, console, stop = names_of(config, folder, label), new_console(), StopRequest()
     watcher = Watcher(ProgressDisplay(names.title, config.total_steps, console, names.position))
@@ -95,7 +97,7 @@ def run(
                 for path in dict.fromkeys([folder, *names.folders]):
                     step = None if start is None else start[0].step
                     watcher.run_files.append(run_dir.RunFile(path, command, step))
-                outcome = _train(config, names, watcher, stop, console, start)
+                outcome = _train(config, names, watcher, stop, console, start, pool or environment_pool(config))
                 for run_file in watcher.run_files:
                     run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
         except ForcedStop as forced:
@@ -140,18 +142,18 @@ def _train(
     stop: StopRequest,
     console: Console,
     start: Sequence[Loaded] | None,
+    pool: Pool,
 ) -> Outcome:
     with contextlib.ExitStack() as opened:
-        safety, durations = ThreadSafety(), list[float]()
-        watch = safety.watch if may_share_steps(config) else lambda _: contextlib.nullcontext()
-        copy_problem = copies_exactly(environment_maker(config), watch=watch, durations=durations)
-        stepping = choose_stepping(config, safety.problem, durations)
-        training = build(config, copyable=copy_problem is None, **stepping._asdict())
+        found = probe(pool, single=config.eval.episodes == 0)
+        stepping = choose_stepping(config, found.thread_problem, found.step_seconds)
+        copyable = found.copy_problem is None
+        training = build(config, pool, copyable=copyable, renew=found.can_renew, **stepping._asdict())
         opened.callback(training.close)
-        choice = choose(config, *sizes(training.environments))
+        choice = choose(config, *sizes(training.environments.envs.example))
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())
-        for note in filter(None, [*notes(config, training, copy_problem, safety.problem), choice.describe()]):
+        for note in filter(None, [*notes(config, training, found), choice.describe()]):
             console.print(f"note: {note}", soft_wrap=True)
         starts = [None] * len(names.folders) if start is None else start
         for path, own in zip(names.folders, starts, strict=True):

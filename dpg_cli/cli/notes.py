@@ -1,37 +1,96 @@
 """Notes that a run prints at its start: settings that are valid but probably not intended, and facts to know."""
 
+import statistics
+
 from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.build import Training
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.make import has_time_limit
+from dpg_cli.environments.probe import Findings
+
+LARGE_SHARE = 1 / 3  # of all simulator steps, from which on evaluations are mentioned
+NOTICEABLE = 60.0  # seconds of evaluations below which they are not
 
 
-def notes(config: TrainConfig, training: Training, copy_problem: str | None, thread_problem: str | None) -> list[str]:
+def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]:
     """The notes of a run, one line each.
 
     Args:
         config: of the run.
         training: the objects of the run.
-        copy_problem: why the environment's state cannot be saved; None if it can.
-        thread_problem: why the environment is not thread-safe; None if it is.
+        found: by the probe.
     """
-    found = []
-    if copy_problem is not None:
-        found.append(
-            f"{config.env.id}: its state cannot be saved in the middle of an episode ({copy_problem}). If this run is "
-            "resumed, it starts a new episode there and is not the same bit for bit"
-        )
     keys = ("env_processes", "env_threads")
     given = [f"{key}={value}" for key in keys if (value := getattr(config, key)) not in ("auto", 1)]
-    if given and thread_problem is not None:
-        found.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {thread_problem}")
+    lines = _about_state(config.env.id, found)
+    if given and found.thread_problem is not None:
+        lines.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {found.thread_problem}")
     if config.compile and not isinstance(training.learner, CapturedLearner):
-        found.append("compile=true has no effect here: only work that is captured on a GPU is compiled")
-    if not has_time_limit(training.evaluation_envs.example):
-        found.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
+        lines.append("compile=true has no effect here: only work that is captured on a GPU is compiled")
+    example = training.environments.envs.example
+    if not has_time_limit(example):
+        lines.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
+    elif example.spec is not None and example.spec.max_episode_steps is not None:
+        lines += _about_evaluations(config, example.spec.max_episode_steps, found)
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
     if first >= config.total_steps:
-        found.append(
+        lines.append(
             f"nothing will be learned: updates start after step {first:,}, total_steps is {config.total_steps:,}"
         )
-    return found
+    return lines
+
+
+def _about_state(env_id: str, found: Findings) -> list[str]:
+    lines = []
+    if found.copy_problem is not None:
+        lines.append(
+            f"{env_id}: its state cannot be saved in the middle of an episode ({found.copy_problem}). If this run is "
+            "resumed, it starts a new episode there and is not the same bit for bit"
+        )
+        if not found.can_renew:
+            lines.append(
+                f"{env_id}: creating it takes {found.make_seconds:.1f} s, so all evaluations use the same "
+                "environments; what these keep between episodes is lost when the run is resumed"
+            )
+    generators = [name for name in found.changes if name.endswith("generator")]
+    attributes = [name for name in found.changes if name not in generators]
+    if attributes:
+        lines.append(
+            f"{env_id}: its steps or resets change {', '.join(attributes)}, which all environments of a process share. "
+            "A resumed run starts with their initial values; the seeds of num_seeds and the jobs of a sweep in one "
+            "process affect each other"
+        )
+    if generators:
+        lines.append(
+            f"{env_id}: its steps or resets use {', '.join(generators)}, which all environments of a process share: "
+            "the seeds of num_seeds affect each other"
+        )
+    if found.ignores_seed:
+        lines.append(
+            f"{env_id}: reset(seed=...) does not determine the first observation, so two runs with the same seed differ"
+        )
+    if found.statistics is not None:
+        lines.append(
+            f"{env_id}: the statistics of its wrapper {found.statistics} are not saved with the policy, which is "
+            "worthless without them; use algo.normalize_obs=true instead of the wrapper"
+        )
+    return lines
+
+
+def _about_evaluations(config: TrainConfig, time_limit: int, found: Findings) -> list[str]:
+    """A line if evaluations take a large share of the simulator's steps, and noticeable time."""
+    evaluations = 1 + -(-config.total_steps // config.eval.every)
+
+    def steps(episodes: int) -> int:
+        return evaluations * episodes * time_limit
+
+    def share(episodes: int) -> float:
+        return steps(episodes) / (steps(episodes) + config.total_steps)
+
+    episodes = config.eval.episodes
+    seconds = config.num_seeds * steps(episodes) * statistics.median(found.step_seconds or [0.0])
+    if share(episodes) < LARGE_SHARE or seconds < NOTICEABLE:
+        return []
+    fewer = max(1, episodes // 3)
+    remedy = f"; eval.episodes={fewer} would make it {share(fewer):.0%}" if fewer < episodes else ""
+    return [f"evaluations will take up to {share(episodes):.0%} of all simulator steps{remedy}"]

@@ -46,11 +46,6 @@ def choose_stepping(config: TrainConfig, problem: str | None, durations: Sequenc
     return Stepping(processes, EnvThreads(threads, measured=config.env_threads == "auto"))
 
 
-def may_share_steps(config: TrainConfig) -> bool:
-    """Whether threads or processes may be chosen."""
-    return max(choose_env_threads(config), choose_env_processes(config, math.inf)) > 1
-
-
 def choose_env_processes(config: TrainConfig, step_seconds: float | None) -> int:
     """The number of processes, at most one per environment; `auto` estimates whether they are worth it.
 

@@ -150,7 +150,7 @@ def _single(composed: "DictConfig") -> int:
     if is_requeued(folder):
         return _go_on(checked, folder)
     try:
-        build.check(checked)
+        pool = build.check(checked).pool
     except SystemExit as error:
         raise UserError(f"env.id={checked.env.id}: exited the program when it was created") from error
     claim(folder, "hydra.run.dir")
@@ -164,7 +164,7 @@ def _single(composed: "DictConfig") -> int:
 
     def task(_: "DictConfig") -> None:
         begun.append(True)
-        results.append(job.run(checked, folder, command))
+        results.append(job.run(checked, folder, command, pool=pool))
 
     try:
         with explaining(folder):

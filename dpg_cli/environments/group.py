@@ -97,11 +97,15 @@ class EnvGroup(Protocol):
 class LocalEnvs:
     """Environments in this process, an `EnvGroup`.
 
+    Every evaluation starts from environments as they were created, so that none depends on those before it.
+
     Args:
-        envs: in order.
+        envs: in order, just created.
         kind: what they are for.
         threads: that step them.
         first: position of the first environment, for errors.
+        create: creates an environment. If given, evaluations use new environments, because their state cannot be
+            copied; otherwise the environments are put back into the state in which they were created.
     """
 
     def __init__(
@@ -110,14 +114,21 @@ class LocalEnvs:
         kind: Kind = "training",
         threads: EnvThreads = PLAIN_LOOP,
         first: int = 0,
+        create: Callable[[], Env] | None = None,
     ):
-        self.envs = envs
         self.threads = threads
         self._kind = kind
         self._first = first
+        self._create = create
+        self._used = False
         # Rewards of training must fit into the replay.
         stored = envs[0].observation_space.dtype if kind == "training" else np.dtype(np.float64)
         self._largest_reward = float(np.finfo(stored).max)
+        self._hold(envs)
+
+    def _hold(self, envs: Sequence[Env]) -> None:
+        self.envs = envs
+        self._instances = [Instance(env) for env in envs]
         steps: list[Callable[[np.ndarray], tuple[Any, ...]]] = [env.step for env in envs]
         self._own_actions: Callable[[np.ndarray], np.ndarray] = np.asarray
         flat = [env for env in envs if isinstance(env, FlatEnv)]
@@ -139,8 +150,21 @@ class LocalEnvs:
 
     def reset(self, seeds: Sequence[int], obs: np.ndarray) -> None:
         """Start an episode in every environment."""
+        if self._used and self._kind == "evaluation":
+            self._renew()
+        self._used = True
         for position, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
             put(obs, position, env.reset(seed=seed)[0])
+
+    def _renew(self) -> None:
+        """Put every environment back into the state in which it was created, or create it again."""
+        if self._create is None:
+            for instance in self._instances:
+                instance.put_back()
+            return
+        for env in self.envs:
+            env.close()
+        self._hold([self._create() for _ in self.envs])
 
     def step(self, action: np.ndarray, stepped: Stepped, running: np.ndarray | None = None) -> None:
         """Step the environments."""
@@ -171,7 +195,7 @@ class LocalEnvs:
 
     def get_states(self, positions: range) -> list[Any]:
         """States of the simulators at some positions."""
-        return [get_state(self.envs[position]) for position in positions]
+        return [get_state(self.envs[p], self._instances[p].constants) for p in positions]
 
     def set_states(self, states: Sequence[Any], seeds: Sequence[int], obs: np.ndarray) -> list[str | None]:
         """Restore the simulators' states, or start new episodes."""

@@ -16,6 +16,7 @@ from dpg_cli.environments.shared import SharedState
 from dpg_cli.environments.state import CannotCopy, Constants, Env, constants, get_state, layers, set_state
 
 EPISODES, LENGTH = 3, 10  # short episodes with resets as in training
+SLOW = 1.0  # seconds to create an environment, from which on evaluations keep theirs
 COMPARED = 60  # steps of the original and of its copy; 150 in all, because a simulator may be a real machine
 STATISTICS = (
     *(wrappers.NormalizeObservation, wrappers.NormalizeReward),
@@ -44,6 +45,11 @@ class Findings:
     statistics: str | None = None
     step_seconds: list[float] = field(default_factory=list)
     make_seconds: float = 0.0
+
+    @property
+    def can_renew(self) -> bool:
+        """Whether every evaluation can create its environments anew, as it must if their state cannot be copied."""
+        return self.copy_problem is not None and self.make_seconds < SLOW
 
 
 def probe(create: Callable[[], Env], *, single: bool = False) -> Findings:

@@ -43,12 +43,15 @@ class EnvProcesses:
         example: one environment made by `make`; it is closed with the others.
         sizes: number of environments of each kind.
         count: number of worker processes.
+        renew: whether every evaluation uses new environments.
 
     Attributes:
         groups: the environments of each kind.
     """
 
-    def __init__(self, make: Callable[[], Env], example: Env, sizes: Mapping[Kind, int], count: int):
+    def __init__(
+        self, make: Callable[[], Env], example: Env, sizes: Mapping[Kind, int], count: int, *, renew: bool = False
+    ):
         self.example = example
         self._closed = False
         context = get_context("spawn")  # CUDA does not survive a fork
@@ -63,7 +66,8 @@ class EnvProcesses:
                 for number in range(count):
                     parts = {kind: Part(shared[kind], row, *bounds[kind][number : number + 2]) for kind in sizes}
                     ours, theirs = context.Pipe()
-                    process = context.Process(target=serve, args=(theirs, make, parts), name=f"environments {number}")
+                    arguments = theirs, make, parts, renew
+                    process = context.Process(target=serve, args=arguments, name=f"environments {number}")
                     process.start()
                     theirs.close()  # so that the worker's end is the end of the file
                     self._workers.append(Worker(process, ours))

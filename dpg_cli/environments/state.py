@@ -28,7 +28,8 @@ Env = gym.Env[np.ndarray, np.ndarray]
 # Fixed when an environment is created, or only for rendering.
 CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 # Without a state of their own. Such a value is constant as long as it is the one that the constructor has set.
-STATELESS = (EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
+STATELESS = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+CONSTANT_TYPES = (EnvSpec, types.ModuleType)
 PLAIN = (bool, int, float, str, types.NoneType)
 PLAIN_KINDS = {"number", "text", "none", "array", "deque", "tuple", "list", "dict"}
 MAY_BE_NONE = {"generator", "method", "function", "enum", "dataclass"}
@@ -83,7 +84,7 @@ def set_state(env: Env, state: list[dict[str, Any]]) -> None:
         for name, value in values.items():
             where = f"{type(layer).__name__}.{name}"
             current = own.get(name)
-            if name in CONSTANT_NAMES or not _settable(layer, name):
+            if name in CONSTANT_NAMES or isinstance(current, CONSTANT_TYPES) or not _settable(layer, name):
                 raise ValueError(f"{where} must not be set")
             if name in own and not _may_follow(current, value, where, layer):
                 raise ValueError(f"{where} is not a {type(current).__name__}")
@@ -111,7 +112,9 @@ def _settable(layer: Any, name: str) -> bool:
 
 
 def _is_constant(name: str, value: Any, fixed: Mapping[str, Any]) -> bool:
-    return name in CONSTANT_NAMES or (isinstance(value, STATELESS) and fixed.get(name) is value)
+    if name in CONSTANT_NAMES or isinstance(value, CONSTANT_TYPES):
+        return True
+    return isinstance(value, STATELESS) and fixed.get(name) is value
 
 
 def _may_follow(current: Any, stored: Any, where: str, owner: Any) -> bool:

@@ -62,7 +62,7 @@ def _end_with_the_main_process() -> None:
         os._exit(1)
 
 
-def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, Part]) -> None:
+def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, Part], renew: bool) -> None:
     """Make environments and answer messages until the main process closes the connection or ends."""
     Thread(target=_end_with_the_main_process, daemon=True).start()
     for number in IGNORED:
@@ -78,7 +78,7 @@ def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, 
     def make_all() -> None:
         for kind, part in parts.items():
             if made := [make() for _ in range(part.first, part.after)]:
-                envs[kind] = LocalEnvs(made, kind, first=part.first)
+                envs[kind] = LocalEnvs(made, kind, first=part.first, create=make if renew else None)
 
     def answer(function: Callable[..., Any], *arguments: Any) -> None:
         result = error = None
