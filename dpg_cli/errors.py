@@ -11,6 +11,10 @@ class DivergedError(Exception):
     """A quantity that must be finite is not. Exit code 1."""
 
 
+class SimulatorError(Exception):
+    """An environment raised during a run: names its class and what it raised. Exit code 1."""
+
+
 class DiskError(Exception):
     """The disk is full, read-only or failing: names the file and the free space. Exit code 1."""
 

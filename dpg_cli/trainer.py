@@ -14,7 +14,7 @@ import torch
 from dpg_cli.environments.evaluation import Evaluation, StopRequested, evaluate
 from dpg_cli.environments.group import EnvGroup
 from dpg_cli.environments.rollout import Environments, Episode, collect
-from dpg_cli.errors import DivergedError, UserError
+from dpg_cli.errors import DivergedError, SimulatorError, UserError
 from dpg_cli.learner import Learner
 from dpg_cli.metrics import Recorder
 from dpg_cli.noise import Noise
@@ -147,6 +147,7 @@ def train(
 
     Raises:
         DivergedError: an action, a reward, an observation or a loss is not finite.
+        SimulatorError: an environment raised; a checkpoint of the last complete step is written.
         UserError: `start` does not fit this config.
         DiskError: a file cannot be written.
     """
@@ -156,6 +157,7 @@ def train(
     first_update = max(schedule.learning_starts, algorithm.batch_size - 1)
     outcome = Outcome([[] for _ in seeds])
     watch = Stopwatch()
+    saved = -1 if start is None else start[0].step  # the step of the last checkpoint
 
     def updates_due(step: int) -> int:
         return math.floor(max(step - first_update, 0) * schedule.updates_per_step)
@@ -189,6 +191,7 @@ def train(
             progress.evaluated(step, evaluations)
 
     def save_checkpoint(step: int, *, evaluation_due: bool) -> None:
+        nonlocal saved
         with watch.paused(), learner.saving():
             for member, writer in enumerate(checkpoints):
                 learned = algorithm.state(member)
@@ -209,6 +212,7 @@ def train(
                 }
                 rows, oldest = replay.rows(member, writer.stored), replay.added - replay.size
                 writer.save(step, algorithm.policy_state(member), state, rows, oldest)
+        saved = step
 
     learner.prepare()
     if start is None:
@@ -233,43 +237,49 @@ def train(
         save_checkpoint(outcome.step, evaluation_due=False)
 
     total_steps, random_steps = schedule.total_steps, schedule.random_steps
-    for step, transition, episodes in collect(
-        learner, environments, noise, step=outcome.step, total_steps=total_steps, random_steps=random_steps
-    ):
-        obs, action, reward, next_obs, terminated, truncated = transition
-        no_bootstrap = terminated if truncation_bootstraps else terminated | truncated
-        updates = updates_due(step) - updates_due(step - num_envs)
-        acts_next = random_steps <= step < total_steps
-        stored = Step(obs, action, reward, next_obs, no_bootstrap)
-        learner.learn(stored, observed=environments.obs, updates=updates, acts_next=acts_next)
-        watch.updates += updates
-        watch.steps += num_envs
+    try:
+        for step, transition, episodes in collect(
+            learner, environments, noise, step=outcome.step, total_steps=total_steps, random_steps=random_steps
+        ):
+            obs, action, reward, next_obs, terminated, truncated = transition
+            no_bootstrap = terminated if truncation_bootstraps else terminated | truncated
+            updates = updates_due(step) - updates_due(step - num_envs)
+            acts_next = random_steps <= step < total_steps
+            stored = Step(obs, action, reward, next_obs, no_bootstrap)
+            learner.learn(stored, observed=environments.obs, updates=updates, acts_next=acts_next)
+            watch.updates += updates
+            watch.steps += num_envs
 
-        averages.add_episodes(episodes)
-        if step - num_envs >= random_steps:
-            averages.add_noise_scale(noise.scale_at(step - num_envs))
-        progress.stepped(step, episodes)
+            averages.add_episodes(episodes)
+            if step - num_envs >= random_steps:
+                averages.add_noise_scale(noise.scale_at(step - num_envs))
+            progress.stepped(step, episodes)
 
-        # A run stops and resumes only here.
-        outcome.step = step
-        complete = step >= total_steps
-        outcome.interrupted = stop() and not complete
-        if crossed(schedule.log_every, step):
-            record(step)
-        evaluation_due = crossed(schedule.eval_every, step)
-        if evaluation_due and not outcome.interrupted:
-            run_evaluation(step)
-            evaluation_due = outcome.interrupted
-        if crossed(schedule.checkpoint_every, step) or complete or outcome.interrupted:
-            save_checkpoint(step, evaluation_due=evaluation_due)
-        if outcome.interrupted:
-            return outcome
+            # A run stops and resumes only here.
+            outcome.step = step
+            complete = step >= total_steps
+            outcome.interrupted = stop() and not complete
+            if crossed(schedule.log_every, step):
+                record(step)
+            evaluation_due = crossed(schedule.eval_every, step)
+            if evaluation_due and not outcome.interrupted:
+                run_evaluation(step)
+                evaluation_due = outcome.interrupted
+            if crossed(schedule.checkpoint_every, step) or complete or outcome.interrupted:
+                save_checkpoint(step, evaluation_due=evaluation_due)
+            if outcome.interrupted:
+                return outcome
 
-    # After the last checkpoint, so that a resumed and extended run equals one that was longer from the start.
-    if not crossed(schedule.log_every, outcome.step):
-        record(outcome.step)
-    if not crossed(schedule.eval_every, outcome.step):
-        run_evaluation(outcome.step)
+        # After the last checkpoint, so that a resumed and extended run equals one that was longer from the start.
+        if not crossed(schedule.log_every, outcome.step):
+            record(outcome.step)
+        if not crossed(schedule.eval_every, outcome.step):
+            run_evaluation(outcome.step)
+    except SimulatorError:  # the networks are those of the last complete step, the simulators are lost
+        if saved < outcome.step:
+            environments.copyable = False
+            save_checkpoint(outcome.step, evaluation_due=evaluation_due)
+        raise
     return outcome
 
 

@@ -16,6 +16,7 @@ from dpg_cli.config import TrainConfig
 from dpg_cli.environments.group import Env, EnvGroup, Kind, LocalEnvs
 from dpg_cli.environments.make import LogOnce, make_env
 from dpg_cli.environments.pool import Pool
+from dpg_cli.environments.probe import Findings, probe
 from dpg_cli.environments.processes import EnvProcesses
 from dpg_cli.environments.rollout import Environments
 from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
@@ -61,12 +62,14 @@ class Checked(NamedTuple):
     Attributes:
         obs_dim: size of an observation.
         action_dim: size of an action.
-        pool: creates the environments, and holds the one that was created to check.
+        pool: creates the environments, and holds those that were created to check.
+        found: by the probe.
     """
 
     obs_dim: int
     action_dim: int
     pool: Pool
+    found: Findings
 
 
 def check(config: TrainConfig) -> Checked:
@@ -83,12 +86,13 @@ def check(config: TrainConfig) -> Checked:
     small = {"num_seeds": 1, "buffer_size": 1, "device": "cpu"}
     new_algorithm(config.model_copy(update=small), obs_dim, action_dim, CPU)
     pool.give_back(env)
+    found = probe(config.env.id, pool, single=config.eval.episodes == 0)
     choice = choose(config, obs_dim, action_dim)
     check_memory(config, obs_dim, action_dim, choice.device)
     if config.compile and choice.captured:
         number = torch.ones(1, device=choice.device)
         compile_for(choice.device, lambda: number.mul_(1))
-    return Checked(obs_dim, action_dim, pool)
+    return Checked(obs_dim, action_dim, pool, found)
 
 
 def build(

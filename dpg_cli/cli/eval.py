@@ -55,7 +55,7 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     values = parse(arguments, ("run", "checkpoint", "episodes", "seed", "trust"), required=("run",))
     episodes, seed = whole(values, "episodes", 10, minimum=1), whole(values, "seed", 0, minimum=0)
-    run, which = Path(values["run"]), values.get("checkpoint", "best")
+    run, which = Path(values["run"]).absolute(), values.get("checkpoint", "best")
 
     from dpg_cli.cli.folder import load_config
 

@@ -9,20 +9,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpg_cli.cli.build import build, environment_pool, sizes
+from dpg_cli.cli.build import Checked, build, check
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.folder import begin, config_of_member, logging_to
+from dpg_cli.cli.here import below_here
 from dpg_cli.cli.names import Label, Names, names_of
 from dpg_cli.cli.notes import notes
-from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
+from dpg_cli.cli.progress import ProgressDisplay, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.cli.stepping import choose_stepping
 from dpg_cli.config import TrainConfig, asks_for_trust
 from dpg_cli.environments.evaluation import Evaluation
-from dpg_cli.environments.pool import Pool
-from dpg_cli.environments.probe import probe
 from dpg_cli.environments.rollout import Episode
-from dpg_cli.errors import DiskError, DivergedError, UserError, one_line
+from dpg_cli.errors import DiskError, DivergedError, SimulatorError, UserError, one_line
 from dpg_cli.metrics import Recorder
 from dpg_cli.storage import run_dir
 from dpg_cli.storage.atomic import Disk, explaining
@@ -73,7 +72,7 @@ def run(
     command: Sequence[str],
     label: Label | None = None,
     start: Sequence[Loaded] | None = None,
-    pool: Pool | None = None,
+    checked: Checked | None = None,
 ) -> Result:
     """Train in a claimed folder. Success or failure is recorded there and reported on the terminal.
 
@@ -83,7 +82,7 @@ def run(
         command: the command line, for the record.
         label: of the job, if it is part of a sweep.
         start: the checkpoints to resume from, one per member; the caller has locked their folders. None for a new run.
-        pool: creates the environments; None for a new one.
+        checked: what `build.check` has returned; None if it was not called.
     """
     names, console, stop = names_of(config, folder, label), new_console(), StopRequest()
     watcher = Watcher(ProgressDisplay(names.title, config.total_steps, console, names.position))
@@ -97,7 +96,7 @@ def run(
                 for path in dict.fromkeys([folder, *names.folders]):
                     step = None if start is None else start[0].step
                     watcher.run_files.append(run_dir.RunFile(path, command, step))
-                outcome = _train(config, names, watcher, stop, console, start, pool or environment_pool(config))
+                outcome = _train(config, names, watcher, stop, console, start, checked or check(config))
                 for run_file in watcher.run_files:
                     run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
         except ForcedStop as forced:
@@ -109,17 +108,23 @@ def run(
             watcher.stopped("failed", message)
             which = f"{names.position} " if names.position else ""
             where = f" (log: {folder / 'train.log'})" if (folder / "train.log").exists() else ""
-            say(f"dpg-train: {which}failed: {message}{where}")
+            when = f" at step {watcher.step:,}" if isinstance(error, SimulatorError) else ""
+            resume = f"; resume with {_resume_command(config, folder)}" if isinstance(error, SimulatorError) else ""
+            say(f"dpg-train: {which}failed{when}: {message}{resume}{where}")
             code = 2 if isinstance(error, UserError) and label is None else 1
             return Result(code if stop.signal is None else 128 + stop.signal, error=message)
 
     trust = asks_for_trust(config) is not None
     if outcome.interrupted:
-        command_to_resume = f"dpg-train resume={quoted(below_here(folder))}{' trust=true' if trust else ''}"
-        say(f"dpg-train: stopped at step {outcome.step:,}; resume with {command_to_resume}")
+        say(f"dpg-train: stopped at step {outcome.step:,}; resume with {_resume_command(config, folder)}")
     else:
         print_summary(console, outcome, names.seeds, names.folders, trust=trust, brief=label is not None)
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
+
+
+def _resume_command(config: TrainConfig, folder: Path) -> str:
+    trust = "" if asks_for_trust(config) is None else " trust=true"
+    return f"dpg-train resume={quoted(below_here(folder))}{trust}"
 
 
 @contextlib.contextmanager
@@ -142,15 +147,15 @@ def _train(
     stop: StopRequest,
     console: Console,
     start: Sequence[Loaded] | None,
-    pool: Pool,
+    checked: Checked,
 ) -> Outcome:
     with contextlib.ExitStack() as opened:
-        found = probe(pool, single=config.eval.episodes == 0)
+        found = checked.found
         stepping = choose_stepping(config, found.thread_problem, found.step_seconds)
         copyable = found.copy_problem is None
-        training = build(config, pool, copyable=copyable, renew=found.can_renew, **stepping._asdict())
+        training = build(config, checked.pool, copyable=copyable, renew=found.can_renew, **stepping._asdict())
         opened.callback(training.close)
-        choice = choose(config, *sizes(training.environments.envs.example))
+        choice = choose(config, checked.obs_dim, checked.action_dim)
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())
         for note in filter(None, [*notes(config, training, found), choice.describe()]):
@@ -181,7 +186,7 @@ def _train(
 
 def _reason(error: BaseException, folders: Sequence[Path]) -> str:
     """Why a run failed, in one line."""
-    expected = isinstance(error, DivergedError | DiskError | UserError)
+    expected = isinstance(error, DivergedError | DiskError | SimulatorError | UserError)
     message = one_line(error if expected else f"{type(error).__name__}: {error}")
     if not isinstance(error, MemoryError) and not re.search("out of memory|ALLOC_FAILED", message):
         return message

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dpg_cli.cli.here import below_here
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.rollout import Episode
 from dpg_cli.trainer import Outcome
@@ -177,11 +178,6 @@ def print_summary(
             console.print(f"  evaluate     dpg-eval run={quoted(folder)}{trusting}", soft_wrap=True)
     if not brief:
         console.print(f"  curves       tensorboard --logdir {quoted(folders[0].parent)}", soft_wrap=True)
-
-
-def below_here(path: Path) -> Path:
-    """The path relative to the working directory, if it lies below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def quoted(path: Path) -> str:

@@ -16,10 +16,10 @@ from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.device import choose, named_device
 from dpg_cli.cli.folder import load_config, logging_to, write_configs
+from dpg_cli.cli.here import below_here
 from dpg_cli.cli.memory import most_bytes
 from dpg_cli.cli.names import members
-from dpg_cli.cli.progress import below_here, quoted
-from dpg_cli.environments.pool import Pool
+from dpg_cli.cli.progress import quoted
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import checkpoint, run_dir
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
@@ -74,7 +74,8 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
         return _from_the_start(config, folder, folders)
-    obs_dim, action_dim, pool = build.check(config)
+    checked = build.check(config)
+    obs_dim, action_dim = checked.obs_dim, checked.action_dim
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that no other process writes one
         starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
@@ -92,7 +93,7 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
             remove_leftovers(Disk(), folder)
             write_configs(stored_config, folder)
         print(f"resuming at step {starts[0].step:,}")
-        return _train(config, folder, starts, pool)
+        return _train(config, folder, starts, checked)
 
 
 def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence[Path]) -> int:
@@ -104,22 +105,24 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
     for path in folders:
         if any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES):
             raise UserError(f"resume={path}: it has results, but no checkpoints; start a new run")
-    pool = build.check(config).pool
+    checked = build.check(config)
     with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)
         remove_leftovers(Disk(), folder)
     print("nothing was trained yet: starting at step 0")
-    return _train(config, folder, None, pool)
+    return _train(config, folder, None, checked)
 
 
-def _train(config: configs.TrainConfig, folder: Path, starts: Sequence[checkpoint.Loaded] | None, pool: Pool) -> int:
+def _train(
+    config: configs.TrainConfig, folder: Path, starts: Sequence[checkpoint.Loaded] | None, checked: build.Checked
+) -> int:
     """Train with a log, which Hydra opens only for new runs; returns the exit code."""
     logging.root.setLevel(logging.INFO)
     with contextlib.ExitStack() as opened:
         with explaining(folder):
             opened.enter_context(logging_to(folder / "train.log"))
-        return job.run(config, folder, run_dir.command_line(), start=starts, pool=pool).exit_code
+        return job.run(config, folder, run_dir.command_line(), start=starts, checked=checked).exit_code
 
 
 def _holds_a_later_step(path: Path) -> bool:

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
+from dpg_cli.cli.here import below_here
 from dpg_cli.cli.names import Label
-from dpg_cli.cli.progress import below_here, new_console, quoted
+from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.errors import DiskError, UserError, one_line
 from dpg_cli.storage.atomic import explaining

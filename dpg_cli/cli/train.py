@@ -52,8 +52,10 @@ Flags
 
 def main() -> None:
     """The console script."""
+    from dpg_cli.cli import here
     from dpg_cli.errors import DiskError, UserError, one_line
 
+    here.remember()
     try:
         sys.exit(_run_command(sys.argv[1:]))
     except UserError as error:
@@ -146,11 +148,11 @@ def _single(composed: "DictConfig") -> int:
     from dpg_cli.storage.run_dir import claim, command_line, is_requeued
 
     checked = configs.validate(composed)
-    folder = configs.folder(composed, "hydra.run.dir")
+    folder = Path(os.path.abspath(configs.folder(composed, "hydra.run.dir")))  # an environment may change the directory
     if is_requeued(folder):
         return _go_on(checked, folder)
     try:
-        pool = build.check(checked).pool
+        found = build.check(checked)
     except SystemExit as error:
         raise UserError(f"env.id={checked.env.id}: exited the program when it was created") from error
     claim(folder, "hydra.run.dir")
@@ -164,7 +166,7 @@ def _single(composed: "DictConfig") -> int:
 
     def task(_: "DictConfig") -> None:
         begun.append(True)
-        results.append(job.run(checked, folder, command, pool=pool))
+        results.append(job.run(checked, folder, command, checked=found))
 
     try:
         with explaining(folder):

@@ -7,8 +7,12 @@ import numpy as np
 
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.environments.group import EnvGroup
+from dpg_cli.environments.make import has_time_limit
 from dpg_cli.environments.stepper import Stepper, by_position, check_finite
+from dpg_cli.errors import UserError
 from dpg_cli.seeding import Purpose, integer
+
+LONGEST_EPISODE = 100_000  # steps of an evaluation without a time limit
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error
@@ -57,6 +61,8 @@ def run_episodes(
 
     Raises:
         DivergedError: an action, a reward or an observation is not finite.
+        SimulatorError: an environment raised.
+        UserError: an episode without a time limit does not end.
         StopRequested: `stop` returned true.
     """
     space = envs.example.observation_space
@@ -77,6 +83,11 @@ def run_episodes(
         terminated |= now_terminated
         running &= ~(now_terminated | now_truncated)
         rewards.append(reward)
+        if len(rewards) == LONGEST_EPISODE and running.any() and not has_time_limit(envs.example):
+            raise UserError(
+                f"{when}: an episode has not ended after {LONGEST_EPISODE:,} steps, and the environment has no "
+                "time limit; set one, such as env.max_episode_steps=1000"
+            )
     return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dpg_cli.environments.make import FlatEnv, times_unstable
 from dpg_cli.environments.pool import Instance
+from dpg_cli.environments.returns import ReturnError, as_number, failure
 from dpg_cli.environments.state import CannotCopy, get_state, set_state
 from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
 
@@ -154,7 +155,7 @@ class LocalEnvs:
             self._renew()
         self._used = True
         for position, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
-            put(obs, position, env.reset(seed=seed)[0])
+            put(obs, position, _reset(env, seed))
 
     def _renew(self) -> None:
         """Put every environment back into the state in which it was created, or create it again."""
@@ -173,7 +174,11 @@ class LocalEnvs:
 
         def work(part: Sequence[tuple[int, Callable[[np.ndarray], tuple[Any, ...]]]]) -> None:
             for i, step in part:
-                observed, reward[i], terminated[i], truncated[i], _ = step(own[i])
+                try:
+                    observed, number, terminated[i], truncated[i], _ = step(own[i, ...])
+                except (Exception, SystemExit) as error:
+                    raise failure(self.envs[i], error) from error
+                reward[i] = number if type(number) is float else as_number(number, self.envs[i])
                 put(obs, i, observed)
                 if not abs(reward[i]) <= largest_reward:
                     raise BadRewardError(self._first + i)
@@ -191,7 +196,7 @@ class LocalEnvs:
     def restart(self, positions: Sequence[int], obs: np.ndarray) -> None:
         """Start new episodes."""
         for position in positions:
-            put(obs, position, self.envs[position].reset()[0])
+            put(obs, position, _reset(self.envs[position]))
 
     def get_states(self, positions: range) -> list[Any]:
         """States of the simulators at some positions."""
@@ -225,8 +230,15 @@ def put(array: np.ndarray, position: int, obs: np.ndarray) -> None:
     """Store an environment's observation in its row.
 
     Raises:
-        ValueError: it does not have its space's shape; NumPy would silently broadcast it.
+        ReturnError: it does not have its space's shape; NumPy would silently broadcast it.
     """
     if obs.shape != array.shape[1:]:
-        raise ValueError(f"an observation has shape {obs.shape}, but its space has shape {array.shape[1:]}")
+        raise ReturnError(f"an observation has shape {obs.shape}, but its space has shape {array.shape[1:]}")
     array[position] = obs
+
+
+def _reset(env: Env, seed: int | None = None) -> np.ndarray:
+    try:
+        return env.reset(seed=seed)[0]
+    except (Exception, SystemExit) as error:
+        raise failure(env, error) from error

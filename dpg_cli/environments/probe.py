@@ -12,8 +12,10 @@ import numpy as np
 from gymnasium import wrappers
 
 from dpg_cli.environments.pool import Pool
+from dpg_cli.environments.returns import as_number, check_api
 from dpg_cli.environments.shared import SharedState
 from dpg_cli.environments.state import CannotCopy, Constants, Env, constants, get_state, layers, set_state
+from dpg_cli.errors import UserError
 
 EPISODES, LENGTH = 3, 10  # short episodes with resets as in training
 SLOW = 1.0  # seconds to create an environment, from which on evaluations keep theirs
@@ -52,23 +54,29 @@ class Findings:
         return self.copy_problem is not None and self.make_seconds < SLOW
 
 
-def probe(create: Callable[[], Env], *, single: bool = False) -> Findings:
+def probe(env_id: str, create: Callable[[], Env], *, single: bool = False) -> Findings:
     """Run a few short episodes with two environments.
 
     Args:
+        env_id: for messages.
         create: gives an environment in the state in which it was created, a `Pool` or anything like it.
         single: whether only one environment can exist; it is then compared with itself.
 
     Raises:
-        UserError: an environment cannot be created.
+        UserError: an environment cannot be created, or does not have Gymnasium's interface.
     """
     start = time.perf_counter()
     original = create()
     fixed = constants(original)
     found = Findings(make_seconds=time.perf_counter() - start, statistics=_statistics(original))
-    copy = original if single else create()
+    try:
+        copy = original if single else create()
+    except UserError as error:
+        original.close()
+        raise UserError(f"{error}. One was created before: if only one can exist, set eval.episodes=0") from error
     shared = SharedState(original)
     try:
+        check_api(env_id, original)
         first = np.array(original.reset(seed=0)[0])
         found.ignores_seed = not _same(first, copy.reset(seed=0)[0])
         before = SharedState(original)
@@ -81,6 +89,8 @@ def probe(create: Callable[[], Env], *, single: bool = False) -> Findings:
                 found.step_seconds.append(time.perf_counter() - start)
         found.changes = before.changes()
         found.copy_problem = _copy_problem(original, copy, fixed, actions)
+    except UserError:
+        raise
     except CannotCopy as error:
         found.copy_problem = str(error)
     except (Exception, SystemExit) as error:  # raised by the environment; training shows whether it matters
@@ -124,7 +134,7 @@ def _step(env: Env, action: np.ndarray) -> tuple[Any, ...]:
     obs = np.array(obs)  # it may lie in the environment's own memory
     if terminated or truncated:
         obs = np.array(env.reset()[0])
-    return obs, reward, terminated, truncated
+    return obs, as_number(reward, env), terminated, truncated
 
 
 def _statistics(env: Env) -> str | None:
