@@ -158,6 +158,7 @@ def train(
     outcome = Outcome([[] for _ in seeds])
     watch = Stopwatch()
     saved = -1 if start is None else start[0].step  # the step of the last checkpoint
+    training_lost = True  # where an environment raises, unless that was in an evaluation
 
     def updates_due(step: int) -> int:
         return math.floor(max(step - first_update, 0) * schedule.updates_per_step)
@@ -175,6 +176,7 @@ def train(
         watch = Stopwatch()
 
     def run_evaluation(step: int) -> None:
+        nonlocal training_lost
         with watch.paused():
             if evaluation_envs is None:
                 return
@@ -183,6 +185,9 @@ def train(
             except StopRequested:
                 outcome.interrupted = True
                 return
+            except SimulatorError:
+                training_lost = False
+                raise
             for member, evaluation in enumerate(evaluations):
                 recorders[member].evaluation(step, evaluation)
                 outcome.evaluations[member].append((step, float(np.mean(evaluation.returns))))
@@ -275,9 +280,9 @@ def train(
             record(outcome.step)
         if not crossed(schedule.eval_every, outcome.step):
             run_evaluation(outcome.step)
-    except SimulatorError:  # the networks are those of the last complete step, the simulators are lost
+    except SimulatorError:  # the networks are those of the last complete step
         if saved < outcome.step:
-            environments.copyable = False
+            environments.copyable &= not training_lost
             save_checkpoint(outcome.step, evaluation_due=evaluation_due)
         raise
     return outcome

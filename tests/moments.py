@@ -16,9 +16,9 @@ from dpg_cli.storage.atomic import Disk
 START = [
     (config, "compose"),
     (build, "check"),
+    (build, "probe"),
     (run_dir, "claim"),
     (job, "begin"),
-    (job, "copies_exactly"),
     (job, "build"),
     (metrics.Recorder, "__init__"),
 ]

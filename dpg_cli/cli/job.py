@@ -20,6 +20,7 @@ from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.cli.stepping import choose_stepping
 from dpg_cli.config import TrainConfig, asks_for_trust
 from dpg_cli.environments.evaluation import Evaluation
+from dpg_cli.environments.returns import ReturnError
 from dpg_cli.environments.rollout import Episode
 from dpg_cli.errors import DiskError, DivergedError, SimulatorError, UserError, one_line
 from dpg_cli.metrics import Recorder
@@ -186,7 +187,7 @@ def _train(
 
 def _reason(error: BaseException, folders: Sequence[Path]) -> str:
     """Why a run failed, in one line."""
-    expected = isinstance(error, DivergedError | DiskError | SimulatorError | UserError)
+    expected = isinstance(error, DivergedError | DiskError | ReturnError | SimulatorError | UserError)
     message = one_line(error if expected else f"{type(error).__name__}: {error}")
     if not isinstance(error, MemoryError) and not re.search("out of memory|ALLOC_FAILED", message):
         return message

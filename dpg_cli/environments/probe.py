@@ -94,7 +94,7 @@ def probe(env_id: str, create: Callable[[], Env], *, single: bool = False) -> Fi
     except CannotCopy as error:
         found.copy_problem = str(error)
     except (Exception, SystemExit) as error:  # raised by the environment; training shows whether it matters
-        found.copy_problem = f"trying it raised {type(error).__name__}"
+        found.copy_problem, found.thread_problem = f"trying it raised {type(error).__name__}", "it could not be tried"
     finally:
         shared.restore()
         for env in {id(env): env for env in (original, copy)}.values():
@@ -106,8 +106,6 @@ def probe(env_id: str, create: Callable[[], Env], *, single: bool = False) -> Fi
         found.thread_problem = "its metadata says that it is not thread-safe"
     elif found.changes:
         found.thread_problem = f"its steps or resets change {found.changes[0]}"
-    elif not found.step_seconds:
-        found.thread_problem = "it could not be tried"
     return found
 
 

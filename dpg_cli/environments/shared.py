@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import random
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from dpg_cli.environments.state import CannotCopy, Env, encode, layers, restored
 
 # Packages whose state is not looked at: it is the same for all environments, or their authors' business.
 KNOWN_PACKAGES = {"dpg_cli", "gymnasium", "mujoco", "numpy", "torch"} | sys.stdlib_module_names
+LARGE = 2**20  # bytes of an array, from which on only a digest is kept, and a change is not undone
 
 
 class Place(NamedTuple):
@@ -74,6 +76,10 @@ def _attributes(holder: Any, prefix: str, owner: Env) -> dict[str, Place]:
     found = {}
     for name, current in vars(holder).items():
         if name.startswith("__"):  # Python's own, such as the record of a module's warnings
+            continue
+        if isinstance(current, np.ndarray) and current.nbytes > LARGE and current.dtype.kind in "biuf":
+            digest = hashlib.sha256(np.ascontiguousarray(current).data).hexdigest()
+            found[f"{prefix}.{name}"] = Place(digest, lambda: None)
             continue
         with contextlib.suppress(CannotCopy, RecursionError):  # it is not plain data
             value = encode(current, name, owner)

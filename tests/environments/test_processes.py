@@ -26,6 +26,7 @@ from dpg_cli.environments.group import LocalEnvs
 from dpg_cli.environments.make import make_env
 from dpg_cli.environments.processes import EnvProcessError, EnvProcesses
 from dpg_cli.environments.stepper import Stepper
+from dpg_cli.errors import SimulatorError
 
 TIMEOUT = 30.0  # seconds; only a test that fails waits for so long
 SEVERAL = [TOY, *SMALL, "num_seeds=2", "num_envs=2", "eval.episodes=3", "noise=ou", "hydra.run.dir=run"]
@@ -114,12 +115,15 @@ def test_processes_return_and_raise_what_a_plain_loop_does(scripted, scripts, ki
     [("local", "LocalError: of no module"), ("two", "WithTwoArgumentsError: 1 and 2")],
 )
 def test_an_error_that_cannot_be_pickled_is_named(scripted, script, message):
-    assert played(scripted.groups["training"], ("fine", "fine", "fine", script)) == ("RuntimeError", message)
+    assert played(scripted.groups["training"], ("fine", "fine", "fine", script)) == (
+        "SimulatorError",
+        f"the environment Scripted raised {message}",
+    )
 
 
 def test_an_error_shows_where_it_was_raised(scripted):
     envs = scripted.groups["training"]
-    with pytest.raises(RuntimeError, match="reset of") as caught:
+    with pytest.raises(SimulatorError, match="reset of") as caught:
         envs.reset([SCRIPTS.index("seeded raise")] * SIZE, np.zeros((SIZE, 2), np.float32))
     assert "toy_envs.py" in caught.value.__notes__[0]
 

@@ -19,10 +19,11 @@ from dpg_cli.cli import build, stepping
 from dpg_cli.environments import threads as env_threads
 from dpg_cli.environments.evaluation import evaluate, run_episodes
 from dpg_cli.environments.make import make_env
+from dpg_cli.environments.probe import probe
 from dpg_cli.environments.rollout import Environments, collect
-from dpg_cli.environments.state import copies_exactly
-from dpg_cli.environments.threads import PLAIN_LOOP, TRIALS, EnvThreads, ThreadSafety
-from dpg_cli.errors import DivergedError
+from dpg_cli.environments.shared import SharedState
+from dpg_cli.environments.threads import PLAIN_LOOP, TRIALS, EnvThreads
+from dpg_cli.errors import DivergedError, SimulatorError
 from dpg_cli.noise import NoNoise
 from dpg_cli.seeding import Purpose, generator
 
@@ -158,7 +159,7 @@ def test_the_first_error_in_order_is_raised_whichever_comes_first_in_time(new_th
     environments = Environments(local([envs], threads=new_threads(3)), (0,))
     environments.reset()
     environments.step(6, np.zeros((1, 6, 1)))
-    with pytest.raises(error, match="fourth"):
+    with pytest.raises(SimulatorError, match=f"{error.__name__}: fourth"):
         environments.step(12, np.zeros((1, 6, 1)))
 
 
@@ -225,9 +226,7 @@ def test_an_environment_that_hangs_is_not_closed(monkeypatch):
 
 
 def problem_of(make):
-    safety = ThreadSafety()
-    copies_exactly(make, watch=safety.watch)
-    return safety.problem
+    return probe("Any-v0", make).thread_problem
 
 
 UNSAFE = {
@@ -349,17 +348,13 @@ def test_large_shared_data_is_compared_without_copying_it(monkeypatch):
     import toy_envs
 
     monkeypatch.setattr(toy_envs, "DATA", np.zeros(20_000_000), raising=False)
-    env, safety = make_env("toy_envs:Toy/Reach-v0"), ThreadSafety()
+    env = make_env("toy_envs:Toy/Reach-v0")
     tracemalloc.start()
-    with safety.watch(env):
-        toy_envs.DATA[7] = 1
+    before = SharedState(env)
+    toy_envs.DATA[7] = 1
+    changes = before.changes()
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     env.close()
-    assert safety.problem == "its steps or resets change the global toy_envs.DATA"
+    assert changes == ["the global toy_envs.DATA"]
     assert most < 10_000_000
-
-
-def test_nothing_is_compared_where_only_a_plain_loop_is_possible(train, monkeypatch):
-    monkeypatch.setattr(ThreadSafety, "watch", None)
-    assert train("env=toy_envs:Toy/Reach-v0", *SMALL)[0] == 0

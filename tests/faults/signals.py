@@ -20,7 +20,7 @@ SIGNALS = list(itertools.product(SIGNAL_MOMENTS, HANDLED, (1, 2)))
 def signals(case: Case) -> None:
     """A signal at a random call of a kind, once or twice, then resume."""
     moment, number, times = SIGNALS[case.number]
-    start_up = ["compose", "check", "claim", "begin", "copies_exactly", "build", "recorder"]
+    start_up = ["compose", "check", "probe", "claim", "begin", "build", "recorder"]
     name = str(case.random.choice(["Pendulum-v1", "HalfCheetah-v4", "HalfCheetah-v4, 2 environments, wrapped"]))
     envs = 2 if "num_envs=2" in RUNS[name] else 1
     highest = {"random steps": 30 // envs, "learning": 125, "evaluation": 124, "checkpoint": 150, "reset": 19}
