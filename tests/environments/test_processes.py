@@ -308,13 +308,6 @@ def test_processes_take_the_place_of_threads(monkeypatch, caplog, problem, proce
     assert (figures in caplog.messages) == (problem is None)
 
 
-def test_a_container_has_the_cores_that_it_is_allowed(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    for limit, count in (("200000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("9900000 100000", 64)):
-        monkeypatch.setattr(stepping.Path, "read_text", lambda *_, limit=limit, **__: limit)
-        assert stepping.cores() == count
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_after_an_error_every_environment_is_closed_once(monkeypatch, processes):
     closed = []
