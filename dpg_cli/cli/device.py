@@ -25,6 +25,7 @@ from dpg_cli import __version__
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.captured_learner import CapturedLearner, follow
 from dpg_cli.cli.learners import choose_threads, new_algorithm, new_learner
+from dpg_cli.cli.machine import affinity
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError, one_line
@@ -148,7 +149,7 @@ def machine(gpu: torch.device) -> list[Any]:
         RuntimeError, AssertionError: the GPU cannot be used.
     """
     model = torch.cuda.get_device_name(gpu) if gpu.type == "cuda" else str(gpu)
-    return [_cpu_model(), len(os.sched_getaffinity(0)), model, torch.__version__, __version__]
+    return [_cpu_model(), affinity(), model, torch.__version__, __version__]
 
 
 def faster(gpu: torch.device, updates_per_second: dict[str, float]) -> Choice:

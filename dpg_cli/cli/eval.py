@@ -28,9 +28,11 @@ Keys
 
 def main() -> None:
     """The console script."""
+    from dpg_cli.cli.machine import require_posix
     from dpg_cli.errors import DivergedError, UserError, one_line
 
     try:
+        require_posix()
         sys.exit(_run_command(sys.argv[1:]))
     except UserError as error:
         print(f"dpg-eval: {one_line(error)}", file=sys.stderr)

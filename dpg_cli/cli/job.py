@@ -12,6 +12,7 @@ from rich.console import Console
 from dpg_cli.cli.build import build, environment_maker, sizes
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.folder import begin, config_of_member, logging_to
+from dpg_cli.cli.init import initialise
 from dpg_cli.cli.names import Label, Names, names_of
 from dpg_cli.cli.notes import notes
 from dpg_cli.cli.progress import ProgressDisplay, below_here, new_console, print_summary, quoted
@@ -148,10 +149,12 @@ def _train(
         stepping = choose_stepping(config, safety.problem, durations)
         training = build(config, copyable=copy_problem is None, **stepping._asdict())
         opened.callback(training.close)
+        initialised = initialise(config, training.algorithm) if start is None else None
         choice = choose(config, *sizes(training.environments))
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())
-        for note in filter(None, [*notes(config, training, copy_problem, safety.problem), choice.describe()]):
+        found = [*notes(config, training, copy_problem, safety.problem), initialised, choice.describe()]
+        for note in filter(None, found):
             console.print(f"note: {note}", soft_wrap=True)
         starts = [None] * len(names.folders) if start is None else start
         for path, own in zip(names.folders, starts, strict=True):

@@ -1,6 +1,5 @@
 """Build the algorithm and the learner of a checked config, on a device."""
 
-import os
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
 from dpg_cli.captured_learner import CapturedLearner
+from dpg_cli.cli.machine import affinity
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
 from dpg_cli.learner import Learner
@@ -79,7 +79,7 @@ def choose_threads(config: TrainConfig, obs_dim: int) -> int:
     largest = max((a * b for a, b in pairwise([obs_dim, *config.algo["hidden_sizes"]])), default=0)
     if config.num_seeds * config.algo["batch_size"] * largest < SMALL_PRODUCT:
         return 1
-    return min(len(os.sched_getaffinity(0)), MAX_AUTO_THREADS)
+    return min(affinity(), MAX_AUTO_THREADS)
 
 
 def named(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

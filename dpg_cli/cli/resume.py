@@ -16,6 +16,7 @@ from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.device import choose, named_device
 from dpg_cli.cli.folder import load_config, logging_to, write_configs
+from dpg_cli.cli.init import check_init
 from dpg_cli.cli.memory import most_bytes
 from dpg_cli.cli.names import members
 from dpg_cli.cli.progress import below_here, quoted
@@ -103,7 +104,7 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
     for path in folders:
         if any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES):
             raise UserError(f"resume={path}: it has results, but no checkpoints; start a new run")
-    build.check(config)
+    check_init(config, *build.check(config))
     with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)

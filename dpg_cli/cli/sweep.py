@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
+from dpg_cli.cli.init import folders_of
 from dpg_cli.cli.names import Label
 from dpg_cli.cli.progress import below_here, new_console, quoted
 from dpg_cli.cli.signals import StopRequest
@@ -117,7 +118,10 @@ class Sweep:
         for number, overrides in enumerate(self._jobs):
             try:
                 config = configs.compose(overrides)
-                resolved, name = configs.dump(configs.validate(config)), configs.job_folder(config, number)
+                checked = configs.validate(config)
+                if checked.init is not None:
+                    folders_of(checked)
+                resolved, name = configs.dump(checked), configs.job_folder(config, number)
             except UserError as error:
                 differs = self.label(number, overrides).differs
                 raise UserError(f"{error} (with {differs})" if differs else str(error)) from error

@@ -38,7 +38,7 @@ KEYS = """
 Keys
   seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
   updates_per_step, buffer_size, share_next_obs, truncation_bootstraps,
-  device, threads, env_threads, env_processes, compile, precision,
+  device, threads, env_threads, env_processes, compile, precision, init,
   eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
 
 Flags
@@ -52,9 +52,11 @@ Flags
 
 def main() -> None:
     """The console script."""
+    from dpg_cli.cli.machine import require_posix
     from dpg_cli.errors import DiskError, UserError, one_line
 
     try:
+        require_posix()
         sys.exit(_run_command(sys.argv[1:]))
     except UserError as error:
         print(f"dpg-train: {one_line(error)}", file=sys.stderr)
@@ -141,6 +143,7 @@ def _single(composed: "DictConfig") -> int:
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
     from dpg_cli.cli.handover import remove
+    from dpg_cli.cli.init import check_init
     from dpg_cli.errors import DiskError, UserError, one_line
     from dpg_cli.storage.atomic import Disk, explaining, write_whole
     from dpg_cli.storage.run_dir import claim, command_line, is_requeued
@@ -150,9 +153,10 @@ def _single(composed: "DictConfig") -> int:
     if is_requeued(folder):
         return _go_on(checked, folder)
     try:
-        build.check(checked)
+        sizes = build.check(checked)
     except SystemExit as error:
         raise UserError(f"env.id={checked.env.id}: exited the program when it was created") from error
+    check_init(checked, *sizes)
     claim(folder, "hydra.run.dir")
     try:
         with explaining(folder):  # from here on the run can be resumed

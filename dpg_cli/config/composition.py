@@ -34,7 +34,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def validate(config: DictConfig) -> TrainConfig:
-    """Resolve a composed config and check every key, type and range.
+    """Resolve a composed config and check every key, type and range. `init` becomes an absolute path.
 
     Raises:
         UserError: names the first wrong key, its value and what is expected.
@@ -45,7 +45,10 @@ def validate(config: DictConfig) -> TrainConfig:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(tree, dict)
-    return check(whole_numbers(tree))
+    checked = check(whole_numbers(tree))
+    if checked.init is None:
+        return checked
+    return checked.model_copy(update={"init": str(Path(checked.init).expanduser().resolve())})
 
 
 def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -> None:

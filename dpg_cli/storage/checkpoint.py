@@ -217,9 +217,7 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
     """
     folder = run / "checkpoints" / folder_name("step", step)
     try:
-        manifest = read_manifest(folder)
-        _, tree, tensors = (read_file(folder, name, manifest, most) for name in (POLICY, TREE, TENSORS))
-        state = unpack(json.loads(tree), load_tensors(tensors))
+        manifest, state = _manifest_and_state(folder, most)
         added, size = state["replay"]["added"], state["replay"]["size"]
         if not (type(added) is type(size) is int and 0 <= size <= added):
             raise ValueError(f"{size} of {added} transitions")
@@ -227,6 +225,45 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
     except Exception as error:
         raise _damaged(folder, error) from error
     return Loaded(step, state, transitions, manifest["best"], manifest["versions"], manifest["shards"])
+
+
+def newest_algorithm(run: Path, most: int) -> tuple[int, Mapping[str, Any], list[str]]:
+    """Load the algorithm's state from the newest checkpoint that is whole, whether or not the replay is there.
+
+    Args:
+        run: a member's run folder.
+        most: the most bytes that the state, or the policy, can have.
+
+    Returns:
+        The step, the state, and the problems of later checkpoints.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    root, problems = run / "checkpoints", list[str]()
+    for folder in reversed([] if root.is_symlink() else saved_folders(root, "step")):
+        try:
+            _, state = _manifest_and_state(folder, most)
+            if not isinstance(state["algorithm"], dict):
+                raise ValueError("the algorithm has no state")
+        except Exception as error:
+            problems.append(str(_damaged(folder, error)))
+        else:
+            return step_of(folder), state["algorithm"], problems
+    if not problems and saved_folders(root, "best"):
+        problems = ["only the policy of the best evaluation, which lacks the critics"]
+    raise UserError("there is no whole checkpoint" + (f": {problems[0]}" if problems else ""))
+
+
+def _manifest_and_state(folder: Path, most: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest of a checkpoint and the state in it, after checking every file.
+
+    Raises:
+        Exception: a file is missing, damaged or has other content.
+    """
+    manifest = read_manifest(folder)
+    _, tree, tensors = (read_file(folder, name, manifest, most) for name in (POLICY, TREE, TENSORS))
+    return manifest, unpack(json.loads(tree), load_tensors(tensors))
 
 
 def rewind(run: Path, start: Loaded, disk: Disk) -> None:
