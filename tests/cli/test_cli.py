@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
-from dpg_cli import config
+from dpg_cli import __version__, config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import job, memory
 from dpg_cli.cli.progress import ProgressDisplay
@@ -248,9 +249,35 @@ def test_what_is_probably_not_meant_is_said(train):
         (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
         (["resume=outputs/x"], "no such folder"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unknown flag"),
+        (["noise={a:1}"], "noise={a:1}: must be one of gaussian, none, ou"),
+        (["experiment={a:1}"], "experiment={a:1}: must be one of ddpg_notes, "),
+        (["hydra/launcher=[[1]]"], "hydra/launcher=[[1]]: must be one of basic"),
+        (["-m", "hydra/launcher=nonsense"], "hydra/launcher=nonsense: must be one of basic"),
+        (["-m", "algo.actor_lr=interval(0,1)"], "algo.actor_lr=interval(0,1): has no list of values"),
+        (["algo=td3", "algo=ddpg"], "algo=td3 algo=ddpg: algo is given twice"),
+        (["-m", "algo=td3,ddpg", "algo=td3"], "algo=td3,ddpg algo=td3: algo is given twice"),
+        (["algo.gamma=0.9"], "algo.gamma: unknown key; use algo.discount"),
+        (["algo.hidden_sizes=[64,", "64]"], "write 'algo.hidden_sizes=[64, 64]'"),
+        (["total_steps", "=", "5"], "total_steps = 5: write total_steps=5"),
+        (["hydra.run.dir=~/x"], "hydra.run.dir=~/x: ~ is not expanded; write hydra.run.dir=$HOME/x"),
+        (["resume=~/x"], "write resume=$HOME/x"),
+        (["--config-dir=~/x"], "write --config-dir=$HOME/x"),
+        (["hydra.job.chdir=${nothing}"], "hydra.job.chdir: Interpolation key 'nothing' not found"),
+        (["--env", "Hopper-v4"], "--env: unknown flag; write env=Hopper-v4"),
+        (["--total-timesteps=1000"], "--total-timesteps: unknown flag; write total_steps=1000"),
+        (["--lr", "3e-4"], "--lr: unknown flag; write algo.actor_lr=3e-4 algo.critic_lr=3e-4"),
+        (["--polyak", "0.995"], "--polyak: unknown flag; use algo.tau, which is 1 - polyak"),
+        (["-sc"], "-sc: takes install=SHELL or uninstall=SHELL"),
+        (["-sc", "install=x"], "-sc: takes install=SHELL or uninstall=SHELL"),
+        (["-sc", "install=[1]", "seed=1"], "-sc: takes install=SHELL or uninstall=SHELL"),
+        (["--info", "nonsense"], "--info=nonsense: should be one of all, config,"),
+        (["--info", "defaults", "-m"], "-m and --info: cannot be given together"),
+        (["--info", "algo=td4"], "did you mean td3"),
+        (["--cfg"], "-c/--cfg: expected one argument"),
+        (["--cfg", "hydra", "--package", "hydra.nonsense"], "--package=hydra.nonsense: no such key"),
         (["--config-name", "other"], "--config-name: unknown flag"),
         (["-r"], "-r: unknown flag"),
-        (["--cfg", "everything"], "--cfg=everything: should be job, hydra or all"),
+        (["--cfg", "everything"], "-c/--cfg: invalid choice: 'everything' (choose from 'job', 'hydra', 'all')"),
         (["--resolve"], "need --cfg"),
         (["--cfg", "job", "--resolve", "algo.tau=2"], "algo.tau=2"),
         (["-m", "--cfg", "job", "--resolve", "seed=1,2"], "leave out -m"),
@@ -330,6 +357,95 @@ def test_several_seeds_each_have_a_complete_run_folder(train, tmp_path):
     np.testing.assert_allclose(beside[0]["returns"], alone[0]["returns"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("command_fixture", ["train", "evaluate"])
+def test_version(request, command_fixture):
+    code, out, err = request.getfixturevalue(command_fixture)("--version")
+    assert (code, err) == (0, "")
+    versions = dict(line.split(" ") for line in out.splitlines())
+    assert versions["dpg-cli"] == __version__
+    assert {"torch", "gymnasium", "mujoco"} <= versions.keys()
+
+
+def test_flags_of_hydra_may_stand_anywhere(train):
+    code, out, err = train("algo=ddpg", "--cfg", "hydra", "--package=hydra.run", "hydra.run.dir=here")
+    assert (code, out, err) == (0, "# @package hydra.run\ndir: here\n", "")
+    assert "algo: ddpg" in train("--info", "defaults-tree", "algo=ddpg")[1]
+    assert "algo/ddpg" in train("--info", "algo=ddpg")[1]
+
+
+def test_a_folder_of_ones_own_files(train, tmp_path):
+    for group, name, text in (("noise", "loud", "name: gaussian"), ("env", "swing", "id: Pendulum-v1")):
+        (tmp_path / "own" / group).mkdir(parents=True)
+        (tmp_path / "own" / group / f"{name}.yaml").write_text(text)
+    given = ["--config-dir", "own"]
+    out = train("--help", *given)[1]
+    assert "gaussian, loud, none, ou" in out
+    assert "swing" in out
+    assert "id: Pendulum-v1" in train(*given, "env=swing", "--cfg", "job", "--resolve")[1]
+    assert "must be one of gaussian, loud, none, ou; did you mean loud?" in train(*given, "noise=lod")[2]
+    assert "--config-dir has env=swing" in train(*given, "env=swnig")[2]
+    assert "--config-dir=nowhere: no such folder" in train("--config-dir", "nowhere")[2]
+
+
+@pytest.fixture
+def own_module(tmp_path):
+    """A module in the working directory, which writes a file when it is imported."""
+    source = "from pathlib import Path\nPath('imported').touch()\n"
+    source += "import gymnasium\nfrom toy_envs import Reach\n"
+    source += "gymnasium.register('Here-v0', Reach, max_episode_steps=20)\n"
+    (tmp_path / "envs_here.py").write_text(source)
+
+    def forget():
+        (tmp_path / "imported").unlink(missing_ok=True)
+        sys.modules.pop("envs_here", None)
+        gym.registry.pop("Here-v0", None)
+        sys.path[:] = [place for place in sys.path if place != str(tmp_path)]
+
+    yield forget
+    forget()
+
+
+def test_a_module_in_the_working_directory_is_found_but_not_for_a_strangers_folder(
+    train, evaluate, tmp_path, own_module
+):
+    code, _, err = train("env=envs_here:Here-v0", *SMALL, "hydra.run.dir=run")
+    assert (code, err) == (0, "")
+    for run in (lambda *given: evaluate("run", *given), lambda *given: train("resume=run", "total_steps=80", *given)):
+        own_module()
+        code, _, err = run()
+        assert code == 2
+        assert "trust=true" in err
+        assert not (tmp_path / "imported").exists()
+        assert str(tmp_path) not in sys.path
+        code, _, err = run("trust=true")
+        assert (code, err) == (0, "")
+        assert (tmp_path / "imported").exists()
+
+
+def test_a_file_in_the_working_directory_hides_no_installed_module(train, tmp_path):
+    for name in ("gymnasium", "torch", "random"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module')")
+    arguments = ["env=Pendulum-v1", *SMALL, "hydra.run.dir=run"]
+    with installed("dpg-train", *arguments, cwd=tmp_path) as process:
+        assert process.wait(60) == 0, process.stderr.read()
+
+
+def test_eval_takes_the_folder_as_a_bare_word(train, evaluate, tmp_path):
+    arguments = ["env=Pendulum-v1", *SMALL, "env.max_episode_steps=20"]
+    folders = ["hydra.sweep.dir=sweeps/a", 'hydra.sweep.subdir="s=${seed}"']
+    assert train("-m", *arguments, "seed=0,1", *folders)[0] == 0
+    assert train(*arguments, "num_seeds=2", "hydra.run.dir=two")[0] == 0
+    code, out, err = evaluate("sweeps/a/s=0", "episodes=2")
+    assert (code, err) == (0, "")
+    assert evaluate("run=sweeps/a/s=0", "episodes=2") == (0, out, "")
+    assert evaluate("two/seed_1", "episodes=2")[0] == 0
+    below = ["sweeps/a/s=0", "sweeps/a/s=1", "two/seed_0", "two/seed_1"]
+    for parent, runs in ((".", below), ("sweeps", below[:2]), ("two", below[2:]), (str(tmp_path), below)):
+        code, out, err = evaluate(parent)
+        assert (code, err) == (2, f"dpg-eval: {parent}: holds {len(runs)} runs; name one of them\n")
+        assert [os.path.relpath(line) for line in out.splitlines()] == runs
+
+
 def test_eval(train, evaluate, tmp_path):
     assert train(TOY, *SMALL, "algo.normalize_obs=true", "hydra.run.dir=run")[0] == 0
     code, out, err = evaluate("run=run", "episodes=3", "trust=true")
@@ -345,13 +461,18 @@ def test_eval(train, evaluate, tmp_path):
     ("arguments", "message"),
     [
         (["run=nowhere"], "run=nowhere: no such folder"),
-        (["run=."], "not a run folder"),
+        (["run=."], ".: holds 1 run; name one of them"),
+        (["empty"], "run=empty: not a run folder"),
+        (["nowhere"], "run=nowhere: no such folder"),
+        (["x" * 300], "no such folder"),
+        (["run=~/x"], "write run=$HOME/x"),
+        (["run", "--episodes"], "--episodes: not of the form key=value"),
         (["episodes=3"], "run: missing"),
         (["run=run", "episode=3"], "episode: unknown key; did you mean episodes?"),
         (["run=run", "episodes=0"], "episodes=0"),
         (["run=run", "episodes=1.5"], "episodes=1.5"),
         (["run=run", "seed=-1"], "seed=-1"),
-        (["run=run", "run"], "not of the form key=value"),
+        (["run=run", "run"], "run: given twice"),
         (["run=run", "run=run"], "given twice"),
         (["run=run"], "trust=true"),
         (["run=run", "trust=true", "checkpoint=31"], "there are best, latest and [0, "),
@@ -360,6 +481,7 @@ def test_eval(train, evaluate, tmp_path):
 )
 def test_eval_mistakes(finished, evaluate, arguments, message):
     finished(TOY, *SMALL, "checkpoint.keep=3")
+    os.mkdir("empty")
     code, _out, err = evaluate(*arguments)
     assert code == 2
     assert message in err
