@@ -67,6 +67,10 @@ class Outcome:
         """Step and mean return of the best evaluation; the first of equals."""
         return max(self.evaluations[member], key=lambda evaluation: evaluation[1])
 
+    def scores(self) -> list[float]:
+        """Mean of the last ten evaluations of each member; NaN without evaluations."""
+        return [float(np.mean([mean for _, mean in own[-10:]])) if own else math.nan for own in self.evaluations]
+
     def score(self) -> float:
         """Mean of the last ten evaluations over all members, to compare runs; NaN without evaluations."""
         means = [mean for member in self.evaluations for _, mean in member[-10:]]

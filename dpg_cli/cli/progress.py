@@ -206,10 +206,10 @@ class ProgressDisplay:
 
     def _position(self) -> tuple[str, str, str]:
         """Steps, speed and time left."""
-        left = self.pace.left
+        speed, left = self.pace.speed, self.pace.left
         return (
             f"{self.pace.step:,} of {self._total:,} steps",
-            f"{self.pace.speed:,.0f} steps/s",
+            f"{f'{speed:,.0f}' if speed else '–'} steps/s",
             f"{'–' if left is None else duration(left)} left",
         )
 
@@ -229,8 +229,10 @@ class ProgressDisplay:
         grid.add_row(f"last return {self._last_episode()}", evaluation, f"best {self._best_so_far()}")
         panel = Table.grid(expand=True)
         bar = ProgressBar(self._total, min(self.pace.step, self._total))
-        for row in (Text(self._title, style="bold"), bar, grid, *([] if self._message is None else [self._message])):
+        for row in (Text(self._title, style="bold"), bar, grid):
             panel.add_row(row)
+        if self._message is not None:
+            panel.add_row(self._message)
         # The cursor rests on the empty line at the end. There, the "^C" that a terminal shows cannot wrap, which would
         # move the cursor to a line of which the panel knows nothing.
         return Group(panel, Text())
