@@ -10,12 +10,15 @@ from pathlib import Path
 
 from dpg_cli.cli.build import build, environment_maker, sizes
 from dpg_cli.cli.device import choose
+from dpg_cli.cli.disk import check_disk
 from dpg_cli.cli.folder import begin, config_of_member, logging_to
+from dpg_cli.cli.learners import choose_threads
 from dpg_cli.cli.names import Label, Names, names_of
 from dpg_cli.cli.notes import notes
 from dpg_cli.cli.progress import ProgressDisplay, below_here, duration, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.cli.stepping import choose_stepping, may_share_steps
+from dpg_cli.cli.thread_check import ThreadCheck, products_per_second
 from dpg_cli.config import TrainConfig, asks_for_trust
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.rollout import Episode
@@ -42,11 +45,21 @@ class Result:
 
 @dataclass
 class Watcher:
-    """Shows progress and keeps every `run.json` up to date."""
+    """Shows progress, keeps every `run.json` up to date, and lets the speed be watched.
+
+    Attributes:
+        display: shows the progress.
+        run_files: of the run and of each of its seeds.
+        step: environment steps made by each seed.
+        thread_check: watches the speed of learning; None if there is nothing to check.
+        learns_after: steps without updates, whose speed says nothing about threads.
+    """
 
     display: ProgressDisplay
     run_files: list[run_dir.RunFile] = field(default_factory=list)
     step: int = 0
+    thread_check: ThreadCheck | None = None
+    learns_after: int = 0
 
     def started(self, step: int, evaluations: Sequence[Sequence[tuple[int, float]]]) -> None:
         """Called before the first step, with the step and the evaluations of the checkpoint that the run resumes."""
@@ -56,7 +69,9 @@ class Watcher:
     def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
         """Called after each vector step; `step` counts environment steps per seed."""
         self.step = step
-        self.display.stepped(step, episodes)
+        window = self.display.stepped(step, episodes)
+        if window is not None and window >= self.learns_after and self.thread_check is not None:
+            self.thread_check.watch(self.display.pace.speed)
 
     def evaluating(self, steps: int) -> None:
         """Called after each step of an evaluation."""
@@ -110,7 +125,7 @@ def run(
                 for path in dict.fromkeys([folder, *names.folders]):
                     step = None if start is None else start[0].step
                     watcher.run_files.append(run_dir.RunFile(path, command, step))
-                outcome = _train(config, names, watcher, stop, start)
+                outcome = _train(config, folder, names, watcher, stop, start)
                 for run_file in watcher.run_files:
                     run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
                 ended = f"{'stopped' if outcome.interrupted else 'done'} at step {outcome.step:,} after {elapsed()}"
@@ -130,8 +145,10 @@ def run(
 
     trust = asks_for_trust(config) is not None
     if outcome.interrupted:
-        command_to_resume = f"dpg-train resume={quoted(below_here(folder))}{' trust=true' if trust else ''}"
-        say(f"{who}{ended}; resume with {command_to_resume}")
+        next_step = f"resume with dpg-train resume={quoted(below_here(folder))}{' trust=true' if trust else ''}"
+        if not config.checkpoint.replay:
+            next_step = "with checkpoint.replay=false it cannot be resumed"
+        say(f"{who}{ended}; {next_step}")
     else:
         display.print(ended)
         print_summary(display.print, outcome, names.seeds, names.folders, trust=trust, brief=label is not None)
@@ -153,6 +170,7 @@ def _started(config: TrainConfig, folder: Path, names: Names, *, new: bool) -> I
 
 def _train(
     config: TrainConfig,
+    folder: Path,
     names: Names,
     watcher: Watcher,
     stop: StopRequest,
@@ -165,11 +183,19 @@ def _train(
         stepping = choose_stepping(config, safety.problem, durations)
         training = build(config, copyable=copy_problem is None, **stepping._asdict())
         opened.callback(training.close)
-        choice = choose(config, *sizes(training.environments))
+        obs_dim, action_dim = sizes(training.environments)
+        check_disk(config, obs_dim, action_dim, folder)
+        choice = choose(config, obs_dim, action_dim)
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())
         for note in filter(None, [*notes(config, training, copy_problem, safety.problem), choice.describe()]):
             watcher.display.tell(f"note: {note}")
+        threads = choose_threads(config, obs_dim).number
+        if config.threads == "auto" and threads > 1 and choice.device.type == "cpu":
+            measure = products_per_second(config, obs_dim)
+            watcher.thread_check = ThreadCheck(threads, measure, watcher.display.tell)
+            watcher.thread_check.compare()
+            watcher.learns_after = max(config.learning_starts, config.algo["batch_size"])
         starts = [None] * len(names.folders) if start is None else start
         for path, own in zip(names.folders, starts, strict=True):
             if own is not None:
@@ -181,7 +207,8 @@ def _train(
             recorder = Recorder(path, hyperparameters, names.curves[member], files)
             opened.callback(recorder.close)
             recorders.append(recorder)
-            checkpoints.append(Checkpoints(path, versions, config.checkpoint.keep, start=own))
+            keep, keep_replay = config.checkpoint.keep, config.checkpoint.replay
+            checkpoints.append(Checkpoints(path, versions, keep, start=own, keep_replay=keep_replay))
         with watcher.display:
             return train(
                 *training,

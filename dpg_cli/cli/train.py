@@ -140,6 +140,7 @@ def _single(composed: "DictConfig") -> int:
     """Train once; returns the exit code."""
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
+    from dpg_cli.cli.disk import check_disk
     from dpg_cli.cli.handover import remove
     from dpg_cli.errors import DiskError, UserError, one_line
     from dpg_cli.storage.atomic import Disk, explaining, write_whole
@@ -150,9 +151,10 @@ def _single(composed: "DictConfig") -> int:
     if is_requeued(folder):
         return _go_on(checked, folder)
     try:
-        build.check(checked)
+        obs_dim, action_dim = build.check(checked)
     except SystemExit as error:
         raise UserError(f"env.id={checked.env.id}: exited the program when it was created") from error
+    check_disk(checked, obs_dim, action_dim, folder)
     claim(folder, "hydra.run.dir")
     try:
         with explaining(folder):  # from here on the run can be resumed
