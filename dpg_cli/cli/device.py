@@ -90,7 +90,7 @@ def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
         here = machine(gpu)
     except (RuntimeError, AssertionError) as error:  # raised by the driver, or by torch when it starts it
         return Choice(CPU, captured=False, reason=one_line(f"{type(error).__name__}: {error}"))
-    sizes = [choose_threads(config, obs_dim), obs_dim, action_dim]
+    sizes = [choose_threads(config, obs_dim).number, obs_dim, action_dim]
     key = json.dumps([here, sizes, [getattr(config, name) for name in DECIDING_KEYS]])
     if key not in _chosen:
         with _cache() as known:
@@ -171,7 +171,7 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
     small = config.model_copy(update={"buffer_size": stored, "total_steps": stored})
     steps = _transitions(small, obs_dim, action_dim)
     threads = torch.get_num_threads()
-    torch.set_num_threads(choose_threads(config, obs_dim))
+    torch.set_num_threads(choose_threads(config, obs_dim).number)
     try:
         activate(gpu)
         learner = new_learner(small, new_algorithm(small, obs_dim, action_dim, gpu), obs_dim, action_dim, captured=True)

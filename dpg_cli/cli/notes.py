@@ -1,7 +1,8 @@
 """Notes that a run prints at its start: settings that are valid but probably not intended, and facts to know."""
 
 from dpg_cli.captured_learner import CapturedLearner
-from dpg_cli.cli.build import Training
+from dpg_cli.cli.build import Training, sizes
+from dpg_cli.cli.disk import disk_note
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.make import has_time_limit
 
@@ -29,6 +30,8 @@ def notes(config: TrainConfig, training: Training, copy_problem: str | None, thr
         found.append("compile=true has no effect here: only work that is captured on a GPU is compiled")
     if not has_time_limit(training.evaluation_envs.example):
         found.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
+    if (note := disk_note(config, *sizes(training.environments))) is not None:
+        found.append(note)
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
     if first >= config.total_steps:
         found.append(

@@ -15,6 +15,7 @@ from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.device import choose, named_device
+from dpg_cli.cli.disk import check_disk
 from dpg_cli.cli.folder import load_config, logging_to, write_configs
 from dpg_cli.cli.init import check_init
 from dpg_cli.cli.memory import most_bytes
@@ -27,7 +28,8 @@ from dpg_cli.storage.untrusted import check_kinds, records
 
 # Keys that do not affect steps already taken.
 CHANGEABLE = (
-    *("total_steps", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "log.every"),
+    *("total_steps", "eval.every", "eval.episodes"),
+    *("checkpoint.every", "checkpoint.keep", "checkpoint.replay", "log.every"),
     *("device", "threads", "env_threads", "env_processes", "compile"),
 )
 CURVES = ("metrics.jsonl", "evaluations.jsonl")
@@ -76,10 +78,17 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
         return _from_the_start(config, folder, folders)
     obs_dim, action_dim = build.check(config)
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that no other process writes one
-        starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
+        try:
+            starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
+        except checkpoint.NoReplayError as error:
+            if run_dir.status(folder) == "done" and config.total_steps <= error.step:
+                print(f"{folder}: done at step {error.step:,}")
+                return 0
+            raise UserError(f"resume={error}") from error
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= continues it")
             return 0
+        check_disk(config, obs_dim, action_dim, folder)
         _warn_of_versions(starts[0])
         before, now = run_dir.device(folder), choose(config, obs_dim, action_dim).device
         if before is not None and torch.device(before).type != now.type:

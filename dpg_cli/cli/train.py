@@ -144,6 +144,7 @@ def _single(composed: "DictConfig", folders: Sequence[Path]) -> int:
     """
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
+    from dpg_cli.cli.disk import check_disk
     from dpg_cli.cli.handover import remove
     from dpg_cli.cli.init import check_init
     from dpg_cli.environments.make import UnknownIdError
@@ -156,14 +157,15 @@ def _single(composed: "DictConfig", folders: Sequence[Path]) -> int:
     if is_requeued(folder):
         return _go_on(checked, folder)
     try:
-        sizes = build.check(checked)
+        obs_dim, action_dim = build.check(checked)
     except UnknownIdError as error:
         own = set(configs.choices("env", folders)).difference(configs.choices("env"))
         close = difflib.get_close_matches(checked.env.id, own, n=1)
         raise UserError(f"{error}; --config-dir has env={close[0]}" if close else str(error)) from error
     except SystemExit as error:
         raise UserError(f"env.id={checked.env.id}: exited the program when it was created") from error
-    check_init(checked, *sizes)
+    check_init(checked, obs_dim, action_dim)
+    check_disk(checked, obs_dim, action_dim, folder)
     claim(folder, "hydra.run.dir")
     try:
         with explaining(folder):  # from here on the run can be resumed

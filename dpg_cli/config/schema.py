@@ -43,6 +43,7 @@ class CheckpointConfig(Strict):
 
     every: Count
     keep: Count
+    replay: bool = True  # older runs have no such key
 
 
 class LogConfig(Strict):

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import yaml
 from commands import SMALL, TOY, lines, without_time
-from rich.console import Console
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
@@ -26,7 +25,6 @@ from tensorboard.plugins.hparams.backend_context import Context
 from dpg_cli import __version__, config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import job, memory
-from dpg_cli.cli.progress import ProgressDisplay
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
 
@@ -177,7 +175,8 @@ def test_jobs_may_be_named_by_what_is_swept(train, tmp_path):
     assert code == 1
     assert "job 0 failed: seed 0, step 41" in err
     assert (tmp_path / "here" / "sweep" / "bad_900_1" / "run.json").exists()
-    assert f"{tmp_path}/here/sweep/bad_900_1" in (tmp_path / "here/sweep/tensorboard.flags").read_text()
+    link = tmp_path / "here" / "sweep" / "tensorboard" / "env.kwargs.bad_step=900"
+    assert str(link.readlink()) == "../bad_900_1"
 
 
 def test_a_job_without_memory_for_its_replay_fails_alone(train, tmp_path, monkeypatch):
@@ -551,13 +550,6 @@ def test_a_run_outlives_the_pipe_that_it_writes_to(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
 
 
-def test_the_panel_shows_steps_speed_and_time_left():
-    display = ProgressDisplay("td3 on Toy, seed 0", 1000, Console(width=80))
-    display.stepped(250, [])
-    lines = ["".join(s.text for s in line) for line in Console(width=80).render_lines(display)]
-    assert any("250 of 1,000 steps" in line and "steps/s" in line and "left" in line for line in lines)
-
-
 @pytest.mark.parametrize(
     ("typed", "completions"),
     [
@@ -625,16 +617,58 @@ def test_a_job_says_which_of_how_many_it_is_and_what_differs(train, tmp_path):
     scores = [re.fullmatch(r" *(\d) +(.*?) +(-?[\d.]+)", line) for line in out.splitlines()]
     named = {match[1]: match[2] for match in scores if match}
     assert named["3"] == "algo=td3 seed=4"
-    flags = (tmp_path / "sweep" / "tensorboard.flags").read_text()
-    assert f"algo=ddpg seed=3:{tmp_path / 'sweep' / '0'},algo=ddpg seed=4:" in flags
-    assert "tensorboard --flagfile sweep/tensorboard.flags" in out
+    links = {path.name: str(path.readlink()) for path in (tmp_path / "sweep" / "tensorboard").iterdir()}
+    names = ["algo=ddpg seed=3", "algo=ddpg seed=4", "algo=td3 seed=3", "algo=td3 seed=4"]
+    assert links == {name: f"../{job}" for job, name in enumerate(names)}
+    assert "tensorboard --logdir sweep/tensorboard" in out
+
+
+def test_every_line_of_a_sweep_names_its_job(train):
+    code, out, _ = train("-m", "env=toy_envs:Toy/Odd-v0", "seed=0,1", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 0
+    assert "[1/2] job 0  note: " in out
+    lines = out.partition("job  settings that differ")[0].splitlines()
+    assert all(re.match(r"\[[12]/2\] job [01] ", line) for line in lines), lines
+
+
+def test_the_table_of_a_sweep_has_the_mean_over_seeds(train):
+    code, out, _ = train("-m", TOY, "algo=ddpg,td3", "seed=3,4,5", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 0
+    scores = np.array(re.findall(r"^ *\d  algo=\w+ seed=\d +(-?[\d.]+)", out, re.MULTILINE), float).reshape(2, 3)
+    means = re.findall(r"^ *3  (algo=\w+) +(-?[\d.]+) ± ([\d.]+)$", out, re.MULTILINE)
+    assert [name for name, *_ in means] == ["algo=ddpg", "algo=td3"]
+    np.testing.assert_allclose(np.array([mean for _, mean, _ in means], float), scores.mean(axis=1), atol=0.11)
+    np.testing.assert_allclose(np.array([std for *_, std in means], float), scores.std(axis=1), atol=0.11)
+
+
+def test_the_mean_over_the_seeds_of_one_process(train, tmp_path):
+    code, out, _ = train("-m", TOY, "algo=ddpg,td3", "num_seeds=2", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 0
+    evaluations = [lines(tmp_path / f"sweep/0/seed_{seed}/evaluations.jsonl") for seed in (0, 1)]
+    scores = [np.mean([np.mean(record["returns"]) for record in own]) for own in evaluations]
+    assert re.search(rf"^ *2  algo=ddpg +{np.mean(scores):.1f} ± {np.std(scores):.1f}$", out, re.MULTILINE)
+    assert "mean ± spread over seeds" not in train("-m", TOY, "algo=ddpg,td3", *SMALL, "hydra.sweep.dir=other")[1]
+
+
+def test_names_that_are_no_file_names(train, tmp_path):
+    """A slash, a name that is too long, and two that are the same by then."""
+    long = [f"[{','.join(['4'] * count)}]" for count in (120, 121)]
+    keys = [f"{TOY},toy_envs:Toy/Drawing-v0", f"algo.hidden_sizes={','.join(long)}", *SMALL[1:], "total_steps=1"]
+    assert train("-m", *keys, "hydra.sweep.dir=sweep")[0] == 0
+    links = list((tmp_path / "sweep" / "tensorboard").iterdir())
+    assert sorted(str(path.readlink()) for path in links) == ["../0", "../1", "../2", "../3"]
+    assert all((path / "run.json").exists() for path in links)
 
 
 def test_the_hparams_tab_shows_every_run_once_and_every_key(train, tmp_path):
     """Asked of TensorBoard's own plugin, over a sweep whose first run knows fewer keys than its second."""
     assert train("-m", TOY, "algo=ddpg,td3", "num_seeds=2", *SMALL, "hydra.sweep.dir=sweep")[0] == 0
-    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "sweep"))
+    (tmp_path / "sweep").rename(tmp_path / "moved, and: renamed")
+    folder = tmp_path / "moved, and: renamed" / "tensorboard"
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(folder))
     multiplexer.Reload()
+    runs = [f"algo={algo} seed={seed}" for algo in ("ddpg", "td3") for seed in (0, 1)]
+    assert sorted(multiplexer.Runs()) == runs
     provider = data_provider.MultiplexerDataProvider(multiplexer, "")
     context = Context(TBContext(data_provider=provider))
     experiment = get_experiment.Handler(
@@ -644,9 +678,10 @@ def test_the_hparams_tab_shows_every_run_once_and_every_key(train, tmp_path):
     request.allowed_statuses.extend(api_pb2.Status.values())
     groups = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
     assert sorted(group.name for group in groups) == [
-        f"algo={algo} seed_{seed} (sweep/{job})" for job, algo in enumerate(("ddpg", "td3")) for seed in (0, 1)
+        f"algo={algo} seed={seed} (sweep/{job})" for job, algo in enumerate(("ddpg", "td3")) for seed in (0, 1)
     ]
     assert all(len(group.sessions) == 1 for group in groups)
+    assert all("eval/return_mean" in {value.name.tag for value in group.metric_values} for group in groups)
     assert {"algo.policy_delay", "algo.tau", "seed", "env.id"} <= {info.name for info in experiment.hparam_infos}
     assert "eval/return_mean" in {info.name.tag for info in experiment.metric_infos}
 

@@ -271,4 +271,4 @@ def test_every_file_says_what_it_is():
 )
 def test_small_networks_get_one_thread(monkeypatch, given, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert choose_threads(checked(*given), obs_dim=17) == threads
+    assert choose_threads(checked(*given), obs_dim=17).number == threads
