@@ -27,8 +27,19 @@ from dpg_cli.storage.shapes import check_form
 class Progress(Protocol):
     """Is told how a training progresses."""
 
+    def started(self, step: int, evaluations: Sequence[Sequence[tuple[int, float]]]) -> None:
+        """Called before the first step.
+
+        Args:
+            step: environment steps made before, per seed; 0 for a new run.
+            evaluations: by member, the step and mean return of each evaluation before.
+        """
+
     def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
         """Called after each vector step; `step` counts environment steps per seed."""
+
+    def evaluating(self, steps: int) -> None:
+        """Called after each step of an evaluation, with the steps of its longest episode so far."""
 
     def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:
         """Called after each evaluation, with one result per member."""
@@ -55,6 +66,10 @@ class Outcome:
     def best(self, member: int) -> tuple[int, float]:
         """Step and mean return of the best evaluation; the first of equals."""
         return max(self.evaluations[member], key=lambda evaluation: evaluation[1])
+
+    def scores(self) -> list[float]:
+        """Mean of the last ten evaluations of each member; NaN without evaluations."""
+        return [float(np.mean([mean for _, mean in own[-10:]])) if own else math.nan for own in self.evaluations]
 
     def score(self) -> float:
         """Mean of the last ten evaluations over all members, to compare runs; NaN without evaluations."""
@@ -181,7 +196,8 @@ def train(
             if evaluation_envs is None:
                 return
             try:
-                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, learner.act_to_evaluate)
+                act = learner.act_to_evaluate
+                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, act, progress.evaluating)
             except StopRequested:
                 outcome.interrupted = True
                 return
@@ -233,6 +249,7 @@ def train(
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise UserError(f"the checkpoint of step {start[0].step} cannot be resumed: {error}") from error
+    progress.started(outcome.step, outcome.evaluations)
     if evaluation_due:
         run_evaluation(outcome.step)
     if outcome.interrupted:  # the checkpoint at the start already says that it is due

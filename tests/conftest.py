@@ -50,6 +50,7 @@ def command(tmp_path, monkeypatch, capfd):
     """Run a command in an empty folder: its exit code, what it printed, what it complained."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", sys.argv)
+    monkeypatch.setattr("sys.path", [*sys.path])  # to which the commands add the working directory
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(logging.root, "handlers", [])
 

@@ -33,7 +33,13 @@ def composed(*overrides):
 
 class Watcher:
     def __init__(self):
-        self.steps, self.evaluations, self.lengths = [], [], []
+        self.steps, self.evaluations, self.lengths, self.steps_of_evaluations = [], [], [], []
+
+    def started(self, step, evaluations):
+        self.start = (step, evaluations[0].copy())
+
+    def evaluating(self, steps):
+        self.steps_of_evaluations.append(steps)
 
     def stepped(self, step, episodes):
         self.steps.append(step)
@@ -127,6 +133,15 @@ def test_evaluations_records_and_checkpoints_come_at_their_strides(tmp_path):
     names = sorted(p.name for p in (run.folders[0] / "checkpoints").glob("step_*"))
     assert names == ["step_000000030", "step_000000060"]  # keep: 2
     assert (run.folders[0] / "checkpoints" / "latest").readlink().name == "step_000000060"
+
+
+def test_progress_is_told_of_every_step_of_an_evaluation_and_of_the_evaluations_before_a_resume(tmp_path):
+    run = Run(tmp_path, stop_at=30)
+    assert run.watcher.start == (0, [])
+    assert run.watcher.steps_of_evaluations == [*range(1, 21)] * 2  # at 0 and 25
+    resumed = Run(tmp_path, start=30)
+    assert resumed.watcher.start == (30, run.outcome.evaluations[0])
+    assert [step for step, _ in run.outcome.evaluations[0]] == [0, 25]
 
 
 def test_with_several_environments_a_stride_fires_when_it_is_crossed(tmp_path):

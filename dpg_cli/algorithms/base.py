@@ -137,12 +137,16 @@ class Algorithm:
         """The tensors of one member's policy, by name, with a member axis of 1."""
         return {name: tensor[member : member + 1].cpu() for name, tensor in self.actor.tensors().items()}
 
-    def state(self, member: int) -> dict[str, Any]:
-        """The state of one member, from which learning resumes exactly; tensors have no member axis."""
-        state: dict[str, Any] = {
+    def networks_state(self, member: int) -> dict[str, dict[str, Tensor]]:
+        """The networks' part of `state(member)`: tensors by network and name, without a member axis."""
+        return {
             name: {key: _of_member(tensor, member) for key, tensor in network.tensors().items()}
             for name, network in self._networks()
         }
+
+    def state(self, member: int) -> dict[str, Any]:
+        """The state of one member, from which learning resumes exactly; tensors have no member axis."""
+        state: dict[str, Any] = dict(self.networks_state(member))
         for name, optimizer in self._optimizers():
             state[name] = {
                 "mean": [_of_member(tensor, member) for tensor in optimizer.network.views(optimizer.mean)],
@@ -156,17 +160,26 @@ class Algorithm:
         networks = [tensor for _, network in self._networks() for tensor in network.static_tensors()]
         return networks + [tensor for _, optimizer in self._optimizers() for tensor in optimizer.static_tensors()]
 
+    @torch.no_grad()
+    def load_networks(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Copy the networks from states of `state()` or `networks_state()`, one per member.
+
+        Raises:
+            ValueError: a tensor has another shape.
+        """
+        for name, network in self._networks():
+            for key, tensor in network.tensors().items():
+                for member, state in enumerate(states):
+                    _restore(tensor, member, state[name][key])
+
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Restore states from `state()`, one per member.
 
         Raises:
             ValueError: a tensor has another shape.
         """
+        self.load_networks(states)
         with torch.no_grad():
-            for name, network in self._networks():
-                for key, tensor in network.tensors().items():
-                    for member, state in enumerate(states):
-                        _restore(tensor, member, state[name][key])
             for name, optimizer in self._optimizers():
                 optimizer.set_count(states[0][name]["count"])
                 for key, own in (("mean", optimizer.mean), ("square", optimizer.square)):

@@ -1,32 +1,37 @@
 """Plain `key=value` arguments and exit codes, for commands and scripts that do not use Hydra."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from dpg_cli.errors import UserError, one_line
 
 
-def parse(arguments: Sequence[str], known: Sequence[str], required: Sequence[str]) -> dict[str, str]:
+def parse(
+    arguments: Sequence[str], known: Sequence[str], required: Sequence[str], bare: str | None = None
+) -> dict[str, str]:
     """The values of a command line, by key.
 
     Args:
         arguments: as given on the command line.
         known: all valid keys.
         required: the keys that must be given.
+        bare: the key of a path that may be given as a bare word; a path that exists may hold a `=`.
 
     Raises:
         UserError: an argument is not key=value, or a key is unknown, repeated or missing.
     """
     values: dict[str, str] = {}
     for argument in arguments:
+        check_home(argument)
         key, equals, value = argument.partition("=")
-        if not equals:
+        if bare is not None and (os.path.exists(argument) if equals else not argument.startswith("-")):
+            key, value = bare, argument
+        elif not equals:
             raise UserError(f"{argument}: not of the form key=value")
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
-            raise UserError(f"{key}: unknown key{hint}")
+            raise UserError(f"{key}: unknown key{_hint(key, known)}")
         if key in values:
             raise UserError(f"{key}: given twice")
         values[key] = value
@@ -34,6 +39,26 @@ def parse(arguments: Sequence[str], known: Sequence[str], required: Sequence[str
         if not values.get(key):
             raise UserError(f"{key}: missing")
     return values
+
+
+def check_home(argument: str) -> None:
+    """Reject `key=~/path`: shells only expand a `~` at the beginning of a word, or do so for some keys and not others.
+
+    Raises:
+        UserError: shows the right form.
+    """
+    key, equals, value = argument.partition("=")
+    if equals and (value == "~" or value.startswith("~/")):
+        raise UserError(f"{argument}: ~ is not expanded; write {key}=$HOME{value[1:]}")
+
+
+def print_versions() -> None:
+    """Print the versions of dpg-cli and of what a run's numbers depend on."""
+    from dpg_cli.storage.run_dir import versions
+
+    found = dict(versions())
+    for name, version in {"dpg-cli": found.pop("dpg_cli"), **found}.items():
+        print(name, version)
 
 
 def whole(values: dict[str, str], key: str, default: int, minimum: int) -> int:
@@ -51,6 +76,16 @@ def whole(values: dict[str, str], key: str, default: int, minimum: int) -> int:
     if not number.is_integer() or number < minimum:
         raise UserError(f"{key}={values[key]}: should be a whole number, at least {minimum}")
     return int(number)
+
+
+def _hint(key: str, known: Sequence[str]) -> str:
+    from dpg_cli.config.names_elsewhere import counterpart
+
+    found = counterpart(key)
+    if found is not None and set(found.keys) <= set(known):
+        return f"; use {' and '.join(found.keys)}"
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
 
 
 def run_script(name: str, main: Callable[[], None]) -> None:

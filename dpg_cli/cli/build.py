@@ -127,8 +127,9 @@ def build(
         obs_dim, action_dim = sizes(example)
         choice = choose(config, obs_dim, action_dim)
         log.info("device: %s", choice.describe() or choice.device)
-        torch.set_num_threads(own_threads := choose_threads(config, obs_dim))
-        log.info("threads: %d", own_threads)
+        chosen = choose_threads(config, obs_dim)
+        torch.set_num_threads(chosen.number)
+        log.info("threads: %d (%s)", *chosen)
         activate(choice.device)
         check_memory(config, obs_dim, action_dim, choice.device)
         size, evaluation_size = config.num_seeds * config.num_envs, config.num_seeds * config.eval.episodes

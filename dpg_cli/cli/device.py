@@ -25,6 +25,7 @@ from dpg_cli import __version__
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.captured_learner import CapturedLearner, follow
 from dpg_cli.cli.learners import choose_threads, new_algorithm, new_learner
+from dpg_cli.cli.machine import affinity
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError, one_line
@@ -89,7 +90,7 @@ def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
         here = machine(gpu)
     except (RuntimeError, AssertionError) as error:  # raised by the driver, or by torch when it starts it
         return Choice(CPU, captured=False, reason=one_line(f"{type(error).__name__}: {error}"))
-    sizes = [choose_threads(config, obs_dim), obs_dim, action_dim]
+    sizes = [choose_threads(config, obs_dim).number, obs_dim, action_dim]
     key = json.dumps([here, sizes, [getattr(config, name) for name in DECIDING_KEYS]])
     if key not in _chosen:
         with _cache() as known:
@@ -148,7 +149,7 @@ def machine(gpu: torch.device) -> list[Any]:
         RuntimeError, AssertionError: the GPU cannot be used.
     """
     model = torch.cuda.get_device_name(gpu) if gpu.type == "cuda" else str(gpu)
-    return [_cpu_model(), len(os.sched_getaffinity(0)), model, torch.__version__, __version__]
+    return [_cpu_model(), affinity(), model, torch.__version__, __version__]
 
 
 def faster(gpu: torch.device, updates_per_second: dict[str, float]) -> Choice:
@@ -170,7 +171,7 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
     small = config.model_copy(update={"buffer_size": stored, "total_steps": stored})
     steps = _transitions(small, obs_dim, action_dim)
     threads = torch.get_num_threads()
-    torch.set_num_threads(choose_threads(config, obs_dim))
+    torch.set_num_threads(choose_threads(config, obs_dim).number)
     try:
         activate(gpu)
         learner = new_learner(small, new_algorithm(small, obs_dim, action_dim, gpu), obs_dim, action_dim, captured=True)

@@ -1,5 +1,6 @@
 """`dpg-eval`: run a trained policy."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,25 +13,31 @@ HELP = """\
 dpg-eval: evaluate a trained policy, without exploration noise.
 
 Examples
-  dpg-eval run=outputs/Pendulum-v1/ddpg/2026-11-22_13-27-16-377661
-  dpg-eval run=RUN_DIR checkpoint=latest episodes=100
-  dpg-eval run=RUN_DIR checkpoint=50000 seed=7
+  dpg-eval outputs/Pendulum-v1/ddpg/2026-11-22_13-27-16-377661
+  dpg-eval RUN_DIR checkpoint=latest episodes=100
+  dpg-eval RUN_DIR checkpoint=50000 seed=7
+  dpg-eval outputs                        lists the runs below a folder
 
 Keys
-  run         a run folder
+  run         the run folder; run=RUN_DIR is the same as RUN_DIR
   checkpoint  best (default), latest, or a step
   episodes    how many (default 10)
   seed        of the episodes (default 0); they never repeat the episodes of the training's evaluations
   trust       true: import the module that an id such as my_pkg:MyEnv-v0 names, and pass strings to the environment
               that may be file paths (default false)
+
+Flags
+  --version   versions of dpg-cli, torch, gymnasium, mujoco and others
 """
 
 
 def main() -> None:
     """The console script."""
+    from dpg_cli.cli.machine import require_posix
     from dpg_cli.errors import DivergedError, UserError, one_line
 
     try:
+        require_posix()
         sys.exit(_run_command(sys.argv[1:]))
     except UserError as error:
         print(f"dpg-eval: {one_line(error)}", file=sys.stderr)
@@ -50,18 +57,26 @@ def _run_command(arguments: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
 
-    from dpg_cli.cli.arguments import parse, whole
-    from dpg_cli.errors import UserError
+    from dpg_cli.cli.arguments import parse, print_versions, whole
+    from dpg_cli.errors import UserError, one_line
 
-    values = parse(arguments, ("run", "checkpoint", "episodes", "seed", "trust"), required=("run",))
+    if "--version" in arguments:
+        print_versions()
+        return 0
+    keys = ("run", "checkpoint", "episodes", "seed", "trust")
+    values = parse(arguments, keys, required=("run",), bare="run")
     episodes, seed = whole(values, "episodes", 10, minimum=1), whole(values, "seed", 0, minimum=0)
     run, which = Path(values["run"]).absolute(), values.get("checkpoint", "best")
 
-    from dpg_cli.cli.folder import load_config
+    from dpg_cli.cli.folder import load_config, runs_below
 
+    count = 0
+    for below in runs_below(run):
+        print(one_line(shlex.quote(str(below))))
+        count += 1
+    if count:
+        raise UserError(f"{run}: holds {count} {'run' if count == 1 else 'runs'}; name one of them")
     settings = load_config("run", run, values.get("trust", "false"))
-    if members := sorted(run.glob("seed_*/config.yaml")):
-        raise UserError(f"run={run}: holds several seeds; name one, such as run={members[0].parent}")
 
     import torch
 

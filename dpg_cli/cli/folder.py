@@ -2,13 +2,17 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from dpg_cli import config as configs
+from dpg_cli.cli.import_path import add_working_directory
 from dpg_cli.cli.names import members
 from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import Disk, write_whole
+
+MAX_DEPTH = 6  # at which runs are looked for below a folder: a home folder is large
 
 
 def load_config(key: str, run: Path, trust: str) -> configs.TrainConfig:
@@ -24,14 +28,34 @@ def load_config(key: str, run: Path, trust: str) -> configs.TrainConfig:
     """
     if trust not in ("true", "false"):
         raise UserError(f"trust={trust}: should be true or false")
-    if not run.is_dir():
+    if not os.path.isdir(run):  # a name that is too long raises in Path.is_dir
         raise UserError(f"{key}={run}: no such folder")
     if not (run / "config.yaml").exists():
         raise UserError(f"{key}={run}: not a run folder: it has no config.yaml")
     config = configs.load_from(run)
     if trust != "true" and (reason := configs.asks_for_trust(config)) is not None:
         raise UserError(f"{reason}; if you trust it, trust=true")
+    if trust == "true":
+        add_working_directory()
     return config
+
+
+def runs_below(folder: Path) -> Iterator[Path]:
+    """The run folders of single seeds below a folder, as they are found. Neither links nor hidden folders are followed.
+
+    Args:
+        folder: such as `outputs`; in a run folder only its seeds are looked for.
+    """
+    for where, folders, files in os.walk(folder):
+        path = Path(where)
+        if {"config.yaml", "run.json"} <= set(files):
+            folders[:] = sorted(name for name in folders if name.startswith("seed_"))
+            if not folders and path != folder:
+                yield path
+        elif len(path.parts) - len(folder.parts) < MAX_DEPTH:
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        else:
+            folders.clear()
 
 
 def begin(config: configs.TrainConfig, folder: Path) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dpg_cli.config import config_dir, user_error
+from dpg_cli.errors import UserError, one_line
 
 
 def hand_over(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
@@ -29,6 +30,23 @@ def hand_over(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> No
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise user_error(error, arguments) from error
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Let Hydra print something; returns the exit code. No task runs, so every error is the command line's.
+
+    Raises:
+        UserError: Hydra cannot print it.
+    """
+    try:
+        hand_over(lambda _: None, arguments)
+    except UserError:
+        raise
+    except SystemExit as ended:
+        return 2 if ended.code else 0
+    except Exception as error:
+        raise UserError(f"hydra: {type(error).__name__}: {one_line(error)}") from error
+    return 0
 
 
 def openly(override: str) -> str:

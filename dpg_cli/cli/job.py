@@ -3,21 +3,24 @@
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from dpg_cli.cli.build import Checked, build, check
 from dpg_cli.cli.device import choose
+from dpg_cli.cli.disk import check_disk
 from dpg_cli.cli.folder import begin, config_of_member, logging_to
 from dpg_cli.cli.here import below_here
+from dpg_cli.cli.init import initialise
+from dpg_cli.cli.learners import choose_threads
 from dpg_cli.cli.names import Label, Names, names_of
 from dpg_cli.cli.notes import notes
-from dpg_cli.cli.progress import ProgressDisplay, new_console, print_summary, quoted
+from dpg_cli.cli.progress import ProgressDisplay, duration, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.cli.stepping import choose_stepping
+from dpg_cli.cli.thread_check import ThreadCheck, products_per_second
 from dpg_cli.config import TrainConfig, asks_for_trust
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.returns import ReturnError
@@ -43,16 +46,37 @@ class Result:
 
 @dataclass
 class Watcher:
-    """Shows progress and keeps every `run.json` up to date."""
+    """Shows progress, keeps every `run.json` up to date, and lets the speed be watched.
+
+    Attributes:
+        display: shows the progress.
+        run_files: of the run and of each of its seeds.
+        step: environment steps made by each seed.
+        thread_check: watches the speed of learning; None if there is nothing to check.
+        learns_after: steps without updates, whose speed says nothing about threads.
+    """
 
     display: ProgressDisplay
     run_files: list[run_dir.RunFile] = field(default_factory=list)
     step: int = 0
+    thread_check: ThreadCheck | None = None
+    learns_after: int = 0
+
+    def started(self, step: int, evaluations: Sequence[Sequence[tuple[int, float]]]) -> None:
+        """Called before the first step, with the step and the evaluations of the checkpoint that the run resumes."""
+        self.step = step
+        self.display.started(step, evaluations)
 
     def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
         """Called after each vector step; `step` counts environment steps per seed."""
         self.step = step
-        self.display.stepped(step, episodes)
+        window = self.display.stepped(step, episodes)
+        if window is not None and window >= self.learns_after and self.thread_check is not None:
+            self.thread_check.watch(self.display.pace.speed)
+
+    def evaluating(self, steps: int) -> None:
+        """Called after each step of an evaluation."""
+        self.display.evaluating(steps)
 
     def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:
         """Called after each evaluation, with one result per member."""
@@ -85,8 +109,15 @@ def run(
         start: the checkpoints to resume from, one per member; the caller has locked their folders. None for a new run.
         checked: what `build.check` has returned; None if it was not called.
     """
-    names, console, stop = names_of(config, folder, label), new_console(), StopRequest()
-    watcher = Watcher(ProgressDisplay(names.title, config.total_steps, console, names.position))
+    names = names_of(config, folder, label)
+    display = ProgressDisplay(names.title, config.total_steps, new_console(), names.position)
+    watcher = Watcher(display, step=0 if start is None else start[0].step)
+    stop, began = StopRequest(display.notify), time.monotonic()
+    who = f"dpg-train: {names.position} " if names.position else "dpg-train: "
+
+    def elapsed() -> str:
+        return duration(time.monotonic() - began)
+
     with contextlib.ExitStack() as resources:
         logging.raiseExceptions = False  # no traceback on the terminal for each line that a full disk drops
         logging.captureWarnings(True)  # into the log; the terminal belongs to the progress display
@@ -97,35 +128,41 @@ def run(
                 for path in dict.fromkeys([folder, *names.folders]):
                     step = None if start is None else start[0].step
                     watcher.run_files.append(run_dir.RunFile(path, command, step))
-                outcome = _train(config, names, watcher, stop, console, start, checked or check(config))
+                outcome = _train(config, folder, names, watcher, stop, start, checked or check(config))
                 for run_file in watcher.run_files:
                     run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
+                ended = f"{'stopped' if outcome.interrupted else 'done'} at step {outcome.step:,} after {elapsed()}"
+                log.info(ended)
         except ForcedStop as forced:
+            log.info("stopped at once at step %s after %s", f"{watcher.step:,}", elapsed())
             watcher.stopped("interrupted")
             return Result(int(str(forced.code)))
         except BaseException as error:  # a simulator's SystemExit must not look like success
             message = _reason(error, names.folders)
-            log.exception("failed")
+            log.exception("failed at step %s after %s", f"{watcher.step:,}", elapsed())
             watcher.stopped("failed", message)
-            which = f"{names.position} " if names.position else ""
             where = f" (log: {folder / 'train.log'})" if (folder / "train.log").exists() else ""
-            when = f" at step {watcher.step:,}" if isinstance(error, SimulatorError) else ""
-            resume = f"; resume with {_resume_command(config, folder)}" if isinstance(error, SimulatorError) else ""
-            say(f"dpg-train: {which}failed{when}: {message}{resume}{where}")
+            when, hint = "", ""
+            if isinstance(error, SimulatorError):
+                when, hint = f" at step {watcher.step:,}", f"; {_how_to_resume(config, folder)}"
+            say(f"{who}failed{when}: {message}{hint}{where}")
             code = 2 if isinstance(error, UserError) and label is None else 1
             return Result(code if stop.signal is None else 128 + stop.signal, error=message)
 
     trust = asks_for_trust(config) is not None
     if outcome.interrupted:
-        say(f"dpg-train: stopped at step {outcome.step:,}; resume with {_resume_command(config, folder)}")
+        say(f"{who}{ended}; {_how_to_resume(config, folder)}")
     else:
-        print_summary(console, outcome, names.seeds, names.folders, trust=trust, brief=label is not None)
+        display.print(ended)
+        print_summary(display.print, outcome, names.seeds, names.folders, trust=trust, brief=label is not None)
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
 
 
-def _resume_command(config: TrainConfig, folder: Path) -> str:
+def _how_to_resume(config: TrainConfig, folder: Path) -> str:
+    if not config.checkpoint.replay:
+        return "with checkpoint.replay=false it cannot be resumed"
     trust = "" if asks_for_trust(config) is None else " trust=true"
-    return f"dpg-train resume={quoted(below_here(folder))}{trust}"
+    return f"resume with dpg-train resume={quoted(below_here(folder))}{trust}"
 
 
 @contextlib.contextmanager
@@ -143,10 +180,10 @@ def _started(config: TrainConfig, folder: Path, names: Names, *, new: bool) -> I
 
 def _train(
     config: TrainConfig,
+    folder: Path,
     names: Names,
     watcher: Watcher,
     stop: StopRequest,
-    console: Console,
     start: Sequence[Loaded] | None,
     checked: Checked,
 ) -> Outcome:
@@ -156,11 +193,19 @@ def _train(
         copyable = found.copy_problem is None
         training = build(config, checked.pool, copyable=copyable, renew=found.can_renew, **stepping._asdict())
         opened.callback(training.close)
+        initialised = initialise(config, training.algorithm) if start is None else None
+        check_disk(config, checked.obs_dim, checked.action_dim, folder)
         choice = choose(config, checked.obs_dim, checked.action_dim)
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())
-        for note in filter(None, [*notes(config, training, found), choice.describe()]):
-            console.print(f"note: {note}", soft_wrap=True)
+        for note in filter(None, [*notes(config, training, found), initialised, choice.describe()]):
+            watcher.display.tell(f"note: {note}")
+        threads = choose_threads(config, checked.obs_dim).number
+        if config.threads == "auto" and threads > 1 and choice.device.type == "cpu":
+            measure = products_per_second(config, checked.obs_dim)
+            watcher.thread_check = ThreadCheck(threads, measure, watcher.display.tell)
+            watcher.thread_check.compare()
+            watcher.learns_after = max(config.learning_starts, config.algo["batch_size"])
         starts = [None] * len(names.folders) if start is None else start
         for path, own in zip(names.folders, starts, strict=True):
             if own is not None:
@@ -172,7 +217,8 @@ def _train(
             recorder = Recorder(path, hyperparameters, names.curves[member], files)
             opened.callback(recorder.close)
             recorders.append(recorder)
-            checkpoints.append(Checkpoints(path, versions, config.checkpoint.keep, start=own))
+            keep, keep_replay = config.checkpoint.keep, config.checkpoint.replay
+            checkpoints.append(Checkpoints(path, versions, keep, start=own, keep_replay=keep_replay))
         with watcher.display:
             return train(
                 *training,

@@ -1,14 +1,14 @@
 """Build the algorithm and the learner of a checked config, on a device."""
 
-import os
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
 from dpg_cli.captured_learner import CapturedLearner
+from dpg_cli.cli.machine import affinity
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
 from dpg_cli.learner import Learner
@@ -18,6 +18,13 @@ from dpg_cli.seeding import Purpose, torch_generator
 
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
 SMALL_PRODUCT = 2**20  # multiplications of a layer; below it, waking a second thread costs more than it saves
+
+
+class Threads(NamedTuple):
+    """The number of torch's threads, and why it was chosen."""
+
+    number: int
+    why: str
 
 
 def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: torch.device) -> Algorithm:
@@ -72,14 +79,21 @@ def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_
     return Learner(algorithm, Replay(*sizes, streams, device, dtype, config.num_envs, share_next_obs=shared))
 
 
-def choose_threads(config: TrainConfig, obs_dim: int) -> int:
+def choose_threads(config: TrainConfig, obs_dim: int) -> Threads:
     """Torch's threads. `auto` is one if all products are small, else all cores up to `MAX_AUTO_THREADS`."""
     if config.threads != "auto":
-        return config.threads
-    largest = max((a * b for a, b in pairwise([obs_dim, *config.algo["hidden_sizes"]])), default=0)
-    if config.num_seeds * config.algo["batch_size"] * largest < SMALL_PRODUCT:
-        return 1
-    return min(len(os.sched_getaffinity(0)), MAX_AUTO_THREADS)
+        return Threads(config.threads, "as configured")
+    rows, (inputs, outputs) = config.num_seeds * config.algo["batch_size"], largest_product(config, obs_dim)
+    if rows * inputs * outputs < SMALL_PRODUCT:
+        return Threads(1, f"threads=auto: the largest product, {rows} x {inputs} x {outputs}, is small")
+    cores = affinity()
+    return Threads(min(cores, MAX_AUTO_THREADS), f"threads=auto: {cores} cores, at most {MAX_AUTO_THREADS} threads")
+
+
+def largest_product(config: TrainConfig, obs_dim: int) -> tuple[int, int]:
+    """Inputs and outputs of the layer with the most weights, up to the last hidden layer."""
+    layers = pairwise([obs_dim, *config.algo["hidden_sizes"]])
+    return max(layers, key=lambda layer: layer[0] * layer[1], default=(0, 0))
 
 
 def named(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -3,12 +3,11 @@
 The operating system gives the replay its memory only as it fills, so too large a run would fail hours later.
 """
 
-import contextlib
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 
+from dpg_cli.cli.machine import available_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
 from dpg_cli.precision import PRECISIONS
@@ -80,18 +79,6 @@ def update_bytes(config: TrainConfig) -> int:
 def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Most bytes of one seed's stored state or policy. Larger files, which a stranger may have made, are not read."""
     return min(2 * learner_bytes(config, obs_dim, action_dim) + ENVIRONMENT_BYTES, available_memory() // 2)
-
-
-def available_memory() -> int:
-    """Free bytes of the machine, or of the container of this process."""
-    about = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(about["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError, KeyError):  # no container, no limit, or an old kernel
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        available = min(available, limit - used + int(stat["inactive_file"]))  # the kernel frees cached files on demand
-    return available
 
 
 def free_gpu_memory(device: torch.device) -> int:

@@ -52,7 +52,8 @@ def names_of(config: TrainConfig, folder: Path, label: Label | None = None) -> N
     # The settings that differ come first. The folder at the end keeps names unique.
     where = f"({'/'.join(folder.parts[-2:])})"
     differs = (label.differs if label else "") or what
-    curves = [" ".join(filter(None, (differs, "" if path == folder else path.name, where))) for path in folders]
+    own = [f"seed={seed}" if path != folder else "" for seed, path in zip(seeds, folders, strict=True)]
+    curves = [" ".join(filter(None, (differs, seed, where))) for seed in own]
     return Names(title, label.position if label else "", seeds, folders, curves)
 
 

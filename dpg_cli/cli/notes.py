@@ -3,7 +3,8 @@
 import statistics
 
 from dpg_cli.captured_learner import CapturedLearner
-from dpg_cli.cli.build import Training
+from dpg_cli.cli.build import Training, sizes
+from dpg_cli.cli.disk import disk_note
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.make import has_time_limit
 from dpg_cli.environments.probe import Findings
@@ -32,6 +33,8 @@ def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]
         lines.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     elif example.spec is not None and example.spec.max_episode_steps is not None:
         lines += _about_evaluations(config, example.spec.max_episode_steps, found)
+    if (note := disk_note(config, *sizes(example))) is not None:
+        lines.append(note)
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
     if first >= config.total_steps:
         lines.append(

@@ -1,26 +1,33 @@
-"""Progress of a training: a live panel on a terminal, otherwise one line per evaluation."""
+"""Progress of a training: a live panel on a terminal, otherwise lines."""
 
 import io
+import logging
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from dpg_cli.cli.here import below_here
+from dpg_cli.cli.pace import Pace
+from dpg_cli.cli.signals import say
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.rollout import Episode
 from dpg_cli.trainer import Outcome
+
+log = logging.getLogger(__name__)
+
+LINE_EVERY = 50.0  # seconds; with slow steps, there is still a line in every minute
 
 
 class Terminal:
@@ -69,33 +76,46 @@ def new_console() -> Console:
 
 
 class ProgressDisplay:
-    """Shows steps, speed, time left, the last training return and the best evaluation.
+    """Shows steps, speed, time left, the last training return and the last and best evaluations.
+
+    On a terminal it is a live panel. Otherwise it is a line at every evaluation, and at least one in every minute. The
+    lines are logged in both cases.
 
     Args:
         title: what is trained.
         total_steps: environment steps for each seed.
         console: where to write.
         job: which job of a sweep. Each line starts with it, since jobs may run side by side.
+        clock: in seconds.
     """
 
-    def __init__(self, title: str, total_steps: int, console: Console, job: str = ""):
+    def __init__(
+        self,
+        title: str,
+        total_steps: int,
+        console: Console,
+        job: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.pace = Pace(total_steps, clock)
         self._title = title
         self._job = f"{job}  " if job else ""
         self._total = total_steps
         self._console = console
-        self._start = time.monotonic()
-        self._window = (self._start, 0)  # time and step from which speed is measured
-        self._speed = 0.0
-        self._step = 0
+        self._clock = clock
+        self._last_line = clock()
         self._last_return: float | None = None
-        self._last: str | None = None
+        self._evaluating: int | None = None
+        self._evaluation: str | None = None
         self._best: tuple[int, float] | None = None
-        self._live = Live(self, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._message: str | None = None
+        # FORCE_COLOR makes rich take a pipe for a terminal.
+        live = console.is_interactive and console.file.isatty()
+        self._live = Live(self, console=console, refresh_per_second=4, transient=True) if live else None
 
     def __enter__(self) -> Self:
-        """Start the clock and the display."""
-        self._start = time.monotonic()
-        self._window = (self._start, 0)
+        """Start the display."""
+        log.info(self._title)
         if self._live is None:
             self._console.print(self._title, soft_wrap=True)
         else:
@@ -109,56 +129,129 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
-        """Show that each seed has made `step` environment steps, and the return of finished episodes."""
-        self._step = step
+    def tell(self, text: str) -> None:
+        """Print and log a line."""
+        log.info(text)
+        self.print(text)
+
+    def print(self, text: str) -> None:
+        """Print a line. On a terminal it stays above the panel."""
+        self._console.print(f"{self._job}{text}", soft_wrap=True)
+
+    def notify(self, text: str) -> None:
+        """Show a line at once; may be called by a signal handler.
+
+        The panel shows it itself: anything else that is written to the terminal moves the cursor, and the panel could
+        not be erased.
+        """
+        if self._live is not None and self._live.is_started:
+            self._message = text
+        else:
+            say(text)
+
+    def started(self, step: int, evaluations: Sequence[Sequence[tuple[int, float]]]) -> None:
+        """Show that a run starts at `step`, with the evaluations before it, by member."""
+        by_step = [dict(member) for member in evaluations]
+        for at in sorted(set.intersection(*map(set, by_step))):
+            self._show_evaluation(at, [means[at] for means in by_step], None)
+        self.pace.started(step, max((at for at, _ in evaluations[0]), default=None))
+
+    def stepped(self, step: int, episodes: Sequence[Episode]) -> int | None:
+        """Show that each seed has made `step` environment steps, and the return of finished episodes.
+
+        Returns:
+            The step at which a window of the speed began, if it ends here.
+        """
+        window = self.pace.stepped(step)
         if episodes:
             self._last_return = float(np.mean([episode.episode_return for episode in episodes]))
+        if window is not None:  # several times in a minute
+            self._line_if_due()
+        return window
+
+    def evaluating(self, steps: int) -> None:
+        """Show how many steps the longest episode of the present evaluation has."""
+        self._evaluating = steps
+        self._line_if_due()
 
     def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:
         """Show an evaluation. Several members are shown as their mean and spread."""
+        self.pace.evaluated(step)
+        self._evaluating = None
         means = [float(np.mean(evaluation.returns)) for evaluation in evaluations]
-        # One seed: the spread over its episodes. Several: the spread over seeds.
-        spread = float(np.std(evaluations[0].returns if len(means) == 1 else means))
+        self._show_evaluation(step, means, evaluations[0].returns)
+        self._line(f"evaluation {self._evaluation}", f"best {self._best_so_far()}")
+        if len(means) > 1:
+            log.info("evaluation of each seed: %s", ", ".join(f"{mean:.1f}" for mean in means))
+
+    def _show_evaluation(self, step: int, means: Sequence[float], returns: Sequence[float] | None) -> None:
+        """Show the mean of each member, and the returns of the first one's episodes if they are known."""
         mean = float(np.mean(means))
-        self._last = f"{mean:.1f} ± {spread:.1f}"
+        # One seed: the spread over its episodes. Several: the spread over seeds.
+        spread = means if len(means) > 1 else returns
+        self._evaluation = f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {np.std(spread):.1f}"
         if self._best is None or mean > self._best[1]:
             self._best = (step, mean)
-        if self._live is None:
-            elapsed = _duration(time.monotonic() - self._start)
-            self._console.print(
-                f"{self._job}step {step:>9,} of {self._total:,}  return {self._last}  "
-                f"best {self._best[1]:.1f}  {elapsed}",
-                soft_wrap=True,
-            )
 
-    def __rich__(self) -> Table:
+    def _line_if_due(self) -> None:
+        if self._clock() - self._last_line < LINE_EVERY:
+            return
+        self._line(*([] if self._evaluating is None else [f"evaluating: {self._evaluating:,} steps"]))
+
+    def _line(self, *more: str) -> None:
+        self._last_line = self._clock()
+        line = "  ".join([*self._position(), f"last return {self._last_episode()}", *more])
+        log.info(line)
+        if self._live is None:
+            self.print(f"{time.strftime('%H:%M:%S')}  {line}")
+
+    def _position(self) -> tuple[str, str, str]:
+        """Steps, speed and time left."""
+        speed, left = self.pace.speed, self.pace.left
+        return (
+            f"{self.pace.step:,} of {self._total:,} steps",
+            f"{f'{speed:,.0f}' if speed else '–'} steps/s",
+            f"{'–' if left is None else duration(left)} left",
+        )
+
+    def _last_episode(self) -> str:
+        return "–" if self._last_return is None else f"{self._last_return:.1f}"
+
+    def _best_so_far(self) -> str:
+        return "–" if self._best is None else f"{self._best[1]:.1f} at {self._best[0]:,}"
+
+    def __rich__(self) -> Group:
         """The panel."""
-        now = time.monotonic()
-        since, at = self._window
-        if now - since > 5.0:
-            self._speed = (self._step - at) / (now - since)
-            self._window = (now, self._step)
-        speed = self._speed or self._step / max(now - self._start, 1e-9)
-        left = _duration((self._total - self._step) / speed) if speed > 0 else "–"
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(f"{self._step:,} of {self._total:,} steps", f"{speed:,.0f} steps/s", f"{left} left")
-        training = "–" if self._last_return is None else f"{self._last_return:.1f}"
-        best = "–" if self._best is None else f"{self._best[1]:.1f} at {self._best[0]:,}"
-        grid.add_row(f"last episode {training}", f"evaluation {self._last or '–'}", f"best {best}")
+        grid.add_row(*self._position())
+        evaluation = f"evaluation {self._evaluation or '–'}"
+        if self._evaluating is not None:
+            evaluation = f"evaluating: {self._evaluating:,} steps"
+        grid.add_row(f"last return {self._last_episode()}", evaluation, f"best {self._best_so_far()}")
         panel = Table.grid(expand=True)
-        for row in (Text(self._title, style="bold"), ProgressBar(self._total, min(self._step, self._total)), grid):
+        bar = ProgressBar(self._total, min(self.pace.step, self._total))
+        for row in (Text(self._title, style="bold"), bar, grid):
             panel.add_row(row)
-        return panel
+        if self._message is not None:
+            panel.add_row(self._message)
+        # The cursor rests on the empty line at the end. There, the "^C" that a terminal shows cannot wrap, which would
+        # move the cursor to a line of which the panel knows nothing.
+        return Group(panel, Text())
 
 
 def print_summary(
-    console: Console, outcome: Outcome, seeds: Sequence[int], folders: Sequence[Path], *, trust: bool, brief: bool
+    tell: Callable[[str], None],
+    outcome: Outcome,
+    seeds: Sequence[int],
+    folders: Sequence[Path],
+    *,
+    trust: bool,
+    brief: bool,
 ) -> None:
     """Print how the training went, where its results are, and which commands to run next.
 
     Args:
-        console: where to write.
+        tell: prints a line.
         outcome: of the training.
         seeds: one per member.
         folders: one per member.
@@ -169,15 +262,12 @@ def print_summary(
     trusting = " trust=true" if trust else ""
     for member, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
         step, best = outcome.best(member)
-        console.print(
-            f"seed {seed}: last evaluation {outcome.final(member):.1f}, best {best:.1f} at step {step:,}",
-            soft_wrap=True,
-        )
+        tell(f"seed {seed}: last evaluation {outcome.final(member):.1f}, best {best:.1f} at step {step:,}")
         if not brief:
-            console.print(f"  run folder   {folder}", soft_wrap=True)
-            console.print(f"  evaluate     dpg-eval run={quoted(folder)}{trusting}", soft_wrap=True)
+            tell(f"  run folder   {folder}")
+            tell(f"  evaluate     dpg-eval run={quoted(folder)}{trusting}")
     if not brief:
-        console.print(f"  curves       tensorboard --logdir {quoted(folders[0].parent)}", soft_wrap=True)
+        tell(f"  curves       tensorboard --logdir {quoted(folders[0].parent)}")
 
 
 def quoted(path: Path) -> str:
@@ -185,7 +275,8 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, such as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

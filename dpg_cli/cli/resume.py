@@ -15,8 +15,10 @@ from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
 from dpg_cli.cli.device import choose, named_device
+from dpg_cli.cli.disk import check_disk
 from dpg_cli.cli.folder import load_config, logging_to, write_configs
 from dpg_cli.cli.here import below_here
+from dpg_cli.cli.init import check_init
 from dpg_cli.cli.memory import most_bytes
 from dpg_cli.cli.names import members
 from dpg_cli.cli.progress import quoted
@@ -27,7 +29,8 @@ from dpg_cli.storage.untrusted import check_kinds, records
 
 # Keys that do not affect steps already taken.
 CHANGEABLE = (
-    *("total_steps", "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "log.every"),
+    *("total_steps", "eval.every", "eval.episodes"),
+    *("checkpoint.every", "checkpoint.keep", "checkpoint.replay", "log.every"),
     *("device", "threads", "env_threads", "env_processes", "compile"),
 )
 CURVES = ("metrics.jsonl", "evaluations.jsonl")
@@ -77,10 +80,17 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
     checked = build.check(config)
     obs_dim, action_dim = checked.obs_dim, checked.action_dim
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that no other process writes one
-        starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
+        try:
+            starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
+        except checkpoint.NoReplayError as error:
+            if run_dir.status(folder) == "done" and config.total_steps <= error.step:
+                print(f"{folder}: done at step {error.step:,}")
+                return 0
+            raise UserError(f"resume={error}") from error
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= continues it")
             return 0
+        check_disk(config, obs_dim, action_dim, folder)
         _warn_of_versions(starts[0])
         before, now = run_dir.device(folder), choose(config, obs_dim, action_dim).device
         if before is not None and torch.device(before).type != now.type:
@@ -106,6 +116,7 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
         if any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES):
             raise UserError(f"resume={path}: it has results, but no checkpoints; start a new run")
     checked = build.check(config)
+    check_init(config, checked.obs_dim, checked.action_dim)
     with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)

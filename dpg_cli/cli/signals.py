@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -20,10 +21,14 @@ class StopRequest:
     """While active, the first signal of `HANDLED` requests a stop, and a later one raises `ForcedStop`.
 
     A signal that was ignored before, for example by nohup, stays ignored.
+
+    Args:
+        notify: shows a line at once. It is called by a signal handler.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notify: Callable[[str], None] = lambda line: say(line)) -> None:
         self.signal: int | None = None
+        self._notify = notify
         self._when = 0.0
         self._before: dict[int, Any] = {}
 
@@ -49,7 +54,7 @@ class StopRequest:
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._when = number, now
-            say("dpg-train: stopping with a checkpoint; a second signal stops at once")
+            self._notify("dpg-train: stopping with a checkpoint; a second signal stops at once")
         elif now - self._when > GRACE:
             raise ForcedStop(128 + number)
 

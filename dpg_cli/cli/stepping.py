@@ -1,14 +1,12 @@
 """Choose how the environments of a run are stepped: plain loop, threads or processes. The results are the same."""
 
-import contextlib
 import logging
 import math
-import os
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from dpg_cli.cli.machine import cores
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.threads import EnvThreads
 
@@ -74,15 +72,6 @@ def choose_env_threads(config: TrainConfig) -> int:
     if config.env_threads != "auto":
         return min(config.env_threads, _most_at_once(config))
     return min(cores(), MAX_AUTO_ENV_THREADS, _most_at_once(config)) if cores() >= MIN_ENV_CORES else 1
-
-
-def cores() -> int:
-    """The number of cores that this process may use, within the limits of its machine and container."""
-    count = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # no container, no limit, or an old kernel
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split())
-        count = max(1, min(count, quota // period))
-    return count
 
 
 def _most_at_once(config: TrainConfig) -> int:

@@ -1,12 +1,15 @@
 """`dpg-train -m`: one job for each combination of values."""
 
+import contextlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
@@ -15,12 +18,16 @@ from rich.table import Table
 from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
 from dpg_cli.cli.here import below_here
-from dpg_cli.cli.names import Label
+from dpg_cli.cli.init import folders_of
+from dpg_cli.cli.names import Label, members
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.errors import DiskError, UserError, one_line
 from dpg_cli.storage.atomic import explaining
 from dpg_cli.storage.run_dir import claim, command_line
+
+CURVES = "tensorboard"  # the folder of links in that of a sweep
+MAX_NAME = 200  # bytes of a link's name, of the 255 that file systems allow
 
 
 def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
@@ -33,7 +40,6 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     plan = Sweep(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
     plan.check()
     claim(folder, "hydra.sweep.dir")
-    curve_names = plan.write_curve_names()
     command, console = command_line(), new_console()
     between_jobs, one_after_another, begun = StopRequest(), configs.has_basic_launcher(composed), []
 
@@ -48,6 +54,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
         if not one_after_another:  # parallel jobs would compete for cores
             given = checked.model_dump(include={"threads", "env_threads", "env_processes"})
             checked = checked.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
+        plan.link_curves(number, label, checked, where)
         result = job.run(checked, where, command, label)
         plan.ended(number, label, where, result)
         if result.exit_code > 128:
@@ -62,8 +69,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     except DiskError:
         raise
     except Exception as error:
-        written_before_any_job = {"multirun.yaml", "tensorboard.flags"}
-        if begun or not (one_after_another or written_before_any_job.issuperset(os.listdir(folder))):
+        if begun or not (one_after_another or {"multirun.yaml"}.issuperset(os.listdir(folder))):
             raise
         handover.remove(folder)
         removed = True
@@ -73,7 +79,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     finally:
         failed = plan.failures()
         if not removed:
-            plan.print_scores(console, curve_names, in_this_process=one_after_another)
+            plan.print_scores(console, in_this_process=one_after_another)
             for where, reason in failed.items():
                 print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -97,7 +103,6 @@ class Sweep:
         self._folder = folder
         self._jobs = jobs
         self._planned = planned
-        self._job_folders: list[str | None] = []
         self._common = set.intersection(*(set(job) for job in jobs))
         self._results: dict[int, tuple[str, Path, job.Result]] = {}
 
@@ -118,7 +123,10 @@ class Sweep:
         for number, overrides in enumerate(self._jobs):
             try:
                 config = configs.compose(overrides)
-                resolved, name = configs.dump(configs.validate(config)), configs.job_folder(config, number)
+                checked = configs.validate(config)
+                if checked.init is not None:
+                    folders_of(checked)
+                resolved, name = configs.dump(checked), configs.job_folder(config, number)
             except UserError as error:
                 differs = self.label(number, overrides).differs
                 raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
@@ -126,48 +134,63 @@ class Sweep:
                 raise UserError(f"-m: jobs {same} and {number} would be the same run ({' '.join(overrides)})")
             if name is not None and (same := folders.setdefault(name, number)) != number:
                 raise UserError(f"hydra.sweep.subdir: jobs {same} and {number} would share the folder {name}")
-            self._job_folders.append(name)
 
     def ended(self, number: int, label: Label, folder: Path, result: job.Result) -> None:
         """Record how a job ended."""
         self._results[number] = (label.differs, folder, result)
 
-    def write_curve_names(self) -> Path | None:
-        """Write a file of TensorBoard flags that label each run by the settings that differ, not by its number.
+    def link_curves(self, number: int, label: Label, config: configs.TrainConfig, folder: Path) -> None:
+        """Link the run folders of a job in `tensorboard/`, under names that say what differs.
 
-        Returns:
-            The file; None if there is one job, or the folders are unknown or have names that the flag cannot hold.
+        TensorBoard names a run by its path. The links are relative, so that the sweep can be moved. No training needs
+        them, so errors of the disk are ignored here.
+
+        Args:
+            number: of the job.
+            label: of the job.
+            config: of the job.
+            folder: of the job.
         """
-        folder = self._folder.resolve()
-        unfit = any(character in f"{folder}{self._job_folders}" for character in ":\n") or "," in str(folder)
-        if not self._planned or None in self._job_folders or len(self._jobs) == 1 or unfit:
-            return None
-        names = [self.label(0, job).differs.translate({ord(","): " ", ord(":"): "_"}) for job in self._jobs]
-        spec = ",".join(f"{name}:{folder / str(own)}" for name, own in zip(names, self._job_folders, strict=True))
-        path = self._folder / "tensorboard.flags"
-        path.write_text(f"--logdir_spec={spec}\n", encoding="utf-8")
-        return path
+        links = self._folder / CURVES
+        seeds, runs = members(config, folder)
+        with contextlib.suppress(OSError):
+            links.mkdir(exist_ok=True)
+            for seed, run in zip(seeds, runs, strict=True):
+                name = label.differs or f"job {number}"
+                if len(runs) > 1:
+                    name = f"{name} seed={seed}"
+                link, target = links / _file_name(name), os.path.relpath(run, links)
+                if link.is_symlink() and os.readlink(link) == target:  # a launcher tries a job again
+                    continue
+                if link.is_symlink():  # names that differ in a slash, or far behind
+                    link = links / f"{_file_name(name)} job {number}"
+                link.symlink_to(target, target_is_directory=True)
 
-    def print_scores(self, console: Console, curve_names: Path | None, *, in_this_process: bool) -> None:
+    def print_scores(self, console: Console, *, in_this_process: bool) -> None:
         """Print the scores of the jobs that ran in this process, the sweep folder and the command for curves."""
-        table = Table(box=None, header_style="", pad_edge=False)
-        table.add_column("job", justify="right")
-        table.add_column("settings that differ", overflow="fold")
-        table.add_column("mean of the last ten evaluations", justify="right")
+        table = _table(["job", "settings that differ", "mean of the last ten evaluations"])
+        over_seeds: dict[str, list[float]] = {}
         for number, (differs, _, result) in self._results.items():
-            score = "failed" if result.outcome is None else f"{result.outcome.score():.1f}"
-            stopped = ", stopped early" if result.outcome is not None and result.outcome.interrupted else ""
-            table.add_row(str(number), differs, score + stopped)
+            score, settings = "failed", _without_seed(differs)
+            if result.outcome is not None:
+                stopped = ", stopped early" if result.outcome.interrupted else ""
+                score = f"{result.outcome.score():.1f}{stopped}"
+                over_seeds.setdefault(settings, []).extend(result.outcome.scores())
+            table.add_row(str(number), differs, score)
         if self._results:  # empty if a launcher ran the jobs in other processes
+            console.print(table)
+        if any(len(scores) > 1 for scores in over_seeds.values()):
+            console.print()
+            table = _table(["seeds", "settings that differ", "mean ± spread over seeds"])
+            for settings, scores in over_seeds.items():
+                table.add_row(str(len(scores)), settings, f"{np.mean(scores):.1f} ± {np.std(scores):.1f}")
             console.print(table)
         missing = len(self._jobs) - len(self._results) if self._planned and in_this_process else 0
         if missing:
             console.print(f"{missing} {'job' if missing == 1 else 'jobs'} did not start")
-        console.print(f"  sweep folder {below_here(self._folder)}", soft_wrap=True)
-        logdir = f"--logdir {quoted(below_here(self._folder))}"
-        if curve_names is not None:
-            logdir = f"--flagfile {quoted(below_here(curve_names))}"
-        console.print(f"  curves       tensorboard {logdir}", soft_wrap=True)
+        folder = below_here(self._folder)
+        console.print(f"  sweep folder {folder}", soft_wrap=True)
+        console.print(f"  curves       tensorboard --logdir {quoted(folder / CURVES)}", soft_wrap=True)
 
     def failures(self) -> dict[str, str]:
         """The reason of every failed job, by its number, or by its folder if another process ran it."""
@@ -177,6 +200,26 @@ class Sweep:
             if folder.resolve() not in known:
                 found[os.path.relpath(folder, self._folder)] = reason
         return found
+
+
+def _table(headers: Sequence[str]) -> Table:
+    """A table of a number, settings and a score."""
+    table = Table(box=None, header_style="", pad_edge=False)
+    number, settings, score = headers
+    table.add_column(number, justify="right")
+    table.add_column(settings, overflow="fold")
+    table.add_column(score, justify="right")
+    return table
+
+
+def _without_seed(differs: str) -> str:
+    """The settings that differ, except the seed."""
+    return " ".join(setting for setting in differs.split(" ") if not setting.startswith("seed="))
+
+
+def _file_name(text: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[/\x00-\x1f]", "_", text).encode()[:MAX_NAME].decode(errors="ignore").strip()
 
 
 def _failures(folder: Path) -> list[tuple[Path, str]]:

@@ -4,14 +4,15 @@ Hydra makes folders before any task runs, and ends after any error with exit cod
 the config first, claims the folder, and only then hands over to Hydra. A mistake leaves no folder behind.
 """
 
-import argparse
 import contextlib
+import difflib
 import io
 import os
 import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from dpg_cli.config import TrainConfig
-
-# Hydra's flags that print something and train nothing, besides --cfg.
-LOOKS = {"--package", "-p", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--version"}
 
 HEAD = """\
 dpg-train: train deterministic policy gradient agents.
@@ -38,7 +36,7 @@ KEYS = """
 Keys
   seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
   updates_per_step, buffer_size, share_next_obs, truncation_bootstraps,
-  device, threads, env_threads, env_processes, compile, precision,
+  device, threads, env_threads, env_processes, compile, precision, init,
   eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
 
 Flags
@@ -46,6 +44,7 @@ Flags
   --cfg job         print the config; with --resolve, as a run stores it
   --config-dir DIR  add a folder of your own YAML files
   -sc install=bash  completion: eval "$(dpg-train -sc install=bash)"
+  --version         versions of dpg-cli, torch, gymnasium, mujoco and others
   --hydra-help      all of Hydra's flags
 """
 
@@ -53,10 +52,12 @@ Flags
 def main() -> None:
     """The console script."""
     from dpg_cli.cli import here
+    from dpg_cli.cli.machine import require_posix
     from dpg_cli.errors import DiskError, UserError, one_line
 
     here.remember()
     try:
+        require_posix()
         sys.exit(_run_command(sys.argv[1:]))
     except UserError as error:
         print(f"dpg-train: {one_line(error)}", file=sys.stderr)
@@ -73,76 +74,82 @@ def main() -> None:
 
 
 def _run_command(arguments: Sequence[str]) -> int:
-    if "-h" in arguments or "--help" in arguments:
-        print(_help(), end="")
+    from dpg_cli.cli import flags as own
+    from dpg_cli.cli.arguments import check_home, print_versions
+
+    flags, rest = own.split(arguments)
+    folders = [] if flags.config_dir is None else [Path(flags.config_dir).resolve()]
+    if flags.help:
+        print(_help(folders), end="")
+        return 0
+    if flags.version:
+        print_versions()
         return 0
 
     from hydra.types import RunMode
 
     from dpg_cli import config as configs
-    from dpg_cli.cli.handover import hand_over, openly, quoted
+    from dpg_cli.cli.handover import openly, quoted, show
+    from dpg_cli.cli.import_path import add_working_directory
     from dpg_cli.errors import UserError
 
     configs.register()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-cd", "--config-dir")
-    parser.add_argument("-c", "--cfg")
-    parser.add_argument("--resolve", action="store_true")
-    flags, rest = parser.parse_known_args(arguments)
-    looks = {argument.partition("=")[0] for argument in rest if argument.startswith("-")}
-    if unknown := sorted(looks - LOOKS):
-        raise UserError(f"{unknown[0]}: unknown flag; see dpg-train --help")
-    if flags.cfg not in (None, "job", "hydra", "all"):
-        raise UserError(f"--cfg={flags.cfg}: should be job, hydra or all")
-    if flags.cfg is None and (flags.resolve or looks & {"--package", "-p"}):
-        raise UserError("--resolve and --package: need --cfg")
-    if flags.cfg is not None and flags.multirun:
-        raise UserError("--cfg: shows the config of one run; leave out -m")
-    if rest[:2] == ["-sc", "query=bash"]:
-        _complete()
+    own.check(flags, rest)
+    configs.check_spaces(rest)
+    for argument in arguments:
+        check_home(argument)
+    if flags.shell_completion and rest[0].startswith("query="):
+        _complete(rest[0])
         return 0
-    as_written = flags.cfg == "job" and flags.resolve and not looks
-    if looks or (flags.cfg is not None and not as_written):
-        hand_over(lambda _: None, [openly(argument) for argument in arguments])
-        return 0
-
-    overrides = [openly(override) for override in rest]
-    if any(override.partition("=")[0] == "resume" for override in overrides):
+    if flags.shell_completion or flags.hydra_help:
+        return show(own.for_hydra(flags, rest))
+    if any(argument.partition("=")[0] == "resume" for argument in rest):
         from dpg_cli.cli.resume import resume
 
         return resume(arguments)
-    if flags.config_dir is not None:
-        folder = Path(flags.config_dir).resolve()
-        if not folder.is_dir():
+    overrides = [openly(override) for override in rest]
+    for folder in folders:
+        if not os.path.isdir(folder):  # a name that is too long raises in Path.is_dir
             raise UserError(f"--config-dir={flags.config_dir}: no such folder")
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')},'gymnasium://']")
 
-    fixed = configs.without_sweeps(overrides) if flags.multirun else overrides
-    composed = configs.compose(fixed)
-    if as_written:
-        if composed.hydra.mode is RunMode.MULTIRUN:
+    composed = configs.compose(configs.without_sweeps(overrides) if flags.multirun else overrides)
+    mode = configs.select(composed, "hydra.mode")
+    if flags.cfg == "job" and flags.resolve and flags.package is None:
+        if mode is RunMode.MULTIRUN:
             given = {override.lstrip("+").partition("=")[0] for override in overrides}
-            swept = [f"{key}={v}" for key, v in (composed.hydra.sweeper.params or {}).items() if key not in given]
-            if swept:
+            if swept := [f"{key}={value}" for key, value in configs.of_preset(composed).items() if key not in given]:
                 note = f"this is a sweep over {' '.join(swept)}; each job also sets one of these values"
                 print(f"dpg-train: {note}", file=sys.stderr)
         print(configs.dump(configs.validate(composed)), end="")
         return 0
-    if composed.hydra.job.chdir:
+    if flags.package not in (None, "_global_") and configs.select(composed, flags.package) is None:
+        raise UserError(f"--package={flags.package}: no such key")
+    if flags.cfg is not None or flags.info is not None:
+        return show(own.for_hydra(flags, overrides))
+    if configs.select(composed, "hydra.job.chdir"):
         raise UserError("hydra.job.chdir=true: not supported; a run never changes the working directory")
-    if flags.multirun or composed.hydra.mode is RunMode.MULTIRUN:
+    add_working_directory()
+    if flags.multirun or mode is RunMode.MULTIRUN:
         from dpg_cli.cli.sweep import sweep
 
         return sweep(overrides, composed)
-    return _single(composed)
+    return _single(composed, folders)
 
 
-def _single(composed: "DictConfig") -> int:
-    """Train once; returns the exit code."""
+def _single(composed: "DictConfig", folders: Sequence[Path]) -> int:
+    """Train once; returns the exit code.
+
+    Args:
+        composed: from `compose()`.
+        folders: of the user's own YAML files, for messages.
+    """
     from dpg_cli import config as configs
     from dpg_cli.cli import build, job
+    from dpg_cli.cli.disk import check_disk
     from dpg_cli.cli.handover import remove
+    from dpg_cli.cli.init import check_init
+    from dpg_cli.environments.make import UnknownIdError
     from dpg_cli.errors import DiskError, UserError, one_line
     from dpg_cli.storage.atomic import Disk, explaining, write_whole
     from dpg_cli.storage.run_dir import claim, command_line, is_requeued
@@ -153,8 +160,14 @@ def _single(composed: "DictConfig") -> int:
         return _go_on(checked, folder)
     try:
         found = build.check(checked)
+    except UnknownIdError as error:
+        own = set(configs.choices("env", folders)).difference(configs.choices("env"))
+        close = difflib.get_close_matches(checked.env.id, own, n=1)
+        raise UserError(f"{error}; --config-dir has env={close[0]}" if close else str(error)) from error
     except SystemExit as error:
         raise UserError(f"env.id={checked.env.id}: exited the program when it was created") from error
+    check_init(checked, found.obs_dim, found.action_dim)
+    check_disk(checked, found.obs_dim, found.action_dim, folder)
     claim(folder, "hydra.run.dir")
     try:
         with explaining(folder):  # from here on the run can be resumed
@@ -193,19 +206,30 @@ def _go_on(config: "TrainConfig", folder: Path) -> int:
     return go_on(config, folder.resolve())
 
 
-def _help() -> str:
+def _help(folders: Sequence[Path]) -> str:
+    """The help.
+
+    Args:
+        folders: of the user's own YAML files, whose choices are listed too.
+    """
     from dpg_cli.config import GROUPS, choices
 
-    env = "any Gymnasium id with continuous actions, also module:Id"
     lines = [HEAD, "Groups, one choice each"]
     for group in GROUPS:
-        text = env if group == "env" else ", ".join(choices(group))
-        lines += textwrap.wrap(text, 79, initial_indent=f"  {group:12}", subsequent_indent=" " * 14)
+        names = choices(group, folders)
+        if group == "env":
+            own = [name for name in names if name not in choices(group)]
+            names = ["any Gymnasium id with continuous actions", "also module:Id", *own]
+        lines += textwrap.wrap(", ".join(names), 79, initial_indent=f"  {group:12}", subsequent_indent=" " * 14)
     return "\n".join(lines) + "\n" + KEYS
 
 
-def _complete() -> None:
-    """Complete for the shell as Hydra does, and also mid-line, after quotes and with keys of `env.kwargs`."""
+def _complete(query: str) -> None:
+    """Complete for the shell as Hydra does, and also mid-line, after quotes and with keys of `env.kwargs`.
+
+    Args:
+        query: such as `query=bash`.
+    """
     from dpg_cli.cli.handover import hand_over, openly
     from dpg_cli.config import GROUPS
 
@@ -216,7 +240,7 @@ def _complete() -> None:
     with contextlib.suppress(ValueError):  # an unclosed quote
         words = [openly(word) for word in shlex.split(before) if " " not in word]
     os.environ["COMP_LINE"] = " ".join([*(words or ["dpg-train"]), current])
-    answer = io.StringIO()
-    with contextlib.suppress(Exception), contextlib.redirect_stdout(answer):  # messages would garble the prompt
-        hand_over(lambda _: None, ["-sc", "query=bash"])
+    answer, messages = io.StringIO(), io.StringIO()  # messages would garble the prompt
+    with contextlib.suppress(Exception, SystemExit), redirect_stdout(answer), redirect_stderr(messages):
+        hand_over(lambda _: None, ["-sc", query])
     print(" ".join(f"{word}=" if word in GROUPS else word for word in answer.getvalue().split()))

@@ -10,12 +10,15 @@ from dpg_cli.config.composition import (
     has_basic_sweeper,
     job_folder,
     run,
+    select,
     user_error,
     validate,
 )
 from dpg_cli.config.files import asks_for_trust, dump, load, load_from, load_yaml, read_yaml, store_hydra
-from dpg_cli.config.overrides import combinations, parse_value, without_sweeps
+from dpg_cli.config.names_elsewhere import counterpart
+from dpg_cli.config.overrides import check_spaces, parse_value, search_folders
 from dpg_cli.config.schema import TrainConfig, changed, difference
+from dpg_cli.config.sweeps import combinations, of_preset, without_sweeps
 from dpg_cli.config.tree import GROUPS, choices, config_dir, register
 
 __all__ = [
@@ -23,10 +26,12 @@ __all__ = [
     "TrainConfig",
     "asks_for_trust",
     "changed",
+    "check_spaces",
     "choices",
     "combinations",
     "compose",
     "config_dir",
+    "counterpart",
     "difference",
     "dump",
     "folder",
@@ -36,10 +41,13 @@ __all__ = [
     "load",
     "load_from",
     "load_yaml",
+    "of_preset",
     "parse_value",
     "read_yaml",
     "register",
     "run",
+    "search_folders",
+    "select",
     "store_hydra",
     "user_error",
     "validate",

@@ -9,12 +9,12 @@ from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import configure_log, run_job
-from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dpg_cli.config.messages import explain, first_line
+from dpg_cli.config.messages import Known, explain, first_line
+from dpg_cli.config.overrides import parse, search_folders
 from dpg_cli.config.schema import TrainConfig, check, whole_numbers
 from dpg_cli.config.tree import GROUPS, config_dir
 from dpg_cli.errors import UserError
@@ -26,15 +26,15 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: an unknown key or choice, or a syntax error.
     """
+    parse(overrides)
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
-            return hydra_compose("train", list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError too
+        return _compose(overrides)
+    except Exception as error:  # of many types: Hydra's, OmegaConf's, and what odd values raise on the way
         raise user_error(error, overrides) from error
 
 
 def validate(config: DictConfig) -> TrainConfig:
-    """Resolve a composed config and check every key, type and range.
+    """Resolve a composed config and check every key, type and range. `init` becomes an absolute path.
 
     Raises:
         UserError: names the first wrong key, its value and what is expected.
@@ -45,7 +45,10 @@ def validate(config: DictConfig) -> TrainConfig:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(tree, dict)
-    return check(whole_numbers(tree))
+    checked = check(whole_numbers(tree))
+    if checked.init is None:
+        return checked
+    return checked.model_copy(update={"init": str(Path(checked.init).expanduser().resolve())})
 
 
 def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -> None:
@@ -73,24 +76,36 @@ def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -
 
 def has_basic_sweeper(composed: DictConfig) -> bool:
     """Whether Hydra's own sweeper is used. It knows all jobs before the first starts."""
-    return str(OmegaConf.select(composed, "hydra.sweeper._target_")).endswith(".BasicSweeper")
+    return str(select(composed, "hydra.sweeper._target_")).endswith(".BasicSweeper")
 
 
 def has_basic_launcher(composed: DictConfig) -> bool:
     """Whether Hydra's own launcher is used. It runs jobs in this process, one after another."""
-    return str(OmegaConf.select(composed, "hydra.launcher._target_")).endswith(".BasicLauncher")
+    return str(select(composed, "hydra.launcher._target_")).endswith(".BasicLauncher")
+
+
+def select(composed: DictConfig, key: str) -> Any:
+    """The resolved value of a key of the `hydra` node; None if there is no such key.
+
+    Raises:
+        UserError: it cannot be resolved.
+    """
+    try:
+        return OmegaConf.select(composed, key, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {first_line(error)}") from error
 
 
 def folder(composed: DictConfig, key: str) -> Path:
     """The folder that a key of the `hydra` node names.
 
     Raises:
-        UserError: it cannot be resolved.
+        UserError: it cannot be resolved, or is not a path.
     """
-    try:
-        return Path(OmegaConf.select(composed, key, throw_on_missing=True))
-    except (OmegaConfBaseException, TypeError) as error:
-        raise UserError(f"{key}: {first_line(error)}") from error
+    path = select(composed, key)
+    if not isinstance(path, str):
+        raise UserError(f"{key}={path}: must be a path")
+    return Path(path)
 
 
 def job_folder(composed: DictConfig, number: int) -> str | None:
@@ -111,16 +126,21 @@ def job_folder(composed: DictConfig, number: int) -> str | None:
 
 def user_error(error: Exception, overrides: Sequence[str]) -> UserError:
     """An error of Hydra or OmegaConf as one line that names the key."""
-    return UserError(explain(error, lambda: _known_keys(overrides)))
+    return UserError(explain(error, lambda: _known(overrides), search_folders(overrides)))
 
 
-def _known_keys(overrides: Sequence[str]) -> list[str]:
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
+        return hydra_compose("train", list(overrides), return_hydra_config=True)
+
+
+def _known(overrides: Sequence[str]) -> Known:
     """All valid keys, given the groups that these overrides choose."""
-    groups = [o for o in overrides if o.partition("=")[0] in GROUPS]
+    chosen = [text for text in overrides if text.partition("=")[0] in (*GROUPS, "hydra.searchpath")]
     try:
-        config = compose(groups)
-    except UserError:
-        return list(GROUPS)
+        config = _compose(chosen)
+    except Exception:  # one of the choices is wrong too
+        config = _compose([])
 
     def walk(node: Mapping[Any, Any], prefix: str) -> list[str]:
         keys = []
@@ -132,4 +152,4 @@ def _known_keys(overrides: Sequence[str]) -> list[str]:
 
     tree = OmegaConf.to_container(config)
     assert isinstance(tree, dict)
-    return [*walk(tree, ""), "experiment"]
+    return Known([*walk(tree, ""), "experiment"], {group: tree[group]["name"] for group in ("algo", "noise")})

@@ -3,48 +3,79 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from hydra.errors import OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from pydantic import BaseModel, ValidationError
 
-from dpg_cli.config.tree import choices
+from dpg_cli.config.names_elsewhere import counterpart
+from dpg_cli.config.tree import GROUPS, choices, keys_by_choice
 
 
-def explain(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
+class Known(NamedTuple):
+    """What there is to choose from.
+
+    Attributes:
+        keys: all valid ones.
+        chosen: the name of the algorithm and of the noise whose keys are among them, by group.
+    """
+
+    keys: Sequence[str]
+    chosen: Mapping[str, str]
+
+
+def explain(error: Exception, known: Callable[[], Known], folders: Sequence[Path]) -> str:
     """An error of Hydra or OmegaConf as one line that names the key.
 
     Args:
         error: theirs.
-        known_keys: called for all valid keys if a key is unknown.
+        known: called if a key is unknown.
+        folders: of the user's own YAML files.
     """
     text = first_line(error)
-    if match := re.search(r"Could not find '(\w+)/([^']+)'", str(error)):
-        group, name = match.groups()
-        known = choices(group)
-        return f"{group}={name}: must be one of {', '.join(known)}{_closest(name, known)}"
+    if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '([^']*)'", str(error))):
+        return _missing(match[1], error.options or (), folders)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1].partition("@")[0], known_keys())
+        return unknown_key(match[1], known())
     if match := re.search(r"Ambiguous value for argument '(.+)'", text):
         return f"{match[1]}: several values; add -m to sweep over them, or write a list as key=[a,b]"
-    if match := re.search(r"Error parsing override '(.+)'", text):
-        return f"{match[1]}: not of the form key=value ({str(error).splitlines()[1].strip()})"
+    if match := re.search(r"Sweep parameters '(.+)' requires --multirun", text):
+        return f"{match[1]}: several values; add -m to sweep over them"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not of the form key=value ({text})"
-    return text
+        return f"{error.override}: {text}"
+    if isinstance(error, RecursionError):
+        return "a value is nested too deeply"
+    return text if str(error).strip() else f"not a valid config: {text}"
+
+
+def not_a_choice(group: str, value: object, folders: Sequence[Path], of_hydra: Sequence[str]) -> str:
+    """The message about a value that names no file of a group.
+
+    Args:
+        group: such as `algo` or `hydra/launcher`.
+        value: given to it.
+        folders: of the user's own YAML files.
+        of_hydra: the choices if it is a group of Hydra's own.
+    """
+    if group == "env":
+        return f"env={value}: must be a Gymnasium id, such as Hopper-v5, or module:Id"
+    names = choices(group, folders) if group in GROUPS else of_hydra
+    return f"{group}={value}: must be one of {', '.join(names)}{_closest(str(value), names)}"
 
 
 def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str:
     """The first error of pydantic as one line. `prefix` is that of the model's keys, such as `algo.`."""
     first, *others = error.errors()
     if first["type"] == "extra_forbidden":
+        chosen = {prefix[:-1]: model.__name__} if prefix else {}
         *parents, name = (str(part) for part in first["loc"])
         for parent in parents:
             annotation = model.model_fields[parent].annotation
             assert isinstance(annotation, type)
             model = annotation
         prefix += "".join(f"{parent}." for parent in parents)
-        return _unknown_key(prefix + name, [prefix + field for field in model.model_fields])
+        return unknown_key(prefix + name, Known([prefix + field for field in model.model_fields], chosen))
     key, expected = _key(first["loc"]), _expectation(first)
     for other in others:  # the other branches of a union
         if _key(other["loc"]) == key:
@@ -52,6 +83,49 @@ def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str
     if first["type"] == "missing":
         return f"{prefix}{key}: missing"
     return f"{prefix}{key}={first['input']}: {expected}"
+
+
+def unknown_key(key: str, known: Known) -> str:
+    """The message about an unknown key: which algorithm has it, what to use in its place, or the closest key."""
+    if owner := _owner(key, known.chosen):
+        return f"{key}: {owner}"
+    if (found := counterpart(key)) and not key.startswith("hydra"):
+        use = " and ".join(found.keys)
+        remarks = [found.remark, *(_owner(k, known.chosen) for k in found.keys)]
+        return ", ".join([f"{key}: unknown key; use {use}", *filter(None, remarks)])
+    keys = [k for k in known.keys if key.startswith("hydra") or not k.startswith("hydra")]
+    last = key.rpartition(".")[2]  # perhaps only the group before it is missing or wrong
+    elsewhere = [f"{group}.{name}" for group in known.chosen for name in keys_by_choice(group)]
+    same = [k for k in [*keys, *elsewhere] if k.rpartition(".")[2] == last and k != key]
+    if not same:
+        return f"{key}: unknown key{_closest(key, keys)}"
+    close = min(same, key=lambda k: k.count("."))
+    owner = _owner(close, known.chosen)
+    return f"{key}: unknown key; did you mean {close}" + (f", {owner}?" if owner else "?")
+
+
+def first_line(error: object) -> str:
+    """The first non-empty line of a message, or the name of the error's type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _missing(path: str, options: Sequence[str], folders: Sequence[Path]) -> str:
+    """The message about a file that does not exist, such as `noise/oui` or `hydra/launcher/nix`."""
+    group, _, name = path.partition("/")
+    if group == "hydra":
+        group, _, name = path.rpartition("/")
+    elif group not in GROUPS:
+        return f"{group}={name}: unknown key"
+    return not_a_choice(group, name, folders, options)
+
+
+def _owner(key: str, chosen: Mapping[str, str]) -> str:
+    """Which other algorithm or noise has a key, such as `a key of algo=td3, not of algo=ddpg`; empty if none has."""
+    group, _, name = key.partition(".")
+    owners = keys_by_choice(group).get(name, []) if group in chosen else []
+    if not owners or chosen[group] in owners:
+        return ""
+    return f"a key of {' and '.join(f'{group}={owner}' for owner in owners)}, not of {group}={chosen[group]}"
 
 
 def _key(location: Iterable[int | str]) -> str:
@@ -65,19 +139,6 @@ def _expectation(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).replace("Input should be", "should be")
 
 
-def _unknown_key(key: str, known: Iterable[str]) -> str:
-    return f"{key}: unknown key{_closest(key, known)}"
-
-
 def _closest(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:  # perhaps only the group before the dot is missing or wrong
-        last = word.rpartition(".")[2]
-        close = [k for k in known if k.rpartition(".")[2] == last][:1]
+    close = [other for other in difflib.get_close_matches(word, known, n=2, cutoff=0.6) if other != word]
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def first_line(error: object) -> str:
-    """The first non-empty line of a message, or the name of the error's type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -43,6 +43,7 @@ class CheckpointConfig(Strict):
 
     every: Count
     keep: Count
+    replay: bool = True  # older runs have no such key
 
 
 class LogConfig(Strict):
@@ -70,6 +71,7 @@ class TrainConfig(Strict):
     env_processes: Literal["auto"] | Annotated[Count, Field(le=1024)] = "auto"  # older runs have no such key
     env_threads: Literal["auto"] | Annotated[Count, Field(le=1024)] = "auto"
     precision: Literal["float32", "bf16", "float64"]
+    init: Annotated[str, Field(min_length=1)] | None = None  # older runs have no such key
     eval: EvalConfig
     checkpoint: CheckpointConfig
     log: LogConfig

@@ -1,6 +1,8 @@
 """The config tree: where it is, and the choices of its groups."""
 
+import functools
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.object_type import ObjectType
@@ -17,10 +19,26 @@ def config_dir() -> Path:
     return next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
 
 
-def choices(group: str) -> list[str]:
-    """The choices of a group: the names of its YAML files, with subfolders, such as `td3/without_delay`."""
-    folder = config_dir() / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """The choices of a group: the names of its YAML files, with subfolders, such as `td3/without_delay`.
+
+    Args:
+        group: one of `GROUPS`.
+        folders: further config trees, as of `--config-dir`.
+    """
+    roots = [folder / group for folder in (config_dir(), *folders)]
+    files = [(root, path) for root in roots for path in root.rglob("*.yaml")]
+    return sorted({path.relative_to(root).with_suffix("").as_posix() for root, path in files})
+
+
+@functools.cache
+def keys_by_choice(group: str) -> Mapping[str, list[str]]:
+    """The choices that have each key of a group, without those that only vary another."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((config_dir() / group).glob("*.yaml")):
+        for key in dict(OmegaConf.load(path)):
+            found.setdefault(str(key), []).append(path.stem)
+    return found
 
 
 class EnvironmentIds(ConfigSource):

@@ -48,6 +48,7 @@ def run_episodes(
     seeds: Sequence[int],
     step: int,
     stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Trajectories:
     """Run one episode in every environment, all as one batch.
 
@@ -58,6 +59,7 @@ def run_episodes(
         seeds: one per member, for messages.
         step: the environment step of the policy, for messages.
         stop: called before every step; true abandons the evaluation.
+        progress: called after every step with the number of steps of the longest episode.
 
     Raises:
         DivergedError: an action, a reward or an observation is not finite.
@@ -83,6 +85,7 @@ def run_episodes(
         terminated |= now_terminated
         running &= ~(now_terminated | now_truncated)
         rewards.append(reward)
+        progress(len(rewards))
         if len(rewards) == LONGEST_EPISODE and running.any() and not has_time_limit(envs.example):
             raise UserError(
                 f"{when}: an episode has not ended after {LONGEST_EPISODE:,} steps, and the environment has no "
@@ -106,6 +109,7 @@ def evaluate(
     step: int,
     stop: Callable[[], bool] = lambda: False,
     act: Callable[[np.ndarray], np.ndarray] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> list[Evaluation]:
     """Run every member's policy without noise.
 
@@ -118,6 +122,7 @@ def evaluate(
         step: the environment step t.
         stop: called before every step; true abandons the evaluation.
         act: the policy; by default `algorithm.act`.
+        progress: called after every step with the number of steps of the longest episode.
 
     Returns:
         One evaluation per member.
@@ -128,7 +133,8 @@ def evaluate(
     """
     episodes = len(envs) // len(seeds)
     env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(episodes)] for seed in seeds]
-    trajectories = run_episodes(act or algorithm.act, envs, env_seeds, seeds=seeds, step=step, stop=stop)
+    acts = act or algorithm.act
+    trajectories = run_episodes(acts, envs, env_seeds, seeds=seeds, step=step, stop=stop, progress=progress)
     q = values(algorithm, trajectories.obs)
     check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
     biases = value_bias(trajectories, q, algorithm.discount)

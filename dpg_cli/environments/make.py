@@ -5,6 +5,7 @@ import difflib
 import importlib
 import importlib.util
 import io
+import itertools
 import logging
 import math
 import re
@@ -40,6 +41,10 @@ REGISTERED_ELSEWHERE = {  # by a regular expression for the start of the ids
         "Gymnasium-Robotics", "robotics", ("gymnasium_robotics",)
     ),
 }
+
+
+class UnknownIdError(UserError):
+    """No environment of an id is registered."""
 
 
 class LogOnce:
@@ -206,12 +211,12 @@ def _find(env_id: str, on_warning: Callable[[str], object]) -> None:
         try:
             _import_quietly(module, on_warning)
         except Exception as error:
-            raise UserError(f"env.id={env_id}: module {module} cannot be imported: {_one_line(error)}") from error
+            hint = f"; write env={_dotted(module)}:{name}" if _dotted(module) != module else ""
+            reason = f"module {module} cannot be imported: {_one_line(error)}"
+            raise UserError(f"env.id={env_id}: {reason}{hint}") from error
     spec = gym.registry.get(name)
     if spec is None:
-        close = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"env.id={env_id}: no environment of that id is registered{hint}")
+        raise UnknownIdError(f"env.id={env_id}: {_unregistered(env_id.rpartition(':')[0], name)}")
     if isinstance(spec.entry_point, str):
         if spec.entry_point.startswith("gymnasium.envs.box2d."):
             _require(env_id, BOX2D)
@@ -219,6 +224,54 @@ def _find(env_id: str, on_warning: Callable[[str], object]) -> None:
             gym.envs.registration.load_env_creator(spec.entry_point)
         except Exception as error:
             raise UserError(f"env.id={env_id}: cannot be loaded: {_one_line(error)}") from error
+
+
+def _unregistered(module: str, name: str) -> str:
+    """Why an id is unknown, and which to write instead.
+
+    Args:
+        module: given before the id, and imported; may be empty.
+        name: the id without it.
+    """
+    unknown = "no environment of that id is registered"
+    if not module:
+        close = difflib.get_close_matches(name, list(gym.registry), n=8, cutoff=0.5)
+        close = list(itertools.islice(filter(_can_be_made, close), 3))
+        return f"{unknown}; did you mean {' or '.join(close)}?" if close else unknown
+    class_name = re.sub(r"-v\d+$", "", name).rpartition("/")[2]
+    found = getattr(sys.modules[module], class_name, None)
+    own = [spec for spec in gym.registry.values() if f"{_module_of(spec)}.".startswith(f"{module}.")]
+    of_class = [spec.id for spec in own if spec.entry_point in (found, f"{module}:{class_name}")]
+    if isinstance(found, type) and not of_class:
+        new_id = f"{class_name}-v0"
+        call = f'gymnasium.register("{new_id}", entry_point={class_name})'
+        return f"{module} does not register its class {class_name}; add {call} to it and use env={module}:{new_id}"
+    if not own:
+        return f"{module} registers no environment; gymnasium.register(ID, entry_point=CLASS) would"
+    ids = of_class or [spec.id for spec in own]
+    close = difflib.get_close_matches(name, ids, n=3, cutoff=0.5) or ids[:3]
+    return f"{unknown}; did you mean {' or '.join(f'{module}:{known}' for known in close)}?"
+
+
+def _can_be_made(env_id: str) -> bool:
+    """Whether an id of Gymnasium or its suites can be created with what is installed; others are not tried."""
+    if not _module_of(gym.registry[env_id]).startswith("gymnasium"):
+        return True
+    try:
+        make_env(env_id, on_warning=lambda _: None).close()
+    except UserError:
+        return False
+    return True
+
+
+def _module_of(spec: gym.envs.registration.EnvSpec) -> str:
+    creator = spec.entry_point
+    return creator.partition(":")[0] if isinstance(creator, str) else str(getattr(creator, "__module__", ""))
+
+
+def _dotted(path: str) -> str:
+    """The name to import a file by, such as `envs.cart` for `./envs/cart.py`."""
+    return path.removeprefix("./").removesuffix(".py").replace("/", ".")
 
 
 def _require(env_id: str, suite: Suite) -> None:

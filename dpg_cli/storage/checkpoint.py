@@ -9,8 +9,8 @@ in shards that are written once and never changed: `rows_000000010000_0000000200
 
 import contextlib
 import errno
+import itertools
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -43,6 +43,20 @@ from dpg_cli.storage.state_tree import pack, unpack
 POLICY = "policy.safetensors"
 TREE, TENSORS = "state.json", "state.safetensors"
 DAMAGED = ": damaged checkpoint: "
+LINKED = {"latest": "step", "best": "best"}  # the kind of folder that each link names
+
+
+class NoReplayError(UserError):
+    """A checkpoint is whole, but its transitions are not on the disk, so the run cannot be resumed.
+
+    Args:
+        message: names the run folder and the reason.
+        step: of the checkpoint.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Loaded(NamedTuple):
@@ -70,20 +84,30 @@ class Checkpoints:
         keep: number of newest checkpoints to keep.
         disk: to write to.
         start: the checkpoint that the run resumes from; None for a new run.
+        keep_replay: whether to write the transitions. Without them, the run cannot be resumed.
     """
 
     def __init__(
-        self, run: Path, versions: Mapping[str, str], keep: int, disk: Disk | None = None, start: Loaded | None = None
+        self,
+        run: Path,
+        versions: Mapping[str, str],
+        keep: int,
+        disk: Disk | None = None,
+        start: Loaded | None = None,
+        *,
+        keep_replay: bool = True,
     ):
         self._run, self._root, self._replay = run, run / "checkpoints", run / "replay"
-        self._versions, self._keep = versions, keep
+        self._versions, self._keep, self._keep_replay = versions, keep, keep_replay
         self._disk = disk or Disk()
         self._shards: dict[str, Any] = {} if start is None else dict(start.shards)
         self._best = None if start is None else start.best
 
     @property
     def stored(self) -> int:
-        """Number of transitions since the start that are or were in shards."""
+        """Number of transitions since the start that are or were in shards, or need not be."""
+        if not self._keep_replay:
+            return sys.maxsize
         return max((bounds(name)[1] for name in self._shards), default=0)
 
     def save(
@@ -111,7 +135,9 @@ class Checkpoints:
         self, step: int, policy: Mapping[str, Tensor], state: Mapping[str, Any], rows: np.ndarray, oldest: int
     ) -> None:
         shards = {name: about for name, about in self._shards.items() if bounds(name)[1] > oldest}
-        if len(rows):
+        if not self._keep_replay:
+            shards = {}
+        elif len(rows):
             first = max(self.stored, oldest)
             shards |= transitions_on_disk.write(self._replay, first, rows, self._disk)
         tree, tensors = pack(state)
@@ -189,6 +215,10 @@ def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded],
 
     Returns:
         The state of each member, or an empty list if there is no such step; and the problems of later checkpoints.
+
+    Raises:
+        NoReplayError: a checkpoint lacks all of its transitions. Returning to one from before the first transition
+            would repeat the whole run.
     """
     problems: list[str] = []
     for step in sorted(set.intersection(*(set(saved_steps(run)) for run in runs)), reverse=True):
@@ -196,6 +226,8 @@ def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded],
         for run in runs:
             try:
                 found.append(load(run, step, most))
+            except NoReplayError:
+                raise
             except UserError as error:
                 reason = str(error).rpartition(DAMAGED)[2]
                 problems.append(f"{run}: the checkpoint of step {step:,} is damaged ({reason})")
@@ -213,20 +245,63 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
         most: the most bytes that the state, or the policy, can have.
 
     Raises:
+        NoReplayError: none of its transitions is there.
         UserError: a file is missing, damaged or has other content.
     """
     folder = run / "checkpoints" / folder_name("step", step)
     try:
-        manifest = read_manifest(folder)
-        _, tree, tensors = (read_file(folder, name, manifest, most) for name in (POLICY, TREE, TENSORS))
-        state = unpack(json.loads(tree), load_tensors(tensors))
+        manifest, state = _manifest_and_state(folder, most)
         added, size = state["replay"]["added"], state["replay"]["size"]
         if not (type(added) is type(size) is int and 0 <= size <= added):
             raise ValueError(f"{size} of {added} transitions")
+        if size and not any((run / "replay" / name).exists() for name in manifest["shards"]):
+            reason = f"{run / 'replay'} is missing" if manifest["shards"] else "checkpoint.replay=false kept no replay"
+            raise NoReplayError(f"{run}: cannot be resumed: {reason}; it can still be evaluated", step)
         transitions = transitions_on_disk.check(run / "replay", manifest["shards"], added, size)
+    except NoReplayError:
+        raise
     except Exception as error:
         raise _damaged(folder, error) from error
     return Loaded(step, state, transitions, manifest["best"], manifest["versions"], manifest["shards"])
+
+
+def newest_algorithm(run: Path, most: int) -> tuple[int, Mapping[str, Any], list[str]]:
+    """Load the algorithm's state from the newest checkpoint that is whole, whether or not the replay is there.
+
+    Args:
+        run: a member's run folder.
+        most: the most bytes that the state, or the policy, can have.
+
+    Returns:
+        The step, the state, and the problems of later checkpoints.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    root, problems = run / "checkpoints", list[str]()
+    for folder in reversed([] if root.is_symlink() else saved_folders(root, "step")):
+        try:
+            _, state = _manifest_and_state(folder, most)
+            if not isinstance(state["algorithm"], dict):
+                raise ValueError("the algorithm has no state")
+        except Exception as error:
+            problems.append(str(_damaged(folder, error)))
+        else:
+            return step_of(folder), state["algorithm"], problems
+    if not problems and saved_folders(root, "best"):
+        problems = ["only the policy of the best evaluation, which lacks the critics"]
+    raise UserError("there is no whole checkpoint" + (f": {problems[0]}" if problems else ""))
+
+
+def _manifest_and_state(folder: Path, most: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest of a checkpoint and the state in it, after checking every file.
+
+    Raises:
+        Exception: a file is missing, damaged or has other content.
+    """
+    manifest = read_manifest(folder)
+    _, tree, tensors = (read_file(folder, name, manifest, most) for name in (POLICY, TREE, TENSORS))
+    return manifest, unpack(json.loads(tree), load_tensors(tensors))
 
 
 def rewind(run: Path, start: Loaded, disk: Disk) -> None:
@@ -234,8 +309,12 @@ def rewind(run: Path, start: Loaded, disk: Disk) -> None:
     root, replay = run / "checkpoints", run / "replay"
     for folder in (run, root, replay):
         remove_leftovers(disk, folder)
-    for folder in [*saved_folders(root, "step"), *saved_folders(root, "best")]:
+    best = -1 if start.best is None else start.best
+    for folder in saved_folders(root, "step"):
         if step_of(folder) > start.step:
+            disk.remove(folder)
+    for folder in saved_folders(root, "best"):  # also those of an evaluation that comes again, or that was the last
+        if step_of(folder) > best:
             disk.remove(folder)
     for shard in shards_in(replay):
         if shard.name not in start.shards and bounds(shard.name)[1] > start.state["replay"]["added"]:
@@ -248,20 +327,22 @@ def rewind(run: Path, start: Loaded, disk: Disk) -> None:
 def find(run: Path, which: str) -> Path:
     """The folder of `best`, `latest` or a step.
 
+    The links are not read: copies may have followed them, dropped them or made them text files. The newest folder of
+    either kind is the one that its link should name.
+
     Raises:
         UserError: there is no such checkpoint; the message names the existing ones.
     """
     root = run / "checkpoints"
-    if which in ("best", "latest") and (root / which).is_symlink():
-        names = [os.readlink(root / which)]  # read once: a run in progress may move its links
-    else:
-        names = [folder_name(kind, int(which)) for kind in ("step", "best")] if which.isdecimal() else []
-    if not root.is_symlink():
-        for folder in [*saved_folders(root, "step"), *saved_folders(root, "best")]:
-            if folder.name in names and (folder / MANIFEST).is_file():
+    kinds = [] if root.is_symlink() else ["step", "best"]
+    saved = {kind: [path for path in saved_folders(root, kind) if (path / MANIFEST).is_file()] for kind in kinds}
+    if which in LINKED and (found := saved.get(LINKED[which])):
+        return found[-1]
+    if which.isdecimal():
+        for folder in itertools.chain.from_iterable(saved.values()):
+            if step_of(folder) == int(which):
                 return folder
-    saved = [*saved_folders(root, "step"), *saved_folders(root, "best")]
-    steps = sorted({step_of(path) for path in saved if (path / MANIFEST).is_file()})
+    steps = sorted({step_of(path) for path in itertools.chain.from_iterable(saved.values())})
     raise UserError(f"checkpoint={which}: no such checkpoint; there are best, latest and {steps}")
 
 

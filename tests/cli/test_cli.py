@@ -11,21 +11,20 @@ import subprocess
 import sys
 import time
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
 from commands import SMALL, TOY, lines, without_time
-from rich.console import Console
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
-from dpg_cli import config
+from dpg_cli import __version__, config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import job, memory
-from dpg_cli.cli.progress import ProgressDisplay
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
 
@@ -176,7 +175,8 @@ def test_jobs_may_be_named_by_what_is_swept(train, tmp_path):
     assert code == 1
     assert "job 0 failed: seed 0, step 41" in err
     assert (tmp_path / "here" / "sweep" / "bad_900_1" / "run.json").exists()
-    assert f"{tmp_path}/here/sweep/bad_900_1" in (tmp_path / "here/sweep/tensorboard.flags").read_text()
+    link = tmp_path / "here" / "sweep" / "tensorboard" / "env.kwargs.bad_step=900"
+    assert str(link.readlink()) == "../bad_900_1"
 
 
 def test_a_job_without_memory_for_its_replay_fails_alone(train, tmp_path, monkeypatch):
@@ -248,9 +248,35 @@ def test_what_is_probably_not_meant_is_said(train):
         (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
         (["resume=outputs/x"], "no such folder"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unknown flag"),
+        (["noise={a:1}"], "noise={a:1}: must be one of gaussian, none, ou"),
+        (["experiment={a:1}"], "experiment={a:1}: must be one of ddpg_notes, "),
+        (["hydra/launcher=[[1]]"], "hydra/launcher=[[1]]: must be one of basic"),
+        (["-m", "hydra/launcher=nonsense"], "hydra/launcher=nonsense: must be one of basic"),
+        (["-m", "algo.actor_lr=interval(0,1)"], "algo.actor_lr=interval(0,1): has no list of values"),
+        (["algo=td3", "algo=ddpg"], "algo=td3 algo=ddpg: algo is given twice"),
+        (["-m", "algo=td3,ddpg", "algo=td3"], "algo=td3,ddpg algo=td3: algo is given twice"),
+        (["algo.gamma=0.9"], "algo.gamma: unknown key; use algo.discount"),
+        (["algo.hidden_sizes=[64,", "64]"], "write 'algo.hidden_sizes=[64, 64]'"),
+        (["total_steps", "=", "5"], "total_steps = 5: write total_steps=5"),
+        (["hydra.run.dir=~/x"], "hydra.run.dir=~/x: ~ is not expanded; write hydra.run.dir=$HOME/x"),
+        (["resume=~/x"], "write resume=$HOME/x"),
+        (["--config-dir=~/x"], "write --config-dir=$HOME/x"),
+        (["hydra.job.chdir=${nothing}"], "hydra.job.chdir: Interpolation key 'nothing' not found"),
+        (["--env", "Hopper-v4"], "--env: unknown flag; write env=Hopper-v4"),
+        (["--total-timesteps=1000"], "--total-timesteps: unknown flag; write total_steps=1000"),
+        (["--lr", "3e-4"], "--lr: unknown flag; write algo.actor_lr=3e-4 algo.critic_lr=3e-4"),
+        (["--polyak", "0.995"], "--polyak: unknown flag; use algo.tau, which is 1 - polyak"),
+        (["-sc"], "-sc: takes install=SHELL or uninstall=SHELL"),
+        (["-sc", "install=x"], "-sc: takes install=SHELL or uninstall=SHELL"),
+        (["-sc", "install=[1]", "seed=1"], "-sc: takes install=SHELL or uninstall=SHELL"),
+        (["--info", "nonsense"], "--info=nonsense: should be one of all, config,"),
+        (["--info", "defaults", "-m"], "-m and --info: cannot be given together"),
+        (["--info", "algo=td4"], "did you mean td3"),
+        (["--cfg"], "-c/--cfg: expected one argument"),
+        (["--cfg", "hydra", "--package", "hydra.nonsense"], "--package=hydra.nonsense: no such key"),
         (["--config-name", "other"], "--config-name: unknown flag"),
         (["-r"], "-r: unknown flag"),
-        (["--cfg", "everything"], "--cfg=everything: should be job, hydra or all"),
+        (["--cfg", "everything"], "-c/--cfg: invalid choice: 'everything' (choose from 'job', 'hydra', 'all')"),
         (["--resolve"], "need --cfg"),
         (["--cfg", "job", "--resolve", "algo.tau=2"], "algo.tau=2"),
         (["-m", "--cfg", "job", "--resolve", "seed=1,2"], "leave out -m"),
@@ -330,6 +356,95 @@ def test_several_seeds_each_have_a_complete_run_folder(train, tmp_path):
     np.testing.assert_allclose(beside[0]["returns"], alone[0]["returns"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("command_fixture", ["train", "evaluate"])
+def test_version(request, command_fixture):
+    code, out, err = request.getfixturevalue(command_fixture)("--version")
+    assert (code, err) == (0, "")
+    versions = dict(line.split(" ") for line in out.splitlines())
+    assert versions["dpg-cli"] == __version__
+    assert {"torch", "gymnasium", "mujoco"} <= versions.keys()
+
+
+def test_flags_of_hydra_may_stand_anywhere(train):
+    code, out, err = train("algo=ddpg", "--cfg", "hydra", "--package=hydra.run", "hydra.run.dir=here")
+    assert (code, out, err) == (0, "# @package hydra.run\ndir: here\n", "")
+    assert "algo: ddpg" in train("--info", "defaults-tree", "algo=ddpg")[1]
+    assert "algo/ddpg" in train("--info", "algo=ddpg")[1]
+
+
+def test_a_folder_of_ones_own_files(train, tmp_path):
+    for group, name, text in (("noise", "loud", "name: gaussian"), ("env", "swing", "id: Pendulum-v1")):
+        (tmp_path / "own" / group).mkdir(parents=True)
+        (tmp_path / "own" / group / f"{name}.yaml").write_text(text)
+    given = ["--config-dir", "own"]
+    out = train("--help", *given)[1]
+    assert "gaussian, loud, none, ou" in out
+    assert "swing" in out
+    assert "id: Pendulum-v1" in train(*given, "env=swing", "--cfg", "job", "--resolve")[1]
+    assert "must be one of gaussian, loud, none, ou; did you mean loud?" in train(*given, "noise=lod")[2]
+    assert "--config-dir has env=swing" in train(*given, "env=swnig")[2]
+    assert "--config-dir=nowhere: no such folder" in train("--config-dir", "nowhere")[2]
+
+
+@pytest.fixture
+def own_module(tmp_path):
+    """A module in the working directory, which writes a file when it is imported."""
+    source = "from pathlib import Path\nPath('imported').touch()\n"
+    source += "import gymnasium\nfrom toy_envs import Reach\n"
+    source += "gymnasium.register('Here-v0', Reach, max_episode_steps=20)\n"
+    (tmp_path / "envs_here.py").write_text(source)
+
+    def forget():
+        (tmp_path / "imported").unlink(missing_ok=True)
+        sys.modules.pop("envs_here", None)
+        gym.registry.pop("Here-v0", None)
+        sys.path[:] = [place for place in sys.path if place != str(tmp_path)]
+
+    yield forget
+    forget()
+
+
+def test_a_module_in_the_working_directory_is_found_but_not_for_a_strangers_folder(
+    train, evaluate, tmp_path, own_module
+):
+    code, _, err = train("env=envs_here:Here-v0", *SMALL, "hydra.run.dir=run")
+    assert (code, err) == (0, "")
+    for run in (lambda *given: evaluate("run", *given), lambda *given: train("resume=run", "total_steps=80", *given)):
+        own_module()
+        code, _, err = run()
+        assert code == 2
+        assert "trust=true" in err
+        assert not (tmp_path / "imported").exists()
+        assert str(tmp_path) not in sys.path
+        code, _, err = run("trust=true")
+        assert (code, err) == (0, "")
+        assert (tmp_path / "imported").exists()
+
+
+def test_a_file_in_the_working_directory_hides_no_installed_module(train, tmp_path):
+    for name in ("gymnasium", "torch", "random"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module')")
+    arguments = ["env=Pendulum-v1", *SMALL, "hydra.run.dir=run"]
+    with installed("dpg-train", *arguments, cwd=tmp_path) as process:
+        assert process.wait(60) == 0, process.stderr.read()
+
+
+def test_eval_takes_the_folder_as_a_bare_word(train, evaluate, tmp_path):
+    arguments = ["env=Pendulum-v1", *SMALL, "env.max_episode_steps=20"]
+    folders = ["hydra.sweep.dir=sweeps/a", 'hydra.sweep.subdir="s=${seed}"']
+    assert train("-m", *arguments, "seed=0,1", *folders)[0] == 0
+    assert train(*arguments, "num_seeds=2", "hydra.run.dir=two")[0] == 0
+    code, out, err = evaluate("sweeps/a/s=0", "episodes=2")
+    assert (code, err) == (0, "")
+    assert evaluate("run=sweeps/a/s=0", "episodes=2") == (0, out, "")
+    assert evaluate("two/seed_1", "episodes=2")[0] == 0
+    below = ["sweeps/a/s=0", "sweeps/a/s=1", "two/seed_0", "two/seed_1"]
+    for parent, runs in ((".", below), ("sweeps", below[:2]), ("two", below[2:]), (str(tmp_path), below)):
+        code, out, err = evaluate(parent)
+        assert (code, err) == (2, f"dpg-eval: {parent}: holds {len(runs)} runs; name one of them\n")
+        assert [os.path.relpath(line) for line in out.splitlines()] == runs
+
+
 def test_eval(train, evaluate, tmp_path):
     assert train(TOY, *SMALL, "algo.normalize_obs=true", "hydra.run.dir=run")[0] == 0
     code, out, err = evaluate("run=run", "episodes=3", "trust=true")
@@ -345,13 +460,18 @@ def test_eval(train, evaluate, tmp_path):
     ("arguments", "message"),
     [
         (["run=nowhere"], "run=nowhere: no such folder"),
-        (["run=."], "not a run folder"),
+        (["run=."], ".: holds 1 run; name one of them"),
+        (["empty"], "run=empty: not a run folder"),
+        (["nowhere"], "run=nowhere: no such folder"),
+        (["x" * 300], "no such folder"),
+        (["run=~/x"], "write run=$HOME/x"),
+        (["run", "--episodes"], "--episodes: not of the form key=value"),
         (["episodes=3"], "run: missing"),
         (["run=run", "episode=3"], "episode: unknown key; did you mean episodes?"),
         (["run=run", "episodes=0"], "episodes=0"),
         (["run=run", "episodes=1.5"], "episodes=1.5"),
         (["run=run", "seed=-1"], "seed=-1"),
-        (["run=run", "run"], "not of the form key=value"),
+        (["run=run", "run"], "run: given twice"),
         (["run=run", "run=run"], "given twice"),
         (["run=run"], "trust=true"),
         (["run=run", "trust=true", "checkpoint=31"], "there are best, latest and [0, "),
@@ -360,6 +480,7 @@ def test_eval(train, evaluate, tmp_path):
 )
 def test_eval_mistakes(finished, evaluate, arguments, message):
     finished(TOY, *SMALL, "checkpoint.keep=3")
+    os.mkdir("empty")
     code, _out, err = evaluate(*arguments)
     assert code == 2
     assert message in err
@@ -429,13 +550,6 @@ def test_a_run_outlives_the_pipe_that_it_writes_to(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
 
 
-def test_the_panel_shows_steps_speed_and_time_left():
-    display = ProgressDisplay("td3 on Toy, seed 0", 1000, Console(width=80))
-    display.stepped(250, [])
-    lines = ["".join(s.text for s in line) for line in Console(width=80).render_lines(display)]
-    assert any("250 of 1,000 steps" in line and "steps/s" in line and "left" in line for line in lines)
-
-
 @pytest.mark.parametrize(
     ("typed", "completions"),
     [
@@ -503,16 +617,58 @@ def test_a_job_says_which_of_how_many_it_is_and_what_differs(train, tmp_path):
     scores = [re.fullmatch(r" *(\d) +(.*?) +(-?[\d.]+)", line) for line in out.splitlines()]
     named = {match[1]: match[2] for match in scores if match}
     assert named["3"] == "algo=td3 seed=4"
-    flags = (tmp_path / "sweep" / "tensorboard.flags").read_text()
-    assert f"algo=ddpg seed=3:{tmp_path / 'sweep' / '0'},algo=ddpg seed=4:" in flags
-    assert "tensorboard --flagfile sweep/tensorboard.flags" in out
+    links = {path.name: str(path.readlink()) for path in (tmp_path / "sweep" / "tensorboard").iterdir()}
+    names = ["algo=ddpg seed=3", "algo=ddpg seed=4", "algo=td3 seed=3", "algo=td3 seed=4"]
+    assert links == {name: f"../{job}" for job, name in enumerate(names)}
+    assert "tensorboard --logdir sweep/tensorboard" in out
+
+
+def test_every_line_of_a_sweep_names_its_job(train):
+    code, out, _ = train("-m", "env=toy_envs:Toy/Odd-v0", "seed=0,1", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 0
+    assert "[1/2] job 0  note: " in out
+    lines = out.partition("job  settings that differ")[0].splitlines()
+    assert all(re.match(r"\[[12]/2\] job [01] ", line) for line in lines), lines
+
+
+def test_the_table_of_a_sweep_has_the_mean_over_seeds(train):
+    code, out, _ = train("-m", TOY, "algo=ddpg,td3", "seed=3,4,5", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 0
+    scores = np.array(re.findall(r"^ *\d  algo=\w+ seed=\d +(-?[\d.]+)", out, re.MULTILINE), float).reshape(2, 3)
+    means = re.findall(r"^ *3  (algo=\w+) +(-?[\d.]+) ± ([\d.]+)$", out, re.MULTILINE)
+    assert [name for name, *_ in means] == ["algo=ddpg", "algo=td3"]
+    np.testing.assert_allclose(np.array([mean for _, mean, _ in means], float), scores.mean(axis=1), atol=0.11)
+    np.testing.assert_allclose(np.array([std for *_, std in means], float), scores.std(axis=1), atol=0.11)
+
+
+def test_the_mean_over_the_seeds_of_one_process(train, tmp_path):
+    code, out, _ = train("-m", TOY, "algo=ddpg,td3", "num_seeds=2", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 0
+    evaluations = [lines(tmp_path / f"sweep/0/seed_{seed}/evaluations.jsonl") for seed in (0, 1)]
+    scores = [np.mean([np.mean(record["returns"]) for record in own]) for own in evaluations]
+    assert re.search(rf"^ *2  algo=ddpg +{np.mean(scores):.1f} ± {np.std(scores):.1f}$", out, re.MULTILINE)
+    assert "mean ± spread over seeds" not in train("-m", TOY, "algo=ddpg,td3", *SMALL, "hydra.sweep.dir=other")[1]
+
+
+def test_names_that_are_no_file_names(train, tmp_path):
+    """A slash, a name that is too long, and two that are the same by then."""
+    long = [f"[{','.join(['4'] * count)}]" for count in (120, 121)]
+    keys = [f"{TOY},toy_envs:Toy/Drawing-v0", f"algo.hidden_sizes={','.join(long)}", *SMALL[1:], "total_steps=1"]
+    assert train("-m", *keys, "hydra.sweep.dir=sweep")[0] == 0
+    links = list((tmp_path / "sweep" / "tensorboard").iterdir())
+    assert sorted(str(path.readlink()) for path in links) == ["../0", "../1", "../2", "../3"]
+    assert all((path / "run.json").exists() for path in links)
 
 
 def test_the_hparams_tab_shows_every_run_once_and_every_key(train, tmp_path):
     """Asked of TensorBoard's own plugin, over a sweep whose first run knows fewer keys than its second."""
     assert train("-m", TOY, "algo=ddpg,td3", "num_seeds=2", *SMALL, "hydra.sweep.dir=sweep")[0] == 0
-    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "sweep"))
+    (tmp_path / "sweep").rename(tmp_path / "moved, and: renamed")
+    folder = tmp_path / "moved, and: renamed" / "tensorboard"
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(folder))
     multiplexer.Reload()
+    runs = [f"algo={algo} seed={seed}" for algo in ("ddpg", "td3") for seed in (0, 1)]
+    assert sorted(multiplexer.Runs()) == runs
     provider = data_provider.MultiplexerDataProvider(multiplexer, "")
     context = Context(TBContext(data_provider=provider))
     experiment = get_experiment.Handler(
@@ -522,9 +678,10 @@ def test_the_hparams_tab_shows_every_run_once_and_every_key(train, tmp_path):
     request.allowed_statuses.extend(api_pb2.Status.values())
     groups = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
     assert sorted(group.name for group in groups) == [
-        f"algo={algo} seed_{seed} (sweep/{job})" for job, algo in enumerate(("ddpg", "td3")) for seed in (0, 1)
+        f"algo={algo} seed={seed} (sweep/{job})" for job, algo in enumerate(("ddpg", "td3")) for seed in (0, 1)
     ]
     assert all(len(group.sessions) == 1 for group in groups)
+    assert all("eval/return_mean" in {value.name.tag for value in group.metric_values} for group in groups)
     assert {"algo.policy_delay", "algo.tau", "seed", "env.id"} <= {info.name for info in experiment.hparam_infos}
     assert "eval/return_mean" in {info.name.tag for info in experiment.metric_infos}
 

@@ -241,6 +241,53 @@ def test_an_unknown_id_is_refused_with_the_closest(env_id, closest):
     assert f"did you mean {closest}" in refusal(env_id)
 
 
+@pytest.mark.parametrize(
+    "env_id", ["HalfCheetah-v1", "Pusher-v1", "Ant", "BipedalWalker", "phys2d/Pendulum-v1", "CartPole"]
+)
+def test_ids_that_are_suggested_can_be_created(env_id, monkeypatch):
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    _, _, suggested = refusal(env_id).partition("did you mean ")
+    for close in filter(None, suggested.removesuffix("?").split(" or ")):
+        make_env(close).close()
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module that registers one of its two classes."""
+    (tmp_path / "own_envs.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control.pendulum import PendulumEnv\n"
+        "class Swing(PendulumEnv): ...\n"
+        "class Forgotten(PendulumEnv): ...\n"
+        "gymnasium.register('own/Swing-v0', Swing, max_episode_steps=7)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_envs", None)
+    gym.registry.pop("own/Swing-v0", None)
+
+
+@pytest.mark.parametrize("name", ["Forgotten", "Forgotten-v0", "own/Forgotten-v3"])
+def test_a_class_that_is_not_registered_is_answered_with_the_call(own_module, name):
+    message = refusal(f"own_envs:{name}")
+    assert 'add gymnasium.register("Forgotten-v0", entry_point=Forgotten)' in message
+    assert "use env=own_envs:Forgotten-v0" in message
+
+
+@pytest.mark.parametrize("name", ["Swing", "Swing-v0", "own/Swing-v5", "Swnig-v0", "Qqqqqqqq"])
+def test_the_ids_of_a_module_are_suggested_with_its_name(own_module, name):
+    assert refusal(f"own_envs:{name}").endswith("did you mean own_envs:own/Swing-v0?")
+
+
+def test_a_module_without_environments_is_told_how_to_register_one():
+    assert "json registers no environment; gymnasium.register" in refusal("json:Qqqqqqqq-v0")
+
+
+def test_a_file_is_no_module(own_module):
+    assert refusal("./own_envs.py:own/Swing-v0").endswith("write env=own_envs:own/Swing-v0")
+
+
 @pytest.mark.parametrize("env_id", ["Qqqqqqqq-v0", "", ":", "a:b:c", "json:Qqqqqqqq-v0", ".relative:Toy-v0"])
 def test_an_id_like_none_is_refused(env_id):
     refusal(env_id)

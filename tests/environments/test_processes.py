@@ -295,14 +295,14 @@ def test_an_environment_that_cannot_be_made_in_a_worker_is_named():
     ],
 )
 def test_how_many_processes(monkeypatch, cores, microseconds, given, count):
-    monkeypatch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     seconds = None if microseconds is None else 1e-6 * microseconds
     assert stepping.choose_env_processes(config.validate(config.compose(given)), seconds) == count
 
 
 @pytest.mark.parametrize(("problem", "processes", "threads"), [(None, 7, 1), ("its steps change it", 1, 1)])
 def test_processes_take_the_place_of_threads(monkeypatch, caplog, problem, processes, threads):
-    monkeypatch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     with caplog.at_level(logging.INFO):
         chosen = stepping.choose_stepping(
             config.validate(config.compose(["num_seeds=64"])), problem, [60e-6, 9e-3, 60e-6]
@@ -310,13 +310,6 @@ def test_processes_take_the_place_of_threads(monkeypatch, caplog, problem, proce
     assert (chosen.processes, chosen.threads.count) == (processes, threads)
     figures = "a vector step takes 0.750 ms in 7 processes and 3.840 ms in this one (estimated)"
     assert (figures in caplog.messages) == (problem is None)
-
-
-def test_a_container_has_the_cores_that_it_is_allowed(monkeypatch):
-    monkeypatch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(64)))
-    for limit, count in (("200000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("9900000 100000", 64)):
-        monkeypatch.setattr(stepping.Path, "read_text", lambda *_, limit=limit, **__: limit)
-        assert stepping.cores() == count
 
 
 @pytest.mark.parametrize("processes", [1, 2])

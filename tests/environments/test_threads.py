@@ -295,7 +295,7 @@ def test_without_several_threads_nothing_is_said(train, tmp_path):
     ],
 )
 def test_how_many_threads(monkeypatch, cores, given, count):
-    monkeypatch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     assert stepping.choose_env_threads(config.validate(config.compose(given))) == count
 
 
@@ -335,7 +335,7 @@ def test_a_single_environment_needs_no_thread_and_no_trial(new_threads):
 
 def test_auto_trains_to_the_same_numbers(train, trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(stepping.os, "sched_getaffinity", lambda pid: set(range(4)))
+        patch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
         assert train(*SEVERAL)[0] == 0
     assert differences(tmp_path / "run", trained(*SEVERAL, "env_threads=1")) == []
     log = (tmp_path / "run" / "train.log").read_text()

@@ -399,6 +399,13 @@ STATES = {
     "evaluations of something else": entry("evaluations", value=[["a", "b"]]),
     "more transitions than there are": entry("replay", "size", value=10**12),
 }
+NETWORKS = {
+    **{name: STATES[name] for name in STATES if "pickle" in name and "shard" not in name},
+    **{name: STATES[name] for name in STATES if "terabyte" in name and "replay" not in name},
+    **{name: STATES[name] for name in ("a tree of 100,000 levels", "a network of another shape")},
+    **{f"{name} elsewhere": linked(name) for name in ("checkpoints", STEP, f"{STEP}/state.safetensors")},
+    "a pipe": piped(f"{STEP}/manifest.json"),
+}
 LINKED = (
     "checkpoints",
     "replay",
@@ -491,6 +498,13 @@ def test_a_hostile_policy(place, evaluate, name):
 def test_a_hostile_state(place, train, name):
     longer = [] if name == "a replay of a terabyte" else ["total_steps=80"]
     refused(place, STATES[name], lambda: train("resume=run", *longer))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hostile_networks(place, train, name):
+    new = ["env=Toy/Reach-v0", *SMALL, "init=run", "hydra.run.dir=new"]
+    refused(place, NETWORKS[name], lambda: train(*new))
+    assert not (place / "new").exists()
 
 
 @pytest.mark.parametrize("name", LINKS)
