@@ -184,7 +184,8 @@ def _train(
         training = build(config, copyable=copy_problem is None, **stepping._asdict())
         opened.callback(training.close)
         obs_dim, action_dim = sizes(training.environments)
-        check_disk(config, obs_dim, action_dim, folder)
+        if names.position:  # a run that is no job of a sweep was checked before anything was written
+            check_disk(config, obs_dim, action_dim, folder)
         choice = choose(config, obs_dim, action_dim)
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())

@@ -112,7 +112,7 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
     for path in folders:
         if any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES):
             raise UserError(f"resume={path}: it has results, but no checkpoints; start a new run")
-    build.check(config)
+    check_disk(config, *build.check(config), folder)
     with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)
