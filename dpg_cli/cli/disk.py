@@ -38,10 +38,10 @@ def check_disk(config: TrainConfig, obs_dim: int, action_dim: int, folder: Path)
     stored = sum(path.stat().st_size for run in members(config, folder)[1] for path in (run / "replay").glob("*.npy"))
     free = free_bytes(folder)
     if needed - stored > free:
-        also = f" and already has {_gb(stored)}" if stored else ""
+        also = f" and already has {_size(stored)}" if stored else ""
         raise UserError(
-            f"checkpoint.replay=true: the replay takes up to {_gb(needed)} on disk{also}, and {_gb(free)} are free in "
-            f"{_existing(folder)}; use another disk or a smaller buffer_size, or checkpoint.replay=false, which keeps "
+            f"checkpoint.replay=true: the replay takes up to {_size(needed)} on disk{also}, and {_size(free)} are free "
+            f"in {_existing(folder)}; use another disk, a smaller buffer_size, or checkpoint.replay=false, which keeps "
             "no replay, but such a run cannot be resumed"
         )
 
@@ -52,8 +52,8 @@ def disk_note(config: TrainConfig, obs_dim: int, action_dim: int) -> str | None:
     if needed <= NOTED:
         return None
     return (
-        f"the replay will take up to {_gb(needed)} on disk; checkpoint.replay=false keeps none, but such a run cannot "
-        "be resumed"
+        f"the replay will take up to {_size(needed)} on disk; checkpoint.replay=false keeps none, but such a run "
+        "cannot be resumed"
     )
 
 
@@ -66,5 +66,5 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 10**8 else f"{count / 1e6:,.1f} MB"

@@ -82,6 +82,7 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     from dpg_cli.cli.build import environment_pool, sizes
     from dpg_cli.cli.memory import most_bytes
+    from dpg_cli.cli.progress import EvaluationProgress
     from dpg_cli.environments import evaluation
     from dpg_cli.environments.group import LocalEnvs
     from dpg_cli.seeding import Purpose, integer
@@ -105,7 +106,8 @@ def _run_command(arguments: Sequence[str]) -> int:
         return action.numpy()
 
     env_seeds = [integer(seed, Purpose.TEST, episode) for episode in range(episodes)]
-    trajectories = evaluation.run_episodes(act, envs, [env_seeds], seeds=[seed], step=step)
+    progress = EvaluationProgress("dpg-eval")
+    trajectories = evaluation.run_episodes(act, envs, [env_seeds], seeds=[seed], step=step, progress=progress)
     envs.close()
     _print(env_id, which, step, trajectories.returns[0], trajectories.lengths[0])
     return 0

@@ -194,7 +194,8 @@ def _train(
         training = build(config, checked.pool, copyable=copyable, renew=found.can_renew, **stepping._asdict())
         opened.callback(training.close)
         initialised = initialise(config, training.algorithm) if start is None else None
-        check_disk(config, checked.obs_dim, checked.action_dim, folder)
+        if names.position:  # a run that is no job of a sweep was checked before anything was written
+            check_disk(config, checked.obs_dim, checked.action_dim, folder)
         choice = choose(config, checked.obs_dim, checked.action_dim)
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())

@@ -28,6 +28,7 @@ from dpg_cli.trainer import Outcome
 log = logging.getLogger(__name__)
 
 LINE_EVERY = 50.0  # seconds; with slow steps, there is still a line in every minute
+EVALUATION_LINE_EVERY = 10.0  # seconds between lines of dpg-eval
 
 
 class Terminal:
@@ -237,6 +238,25 @@ class ProgressDisplay:
         # The cursor rests on the empty line at the end. There, the "^C" that a terminal shows cannot wrap, which would
         # move the cursor to a line of which the panel knows nothing.
         return Group(panel, Text())
+
+
+class EvaluationProgress:
+    """Says on stderr how far an evaluation is, if it takes long.
+
+    Args:
+        program: whose line it is.
+        clock: in seconds.
+    """
+
+    def __init__(self, program: str, clock: Callable[[], float] = time.monotonic):
+        self._program, self._clock = program, clock
+        self._last_line = clock()
+
+    def __call__(self, steps: int) -> None:
+        """Called after each step, with the steps of the longest episode."""
+        if self._clock() - self._last_line >= EVALUATION_LINE_EVERY:
+            self._last_line = self._clock()
+            say(f"{self._program}: evaluating: {steps:,} steps")
 
 
 def print_summary(

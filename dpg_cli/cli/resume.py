@@ -117,6 +117,7 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
             raise UserError(f"resume={path}: it has results, but no checkpoints; start a new run")
     checked = build.check(config)
     check_init(config, checked.obs_dim, checked.action_dim)
+    check_disk(config, checked.obs_dim, checked.action_dim, folder)
     with explaining(folder), run_dir.locked([folder]):
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)

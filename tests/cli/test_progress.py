@@ -12,7 +12,7 @@ from screen import Screen, Terminal
 
 from dpg_cli.cli import progress
 from dpg_cli.cli.pace import WINDOW, Pace
-from dpg_cli.cli.progress import LINE_EVERY, ProgressDisplay
+from dpg_cli.cli.progress import LINE_EVERY, EvaluationProgress, ProgressDisplay
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.rollout import Episode
 
@@ -120,6 +120,17 @@ def test_a_long_evaluation_is_not_silent(clock, caplog):
     assert re.fullmatch(LINE + r"  evaluating: 16,6\d\d steps", lines[-1])
     shown.evaluated(0, [evaluation(1.0)])
     assert "evaluating" not in printed(shown)[-1]
+
+
+def test_a_long_evaluation_by_dpg_eval_is_not_silent(clock, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "say", said.append)
+    shown = EvaluationProgress("dpg-eval", clock)
+    for steps in range(1, 2501):
+        clock.now += 0.01
+        shown(steps)
+    assert len(said) == 2
+    assert re.fullmatch(r"dpg-eval: evaluating: 2,00\d steps", said[1])
 
 
 def test_slow_steps_still_have_a_line_every_minute(clock):

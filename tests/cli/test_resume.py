@@ -147,11 +147,32 @@ def test_what_a_crash_has_left_is_removed(train, trained, finished, tmp_path):
     same(tmp_path / "run", trained(*RUN, "total_steps=95"))
 
 
-def test_a_copy_that_has_followed_the_links_goes_on(train, trained, finished, tmp_path):
-    shutil.copytree(trained(*RUN), tmp_path / "run", symlinks=False)
+def copied(source, target, how):
+    """Copy a run as a tool does that knows nothing of links."""
+    shutil.copytree(source, target, symlinks=how != "followed")
+    for path in [path for path in target.rglob("*") if path.is_symlink()]:
+        text = str(path.readlink())
+        path.unlink()
+        if how == "text":
+            path.write_text(text)
+
+
+@pytest.mark.parametrize("how", ["followed", "dropped", "text"])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_copy_without_links_is_evaluated_and_resumed(train, evaluate, trained, tmp_path, how, seeds):
+    arguments = [*RUN, f"num_seeds={seeds}"]
+    copied(trained(*arguments), tmp_path / "run", how)
+    for which in ("best", "latest"):
+        own, whole = (
+            evaluate(f"run={members(run)[0]}", f"checkpoint={which}", "trust=true")
+            for run in (tmp_path / "run", trained(*arguments))
+        )
+        assert own == whole
+        assert own[0] == 0
     assert train("resume=run", "total_steps=95", "trust=true")[0] == 0
-    same(tmp_path / "run", trained(*RUN, "total_steps=95"))
-    assert (tmp_path / "run" / "checkpoints" / "latest").is_symlink()
+    same(tmp_path / "run", trained(*arguments, "total_steps=95"))
+    for name in ("best", "latest"):
+        assert (members(tmp_path / "run")[0] / "checkpoints" / name).is_symlink()
 
 
 @pytest.mark.parametrize("count", ["9.5e1", "0.95e2", "95.0"])
@@ -243,6 +264,51 @@ def test_a_damaged_shard_is_a_damaged_checkpoint(train, finished, tmp_path):
     code, _, err = train("resume=run", "trust=true", "total_steps=61")
     assert (code, err.count("is damaged")) == (2, 2)
     assert "there is no whole checkpoint" in err
+
+
+def test_a_run_without_its_replay_says_what_is_missing(train, evaluate, finished, tmp_path):
+    run = finished(*RUN)
+    shutil.rmtree(run / "replay")
+    (run / ".lock").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, _, err = train("resume=run", "total_steps=95", "trust=true")
+    assert (code, err) == (
+        2,
+        f"dpg-train: resume={run}: cannot be resumed: {run}/replay is missing; it can still be evaluated\n",
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    assert evaluate("run=run", "trust=true")[0] == 0
+
+
+def test_no_replay_on_disk(train, stopped, evaluate, trained, tmp_path):
+    """Such a run trains as any other, can be evaluated, and says that it cannot be resumed."""
+    arguments = [*RUN, "checkpoint.replay=false"]
+    code, _, err = stopped(30, *arguments, "checkpoint.keep=9")
+    assert code == 143
+    assert "with checkpoint.replay=false it cannot be resumed" in err
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = train("resume=run", "trust=true")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot be resumed: checkpoint.replay=false kept no replay" in err
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.rmtree(tmp_path / "run")
+
+    assert train(*arguments)[0] == 0
+    run, whole = tmp_path / "run", trained(*RUN)
+    assert not (run / "replay").exists()
+    assert (run / "evaluations.jsonl").read_bytes() == (whole / "evaluations.jsonl").read_bytes()
+    assert evaluate("run=run", "trust=true")[0] == 0
+    code, out, _ = train("resume=run", "trust=true")
+    assert (code, out) == (0, f"{run}: done at step 60\n")
+    assert train("resume=run", "trust=true", "total_steps=95")[0] == 2
+
+
+def test_the_replay_can_be_dropped_by_a_resume(train, finished, trained, tmp_path):
+    run = finished(*RUN)
+    assert train("resume=run", "total_steps=95", "checkpoint.replay=false", "checkpoint.keep=1", "trust=true")[0] == 0
+    assert list((run / "replay").iterdir()) == []
+    whole = trained(*RUN, "total_steps=95")
+    assert (run / "evaluations.jsonl").read_bytes() == (whole / "evaluations.jsonl").read_bytes()
 
 
 def test_shards_are_written_once_and_load_as_a_dataset(train, tmp_path):

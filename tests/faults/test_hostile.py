@@ -362,7 +362,6 @@ POLICIES = {
     "tensors of a terabyte": written("best policy", huge_tensors),
     "layers that do not chain": written("best policy", no_chain),
     "weights that are no numbers": written("best policy", not_finite),
-    "a best checkpoint elsewhere": linked_checkpoint("best"),
     "checkpoints elsewhere": linked("checkpoints"),
 }
 STATES = {
@@ -492,6 +491,15 @@ def test_a_hostile_config(place, train, evaluate, name, used, monkeypatch):
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_hostile_policy(place, evaluate, name):
     refused(place, POLICIES[name], lambda: evaluate("run=run", "episodes=1"))
+
+
+def test_a_best_checkpoint_elsewhere_is_not_read(place, evaluate):
+    own = evaluate("run=run", "episodes=1")
+    linked_checkpoint("best")(place / "run", place / "outside", place / "sentinel")
+    for path in (place / "outside").rglob("policy.safetensors"):
+        path.write_bytes(b"")
+    assert guarded(lambda: evaluate("run=run", "episodes=1")) == own
+    assert own[0] == 0
 
 
 @pytest.mark.parametrize("name", STATES)

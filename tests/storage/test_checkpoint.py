@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -201,7 +202,39 @@ def test_a_step_written_twice_stays_whole(tmp_path):
         assert any(torch.equal(weight, make_policy(seed)[WEIGHT]) for seed in (0, 1))
 
 
+# --- going back ---
+
+
+def test_the_best_of_an_evaluation_that_comes_again_is_removed(tmp_path):
+    """As that at the end of a run that is made longer: it belongs to no step of the longer run."""
+    save_best(tmp_path, 3)
+    save(tmp_path, 10)
+    save_best(tmp_path, 10)
+    checkpoint.rewind(tmp_path, checkpoint.load(tmp_path, 10), Disk())
+    assert loaded_step(tmp_path, "best") == 3
+    assert names(tmp_path) == ["best", "best_000000003", "latest", "step_000000010"]
+
+
 # --- finding ---
+
+
+@pytest.mark.parametrize("left", ["a folder", "a text", "a link to another", "nothing"])
+def test_best_and_latest_are_found_whatever_became_of_the_links(tmp_path, left):
+    for step in (1, 2, 3):
+        save_best(tmp_path, step)
+        save(tmp_path, step + 1)
+    for name in ("best", "latest"):
+        link = tmp_path / "checkpoints" / name
+        old = link.resolve().parent / link.readlink()
+        link.unlink()
+        if left == "a folder":
+            shutil.copytree(old, link)
+        elif left == "a text":
+            link.write_text("step_000000001")
+        elif left == "a link to another":
+            link.symlink_to("step_000000003")
+    assert loaded_step(tmp_path, "best") == 3
+    assert loaded_step(tmp_path, "latest") == 4
 
 
 def test_find_by_name_and_by_step(tmp_path):
