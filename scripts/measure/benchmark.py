@@ -99,9 +99,11 @@ def work_of(values: dict[str, str]) -> tuple[Work, Turns]:
     """What is measured, and how.
 
     Raises:
-        UserError: there is no such choice, or too few cores.
+        UserError: there is no such choice, or too few cores, or this is not Linux.
     """
     side_by_side = whole(values, "side_by_side", 1, minimum=1)
+    if not hasattr(os, "sched_setaffinity"):
+        raise UserError("benchmark: needs Linux, which can hold a process to some of the cores")
     cores = sorted(os.sched_getaffinity(0))
     work = Work(
         algo=choice(values, "algo", tuple(CRITICS_AND_DELAY)),

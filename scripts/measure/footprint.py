@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+import psutil
 from results import check_files, write
 
 from dpg_cli.cli.arguments import parse, run_script, whole
@@ -152,7 +153,7 @@ def replay_bytes(size: int, obs_dim: int, action_dim: int, *, share_next_obs: bo
 
 
 def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.Process().memory_info().rss)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dpg_cli.cli.machine import affinity
 from dpg_cli.errors import UserError
 
 
@@ -15,7 +16,7 @@ def machine() -> dict[str, Any]:
     """Where a figure comes from."""
     return {
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": affinity(),
         "load": os.getloadavg(),
         "torch": torch.__version__,
     }

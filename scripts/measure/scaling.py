@@ -11,7 +11,6 @@ repetition, in turns; the table has the medians. Needs the extra `plot`: pip ins
 """
 
 import itertools
-import os
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from updates import prepare, update_once
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.build import Training
+from dpg_cli.cli.machine import affinity
 from dpg_cli.environments.rollout import collect
 from dpg_cli.errors import UserError
 
@@ -50,7 +50,7 @@ def main() -> None:
     if algo not in ALGORITHMS:
         raise UserError(f"algo={algo}: there are {', '.join(ALGORITHMS)}")
     repetitions, updates = whole(values, "repetitions", 5, minimum=1), whole(values, "updates", 50, minimum=1)
-    most = whole(values, "threads", min(len(os.sched_getaffinity(0)), 2), minimum=1)
+    most = whole(values, "threads", min(affinity(), 2), minimum=1)
     if find_spec("matplotlib") is None:
         raise UserError("matplotlib is missing; pip install -e '.[plot]'")
 

@@ -9,7 +9,6 @@ process with `num_seeds`, threads=auto, and in so many processes of one seed and
 The two are measured in turns.
 """
 
-import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from results import check_files, write
 from updates import prepare, update_once
 
 from dpg_cli.cli.arguments import parse, run_script, whole
+from dpg_cli.cli.machine import affinity
 
 WARM_UP = 20  # updates
 
@@ -69,7 +69,7 @@ def main() -> None:
             times[count].append((together, apart))
             print(f"{repetition + 1} of {repetitions}, {count} seeds: {together:.2f} ms together, {apart:.2f} ms apart")
 
-    print(f"\n{algo}, {len(os.sched_getaffinity(0))} cores, {updates} updates, {repetitions} repetitions, medians")
+    print(f"\n{algo}, {affinity()} cores, {updates} updates, {repetitions} repetitions, medians")
     print(f"{'seeds':>6}{'one process':>15}{'a seed':>12}{'processes':>13}{'ratio':>8}")
     for count, pairs in times.items():
         together, apart = (statistics.median(side) for side in zip(*pairs, strict=True))

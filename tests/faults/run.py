@@ -43,6 +43,7 @@ from case import Case  # noqa: E402
 from references import train_references  # noqa: E402
 
 from dpg_cli.cli.arguments import parse, run_script, whole  # noqa: E402
+from dpg_cli.cli.machine import affinity  # noqa: E402
 from dpg_cli.errors import UserError  # noqa: E402
 
 ROWS: dict[str, tuple[Callable[[Case], None], int]] = {
@@ -79,7 +80,7 @@ def run_case(row: str, number: int, seed: int, references: Path) -> dict[str, An
 def run_rows(rows: Sequence[str], values: Mapping[str, str], seed: int, folder: Path) -> Iterator[dict[str, Any]]:
     references = folder / "references"
     train_references(references)
-    jobs = whole(dict(values), "jobs", len(os.sched_getaffinity(0)), minimum=1)
+    jobs = whole(dict(values), "jobs", affinity(), minimum=1)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
         futures = []
         for row in rows:
