@@ -21,6 +21,7 @@ from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.arguments import parse, run_script
 from dpg_cli.cli.resume import CHANGEABLE
 from dpg_cli.config import TrainConfig
+from dpg_cli.config.names_elsewhere import TABLE
 from dpg_cli.config.schema import MAX_ENVIRONMENTS
 from dpg_cli.noise import NOISES
 from dpg_cli.ranges import Count
@@ -58,6 +59,16 @@ GROUPS = """
 A preset (`experiment=`) changes keys in any group; keys on the command line win over it. `env=` takes any Gymnasium
 id: the files in `configs/env` only hold [defaults](#defaults-by-environment). `--config-dir DIR` adds your own
 choices: `DIR/algo/mine.yaml` is `algo=mine`.
+"""
+
+
+ELSEWHERE = """
+## Names in other programs
+
+CleanRL, stable-baselines3, its RL Zoo, Spinning Up, TD3.py and others use other names for these keys. `dpg-train`
+rejects those names, and its message names the key. In CleanRL and stable-baselines3, `learning_starts` also sets how
+long actions are random: `random_steps` sets both here.
+
 """
 
 
@@ -253,9 +264,18 @@ def folder_table() -> str:
     return "\n## Output folders\n\n" + table(["key", "default", "explanation"], rows)
 
 
+def elsewhere_table() -> str:
+    """The names that other programs have for the keys."""
+    found: dict[str, list[str]] = {}
+    for names, own, remark in TABLE:
+        key = ", ".join(f"`{name}`" for name in own.split()) + (f", {remark}" if remark else "")
+        found.setdefault(key, []).extend(f"`{name}`" for name in names.split())
+    return ELSEWHERE + table(["key here", "names elsewhere"], [[key, ", ".join(found[key])] for key in found])
+
+
 def page() -> str:
     """The whole page."""
-    parts = (main_tables, algorithm_table, noise_tables, environment_table, group_tables, folder_table)
+    parts = (main_tables, algorithm_table, noise_tables, environment_table, group_tables, folder_table, elsewhere_table)
     return HEAD + "".join(part() for part in parts)
 
 

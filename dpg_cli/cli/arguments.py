@@ -1,4 +1,4 @@
-"""Plain `key=value` arguments and exit codes, for commands and scripts that do not use Hydra."""
+"""Plain `key=value` arguments and exit codes of commands and scripts without Hydra, and what all commands share."""
 
 import difflib
 import os

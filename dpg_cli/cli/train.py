@@ -76,9 +76,14 @@ def main() -> None:
 def _run_command(arguments: Sequence[str]) -> int:
     from dpg_cli.cli import flags as own
     from dpg_cli.cli.arguments import check_home, print_versions
+    from dpg_cli.errors import UserError
 
+    for argument in arguments:
+        check_home(argument)
     flags, rest = own.split(arguments)
     folders = [] if flags.config_dir is None else [Path(flags.config_dir).resolve()]
+    if folders and not os.path.isdir(folders[0]):  # a name that is too long raises in Path.is_dir
+        raise UserError(f"--config-dir={flags.config_dir}: no such folder")
     if flags.help:
         print(_help(folders), end="")
         return 0
@@ -91,13 +96,10 @@ def _run_command(arguments: Sequence[str]) -> int:
     from dpg_cli import config as configs
     from dpg_cli.cli.handover import openly, quoted, show
     from dpg_cli.cli.import_path import add_working_directory
-    from dpg_cli.errors import UserError
 
     configs.register()
     own.check(flags, rest)
     configs.check_spaces(rest)
-    for argument in arguments:
-        check_home(argument)
     if flags.shell_completion and rest[0].startswith("query="):
         _complete(rest[0])
         return 0
@@ -108,11 +110,7 @@ def _run_command(arguments: Sequence[str]) -> int:
 
         return resume(arguments)
     overrides = [openly(override) for override in rest]
-    for folder in folders:
-        if not os.path.isdir(folder):  # a name that is too long raises in Path.is_dir
-            raise UserError(f"--config-dir={flags.config_dir}: no such folder")
-        overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')},'gymnasium://']")
-
+    overrides += [f"hydra.searchpath=[{quoted(f'file://{folder}')},'gymnasium://']" for folder in folders]
     composed = configs.compose(configs.without_sweeps(overrides) if flags.multirun else overrides)
     mode = configs.select(composed, "hydra.mode")
     if flags.cfg == "job" and flags.resolve and flags.package is None:

@@ -11,7 +11,7 @@ class Counterpart(NamedTuple):
 
     Attributes:
         keys: at least one.
-        remark: how their values differ from the name's; empty if they do not.
+        remark: how their values differ from the name's, or what they look like; may be empty.
     """
 
     keys: tuple[str, ...]
@@ -24,8 +24,8 @@ def counterpart(key: str) -> Counterpart | None:
     return _COUNTERPARTS.get(name) or _COUNTERPARTS.get(name.rpartition(".")[2])
 
 
-_TABLE = (
-    # names elsewhere, keys here, how the values differ
+TABLE = (
+    # names elsewhere, keys here, remark
     ("gamma discount_factor", "algo.discount", ""),
     ("lr learning_rate", "algo.actor_lr algo.critic_lr", ""),
     ("actor_learning_rate policy_learning_rate policy_lr pi_lr lr_actor", "algo.actor_lr", ""),
@@ -76,5 +76,5 @@ _TABLE = (
     ("load_model load trained_agent checkpoint_path", "resume", "which takes a run folder"),
 )
 _COUNTERPARTS = {
-    name: Counterpart(tuple(keys.split()), remark) for names, keys, remark in _TABLE for name in names.split()
+    name: Counterpart(tuple(keys.split()), remark) for names, keys, remark in TABLE for name in names.split()
 }

@@ -76,6 +76,8 @@ def check_spaces(arguments: Sequence[str]) -> None:
             while rest and parts[-1].endswith(","):
                 parts.append(rest.pop(0))
             raise UserError(f"{' '.join(parts)}: the shell splits it at its spaces; write {''.join(parts)}")
+        elif " " in argument:
+            continue
         elif match := re.match(r"([^\s=]+)(?: = ?|= (?!\S*=))(\S+)", " ".join([argument, *rest[:2]])):
             raise UserError(f"{match[0]}: write {match[1]}={match[2]}, without spaces")
 

@@ -74,7 +74,7 @@ def test_every_key_of_the_table_exists_and_no_name_does():
 
 
 def test_no_name_is_in_the_table_twice():
-    names = [name for names, _, _ in names_elsewhere._TABLE for name in names.split()]
+    names = [name for names, _, _ in names_elsewhere.TABLE for name in names.split()]
     assert len(names) == len(set(names))
 
 
@@ -174,7 +174,17 @@ def test_what_a_shell_splits_is_answered_with_the_right_form(words, right):
 
 
 @pytest.mark.parametrize(
-    "words", ["algo.hidden_sizes=[64,64]", "env.kwargs.x= seed=3", "~seed", "env.kwargs.x='[' seed=3", "a=[ b=1", "a="]
+    "words",
+    [
+        "algo.hidden_sizes=[64,64]",
+        "env.kwargs.x= seed=3",
+        "~seed",
+        "env.kwargs.x='[' seed=3",
+        "a=[ b=1",
+        "a=",
+        "=",
+        "a =",
+    ],
 )
 def test_what_a_shell_leaves_whole_passes(words):
     check_spaces(words.split(" "))
