@@ -1,4 +1,4 @@
-"""What the measuring scripts count, add up and refuse; never how fast anything is."""
+"""What the measuring scripts count, add up and reject; never how fast anything is."""
 
 import json
 import sys

@@ -4,7 +4,7 @@
     python scripts/measure/scaling.py                              # the picture is outputs/scaling.png
     python scripts/measure/scaling.py algo=ddpg threads=1 repetitions=3 updates=20 out=scaling.json image=scaling.png
 
-TD3 on HalfCheetah-v4 with its own 256-256 and batch of 256, but for the one size that is varied. An update is timed
+TD3 on HalfCheetah-v4 with its own 256-256 and batch of 256, except the one size that is varied. An update is timed
 with sampling; `width` is that of both hidden layers, an update of `num_seeds` seeds is one update of all of them.
 Against `num_envs` stands the time of one environment step while acting, without updates. Every size is measured once a
 repetition, in turns; the table has the medians. Needs the extra `plot`: pip install -e '.[plot]'
