@@ -111,7 +111,7 @@ def draw(algo: str, times: Times, image: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(times), figsize=(10, 2.8), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(times), figsize=(10, 3.1), layout="constrained")
     for ax, (varied, lines) in zip(axes, times.items(), strict=True):
         for threads, line in lines.items():
             label = f"{threads} threads" if threads > 1 else "1 thread"
@@ -120,7 +120,7 @@ def draw(algo: str, times: Times, image: Path) -> None:
         ax.minorticks_off()
         ax.set(xlabel=varied, title="ms an environment step" if varied == "num_envs" else "ms an update")
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(f"{algo} on HalfCheetah-v4")
     image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=150)
