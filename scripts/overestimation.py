@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Draw `value/bias` and the return of a sweep with experiment=overestimation: see docs/theory.md.
 
-Usage: python scripts/overestimation.py outputs/sweeps/TIMESTAMP [PICTURE.png]
+    python scripts/overestimation.py sweep=outputs/sweeps/TIMESTAMP [out=outputs/overestimation.png]
 
-The picture is outputs/overestimation.png unless another is named.
+Needs the extra `plot`: pip install -e '.[plot]'
 """
 
 import sys
@@ -13,30 +13,30 @@ from pathlib import Path
 import numpy as np
 
 from dpg_cli import config
-from dpg_cli.cli.arguments import run_script
-from dpg_cli.storage import untrusted as stored
+from dpg_cli.cli.arguments import PICTURES, output_file, parse, run_script
+from dpg_cli.errors import UserError
+from dpg_cli.storage import untrusted
 
 try:
     import matplotlib.pyplot as plt
 except ImportError:
     sys.exit('scripts/overestimation.py: matplotlib is missing; install it with: pip install -e ".[plot]"')
 
-IMAGE = Path("outputs", "overestimation.png")
 NAMES = {1: "DDPG (one critic)", 2: "clipped double Q (two critics)"}
-TAGS = {"value/bias": "Q(s, μ(s)) less the discounted return", "eval/return_mean": "return of the evaluation"}
+TAGS = {"value/bias": "Q(s, μ(s)) minus the discounted return", "eval/return_mean": "return of the evaluation"}
 Curves = dict[int, list[dict[int, float]]]  # by number of critics, one curve a seed, by step
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
-        sys.exit(__doc__)
-    sweep, image = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) == 3 else IMAGE
+    values = parse(sys.argv[1:], ("sweep", "out"), required=("sweep",))
+    sweep = Path(values["sweep"])
+    image = output_file(values, "out", "outputs/overestimation.png", PICTURES)
     runs = sorted(sweep.glob("*/seed_*/metrics.jsonl"))
     if not runs:
-        sys.exit(f"scripts/overestimation.py: {sweep} holds no <job>/seed_<k>/metrics.jsonl")
+        raise UserError(f"sweep={sweep}: holds no <job>/seed_<k>/metrics.jsonl")
     configs = [config.load_from(run.parent).model_dump() for run in runs]
     if {own["algo"].get("num_critics") for own in configs} != set(NAMES):
-        sys.exit(f"scripts/overestimation.py: {sweep} must hold runs with algo.num_critics=1 and with 2, and no others")
+        raise UserError(f"sweep={sweep}: must hold runs with algo.num_critics=1 and with 2, and no others")
     plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
     figure, axes = plt.subplots(1, len(TAGS), figsize=(8, 3.4), layout="constrained")
     for axis, (tag, label) in zip(axes, TAGS.items(), strict=True):
@@ -44,19 +44,18 @@ def main() -> None:
         for run, own in zip(runs, configs, strict=True):
             curves[own["algo"]["num_critics"]].append(read(run, tag))
         draw(axis, curves)
-        axis.set(xlabel="environment steps", title=label)
+        axis.set(xlabel="environment steps", ylabel=label)
         print_last(tag, curves)
     axes[0].axhline(0, color="0.3", linewidth=1)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(NAMES), frameon=False)
     figure.suptitle(configs[0]["env"]["id"])
-    image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=150)
     print(f"-> {image}")
 
 
 def read(run: Path, tag: str) -> dict[int, float]:
     """A scalar by step, where it was recorded."""
-    return {record["step"]: record[tag] for record in stored.records(run) if tag in record}
+    return {record["step"]: record[tag] for record in untrusted.records(run) if tag in record}
 
 
 def draw(axis: plt.Axes, curves: Curves) -> None:

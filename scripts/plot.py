@@ -25,20 +25,24 @@ from pathlib import Path
 import numpy as np
 
 from dpg_cli import config
-from dpg_cli.cli.arguments import parse, run_script
+from dpg_cli.cli.arguments import PICTURES, output_file, parse, run_script
 from dpg_cli.errors import UserError, one_line
-from dpg_cli.storage import untrusted as stored
+from dpg_cli.storage import untrusted
 
 
 def curves(roots: list[Path]) -> dict[str, dict[str, list[Path]]]:
-    """Run folders by environment and by what else their configs say but for the seed."""
+    """Run folders, each once, by environment and by everything in their configs except the seed."""
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    seen = set()
     for root in roots:
-        for path in sorted(root.rglob("evaluations.jsonl"), key=in_order):
-            settings = config.load_from(path.parent)
-            found[settings.env.id][config.dump(settings.model_copy(update={"seed": 0}))].append(path.parent)
-    if not found:
-        raise UserError(f"runs={','.join(map(str, roots))}: no run folders there")
+        paths = sorted(root.rglob("evaluations.jsonl"), key=in_order)
+        if not paths:
+            raise UserError(f"runs: no run folders in {root}")
+        for run in (path.parent for path in paths):
+            if (resolved := run.resolve()) not in seen:
+                seen.add(resolved)
+                settings = config.load_from(run)
+                found[settings.env.id][config.dump(settings.model_copy(update={"seed": 0}))].append(run)
     return found
 
 
@@ -48,15 +52,25 @@ def in_order(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def returns(runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `(T,)` and mean returns of the evaluations `(runs, T)`."""
-    evaluations = [stored.evaluations(run) for run in runs]
-    length = min(map(len, evaluations))
-    if length == 0:
-        raise UserError(f"{runs[[*map(len, evaluations)].index(0)]}: there is not an evaluation")
-    if length < max(map(len, evaluations)):
-        print(f"  cut to {length} evaluations, which is all that {runs[[*map(len, evaluations)].index(length)]} has")
-    steps = np.array([step for step, _ in evaluations[0][:length]])
-    return steps, np.array([[np.mean(returns) for _, returns in run[:length]] for run in evaluations])
+    """Steps `(T,)` at which all runs were evaluated, and mean returns of these evaluations `(runs, T)`."""
+    evaluations = [dict(untrusted.evaluations(run)) for run in runs]
+    fewest, shortest = min(zip(map(len, evaluations), runs, strict=True))
+    if fewest == 0:
+        raise UserError(f"{shortest}: has no evaluations")
+    shared, every = set.intersection(*map(set, evaluations)), set.union(*map(set, evaluations))
+    if not shared:
+        raise UserError(f"{shortest}: shares no evaluation step with the other runs of its curve")
+    if len(shared) < len(every):
+        print(
+            f"  {shortest} has only {counted(fewest, 'evaluation')}: "
+            f"{counted(len(every - shared), 'step')} of {len(every)}, which not all runs have, left out"
+        )
+    steps = sorted(shared)
+    return np.array(steps), np.array([[np.mean(own[step]) for step in steps] for own in evaluations])
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def interval(means: np.ndarray) -> np.ndarray:
@@ -80,14 +94,18 @@ def name_of(run: Path) -> str:
 def dashed_lines(text: str, env_ids: Iterable[str]) -> dict[str, float]:
     """Returns by environment, from `ENV_ID:RETURN,...`."""
     lines = {}
-    for item in filter(None, text.split(",")):
+    for item in text.split(","):
         env_id, _, value = item.rpartition(":")
+        if not env_id or item in env_ids:
+            raise UserError(f"published={text}: {item or 'an empty item'} is not of the form ENV_ID:RETURN")
         if env_id not in env_ids:
-            raise UserError(f"published={text}: {env_id or item} is not among {', '.join(map(one_line, env_ids))}")
+            raise UserError(f"published={text}: {env_id} is not among {', '.join(map(one_line, env_ids))}")
         try:
             lines[env_id] = float(value)
         except ValueError:
-            raise UserError(f"published={text}: {value} is not a number") from None
+            lines[env_id] = math.nan
+        if not math.isfinite(lines[env_id]):
+            raise UserError(f"published={text}: {value} is not a finite number")
     return lines
 
 
@@ -95,7 +113,12 @@ def main() -> None:
     values = parse(sys.argv[1:], ("runs", "out", "labels", "show", "published"), required=("runs", "out"))
     if (show := values.get("show", "interval")) not in ("interval", "seeds"):
         raise UserError(f"show={show}: must be interval or seeds")
-    labels = iter(values["labels"].split(",")) if "labels" in values else None
+    roots = values["runs"].split(",")
+    if not all(roots):
+        raise UserError(f"runs={values['runs']}: has an empty item")
+    labels = values["labels"].split(",") if "labels" in values else None
+    if labels is not None and not all(map(str.strip, labels)):
+        raise UserError(f"labels={values['labels']}: has a blank name")
     if find_spec("matplotlib") is None:
         raise UserError("matplotlib is missing; pip install -e '.[plot]'")
     import matplotlib
@@ -104,22 +127,24 @@ def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "plot"  # the same picture is the same file
     from matplotlib import pyplot
 
-    panels = curves([Path(root) for root in values["runs"].split(",")])
-    published = dashed_lines(values.get("published", ""), panels)
+    out = output_file(values, "out", "", PICTURES)
+    panels = curves([Path(root) for root in roots])
+    published = dashed_lines(values["published"], panels) if "published" in values else {}
     count = sum(len(lines) for lines in panels.values())
-    if "labels" in values and len(values["labels"].split(",")) != count:
-        raise UserError(f"labels={values['labels']}: there are {count} curves")
+    if labels is not None and len(labels) != count:
+        raise UserError(f"labels={values['labels']}: {counted(len(labels), 'label')} for {counted(count, 'curve')}")
+    names = iter(labels or [name_of(runs[0]) for lines in panels.values() for runs in lines.values()])
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 4), squeeze=False, layout="constrained")
     colors: dict[str, str] = {}  # a label has one colour in all panels
     legend = {}
     for ax, (env_id, lines) in zip(axes[0], panels.items(), strict=True):
         for runs in lines.values():
-            label = name_of(runs[0]) if labels is None else next(labels)
+            label = next(names)
             color = colors.setdefault(label, f"C{len(colors)}")
             steps, means = returns(runs)
             low, high = interval(means)
             (line,) = ax.plot(steps, means.mean(axis=0), color=color, linewidth=2, zorder=3)
-            legend[f"{label}, {len(runs)} seeds".replace("$", r"\$")] = line
+            legend[f"{label}, {counted(len(runs), 'seed')}".replace("$", r"\$")] = line
             if show == "seeds":
                 ax.plot(steps, means.T, color=color, linewidth=0.7, alpha=0.45)
             else:
@@ -138,7 +163,7 @@ def main() -> None:
         ax.yaxis.set_major_formatter("{x:,.0f}")
     figure.set_figheight(3.4 + 0.25 * math.ceil(len(legend) / len(panels)))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(panels), frameon=False)
-    figure.savefig(values["out"], dpi=150, metadata={"Date": None} if values["out"].endswith(".svg") else None)
+    figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":

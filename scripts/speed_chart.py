@@ -1,25 +1,28 @@
 #!/usr/bin/env python
-"""Draw docs/images/speed.svg: the speed of TD3 in stable-baselines3 and sbx, relative to dpg-cli.
+"""Draw the speed of TD3 in stable-baselines3 and sbx, relative to dpg-cli.
 
-    python scripts/speed_chart.py
+    python scripts/speed_chart.py                               # the picture is outputs/speed.svg
+    python scripts/speed_chart.py out=docs/images/speed.svg     # that of the documentation
 
 The figures are those of the first table of docs/performance.md, which says how and where they were measured.
 Needs the extra `plot`: pip install -e '.[plot]'
 """
 
 import sys
-from pathlib import Path
+from importlib.util import find_spec
 
-try:
-    import matplotlib
-except ImportError:
-    sys.exit('scripts/speed_chart.py: matplotlib is missing; install it with: pip install -e ".[plot]"')
+from dpg_cli.cli.arguments import PICTURES, output_file, parse, run_script
+from dpg_cli.errors import UserError
 
-IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "speed.svg"
 TIMES_AS_FAST = {"stable-baselines3": (1.72, 1.69, 1.77), "sbx": (1.31, 1.26, 1.36)}  # dpg-cli: median, 95% interval
 
 
 def main() -> None:
+    image = output_file(parse(sys.argv[1:], ("out",), required=()), "out", "outputs/speed.svg", PICTURES)
+    if find_spec("matplotlib") is None:
+        raise UserError("matplotlib is missing; pip install -e '.[plot]'")
+    import matplotlib
+
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "speed"  # the same picture is the same file
     from matplotlib import pyplot
@@ -34,9 +37,9 @@ def main() -> None:
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_title("TD3 on HalfCheetah-v4, two cores of an AMD EPYC (Zen 4)", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(IMAGE, metadata={"Date": None})
-    print(f"-> {IMAGE}")
+    figure.savefig(image, dpi=150, metadata={"Date": None} if image.suffix == ".svg" else None)
+    print(f"-> {image}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script("speed_chart", main)

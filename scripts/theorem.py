@@ -19,7 +19,7 @@ except ImportError:
     sys.exit('scripts/theorem.py: matplotlib is missing; install it with: pip install -e ".[plot]"')
 
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.cli.arguments import parse, run_script
+from dpg_cli.cli.arguments import output_folder, parse, run_script
 from dpg_cli.theory import (
     Regulator,
     actor_update,
@@ -51,8 +51,7 @@ COPIES = [1, 2, 4, 8, 16, 32]
 
 
 def main() -> None:
-    images = Path(parse(sys.argv[1:], ("out",), required=()).get("out", "outputs"))
-    images.mkdir(parents=True, exist_ok=True)
+    images = output_folder(parse(sys.argv[1:], ("out",), required=()), "out", "outputs")
     torch.set_num_threads(1)
     plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
     regulator, gain = random_regulator(4, 2, DISCOUNT, seed=0)
@@ -95,7 +94,6 @@ def draw_agreement(regulator: Regulator, gain: Tensor, images: Path) -> None:
         hollow = {"markerfacecolor": "none"} if marker == "o" else {}
         left.plot(exact.flatten(), gradient.flatten(), marker, markersize=size, label=way, **hollow)
     left.set(xlabel="entry of the exact gradient", ylabel="found", title="eight entries of ∇J, four ways")
-    left.legend(fontsize=8)
     right.loglog(steps, differences, "s-", color="C1", markersize=4)
     right.set(xlabel="step of the finite differences", ylabel="relative error", title="the error of finite differences")
     save(figure, images / "theorem_agreement.png")
@@ -116,13 +114,12 @@ def draw_variance(regulator: Regulator, gain: Tensor, images: Path) -> None:
     for axis, x, table in zip(axes, (SIGMAS, dimensions), (by_sigma, by_dimension), strict=True):
         *estimators, formula = zip(*table, strict=True)
         for values, name, style in zip(estimators, NAMES, ("o-", "s-", "^-"), strict=False):
-            axis.loglog(x, values, style, label=name, markersize=4)
-        axis.loglog(x, formula, "k:", label=NAMES[-1])
+            axis.loglog(x, values, style, label=name if axis is axes[0] else None, markersize=4)
+        axis.loglog(x, formula, "k:", label=NAMES[-1] if axis is axes[0] else None)
     axes[0].set(xlabel="σ", ylabel="variance / ‖∇J‖²", title="against the policy's deviation (2 actions)")
     axes[1].set(xlabel="size of the action", title="against the size of the action (σ = 0.2)")
     axes[1].set_xticks(dimensions, dimensions)
     axes[1].minorticks_off()
-    axes[0].legend(fontsize=8)
     save(figure, images / "theorem_variance.png")
 
 
@@ -167,11 +164,9 @@ def draw_limits(regulator: Regulator, gain: Tensor, images: Path) -> None:
     left.loglog(SIGMAS, distances, "o", markersize=5, label="‖∇J_σ - ∇J‖ / ‖∇J‖")
     left.loglog(SIGMAS, [distances[0] * (sigma / SIGMAS[0]) ** 2 for sigma in SIGMAS], "k:", label="slope 2")
     left.set(xlabel="σ of the policy", ylabel="relative distance", title="the stochastic gradient's limit")
-    left.legend(fontsize=8)
     right.plot(scales, dropped, "s-", markersize=4, color="C3", label="dropped term, share of the whole ∇J_β")
-    right.plot(scales, wrong, "o-", markersize=4, label="distance from the on-policy ∇J, relative")
+    right.plot(scales, wrong, "o-", markersize=4, color="C2", label="distance from the on-policy ∇J, relative")
     right.set(xlabel="σ of the behaviour", ylabel="relative size", ylim=(0, 3), title="the off-policy gradient")
-    right.legend(fontsize=8)
     save(figure, images / "theorem_limits.png")
 
 
@@ -195,6 +190,7 @@ def row(name: str, *values: str) -> None:
 
 
 def save(figure: plt.Figure, image: Path) -> None:
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(image, dpi=150)
     print(f"\n-> {image}")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
-from dpg_cli.cli.arguments import parse, run_script
+from dpg_cli.cli.arguments import parse, run_script, true_or_false
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tutorial.md"
@@ -94,14 +94,18 @@ def execute(commands: str, shown: Sequence[str], folder: Path, environment: dict
     printed: list[str] = []
     with subprocess.Popen(shell, cwd=folder, env=environment, text=True, start_new_session=True, **pipes) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            printed.append(line.rstrip())
-            if before is not None and filled(before, printed) is not None:
-                if address := re.search(r"http://\S+", line):
-                    urlopen(address[0]).close()
-                os.killpg(process.pid, signal.SIGINT)
-                printed.append(INTERRUPT)
-                before = None
+        try:
+            for line in process.stdout:
+                printed.append(line.rstrip())
+                if before is not None and filled(before, printed) is not None:
+                    if address := re.search(r"http://\S+", line):
+                        urlopen(address[0]).close()
+                    os.killpg(process.pid, signal.SIGINT)
+                    printed.append(INTERRUPT)
+                    before = None
+        except BaseException:  # a signal too: nothing of it may train on
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     interrupted = INTERRUPT in printed
     if process.returncode not in ((0, 130) if interrupted else (0,)) or interrupted != (INTERRUPT in shown):
         sys.exit("\n".join([f"exit code {process.returncode}:", commands, *printed]))
@@ -148,11 +152,12 @@ def follow(page: str, folder: Path, *, install: bool, write: bool) -> str:
 
 def main() -> None:
     values = parse(sys.argv[1:], ("write", "install"), ())
+    write, install = true_or_false(values, "write"), true_or_false(values, "install")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs in the background
     page, start = PAGE.read_text(encoding="utf-8"), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        write = values.get("write") == "true"
-        new = follow(page, Path(name), install=values.get("install") == "true", write=write)
+        new = follow(page, Path(name), install=install, write=write)
         if write:
             PAGE.write_text(new, encoding="utf-8")
             shutil.copyfile(Path(name, "compare.png"), PICTURE)

@@ -81,7 +81,7 @@ def evaluate(command):
 
 @pytest.fixture(scope="session")
 def kept():
-    """Runs that several tests look at or go on with, by what made them."""
+    """Runs that several tests look at or resume, by what made them."""
     return {}
 
 

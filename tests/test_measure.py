@@ -1,4 +1,4 @@
-"""What the measuring scripts count, add up and refuse; never how fast anything is."""
+"""What the measuring scripts count, add up and reject; never how fast anything is."""
 
 import json
 import sys
@@ -81,7 +81,7 @@ def test_a_paired_ratio_is_the_median_of_ratios():
         (revisions, "HEAD", "name at least two revisions, each once"),
         (revisions, "seconds=0.5", "name at least two revisions, each once"),
         (revisions, "nowhere .", "nowhere: git knows no such revision"),
-        (revisions, "--help .", "--help: git knows no such revision"),
+        (revisions, "--all .", "--all: git knows no such revision"),
         (revisions, "-f .", "-f: git knows no such revision"),
     ],
 )

@@ -1,4 +1,4 @@
-"""scripts/measure/gpu.py, on a CPU by the stand-in for graphs: what it compares, and what it refuses."""
+"""scripts/measure/gpu.py, on a CPU by the stand-in for graphs: what it compares, and what it rejects."""
 
 import importlib.util
 import sys

@@ -229,7 +229,7 @@ def test_only_the_same_bits_are_shared(make, other):
 
 
 def taken(replay):
-    """Bytes of all tensors and arrays, but for one number a member."""
+    """Bytes of all tensors and arrays, except one number a member."""
     parts = [replay, *(part for part in vars(replay).values() if isinstance(part, NextObservations))]
     values = [value for part in parts for name, value in vars(part).items() if name != "_members"]
     arrays = [value for value in values if isinstance(value, torch.Tensor | np.ndarray)]

@@ -69,7 +69,7 @@ class Reach(gym.Env[np.ndarray, np.ndarray]):
 
 
 class Spaces(Reach):
-    """Reach with other spaces, to be refused."""
+    """Reach with other spaces, to be rejected."""
 
     def __init__(self, kind: str):
         super().__init__()

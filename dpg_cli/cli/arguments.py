@@ -3,9 +3,13 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from dpg_cli.errors import UserError, one_line
+
+PICTURES = (".svg", ".png", ".pdf")
 
 
 def parse(
@@ -85,11 +89,71 @@ def _hint(key: str, known: Sequence[str]) -> str:
     if found is not None and set(found.keys) <= set(known):
         return f"; use {' and '.join(found.keys)}"
     close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; the keys are {', '.join(known)}"
+    names = f"the keys are {', '.join(known)}" if known else "there are no keys"
+    return f"; did you mean {close[0]}?" if close else f"; {names}"
+
+
+def true_or_false(values: Mapping[str, str], key: str) -> bool:
+    """The value of a switch; false if it is not given.
+
+    Raises:
+        UserError: the value is neither `true` nor `false`.
+    """
+    value = values.get(key, "false")
+    if value not in ("true", "false"):
+        raise UserError(f"{key}={value}: should be true or false")
+    return value == "true"
+
+
+def output_file(values: Mapping[str, str], key: str, default: str, suffixes: Sequence[str]) -> Path:
+    """The file that a script writes; its folder is created. An existing file stays as it is.
+
+    Args:
+        values: the command line, by key.
+        key: of the file.
+        default: the file, if none is given.
+        suffixes: the valid ends of its name.
+
+    Raises:
+        UserError: the name has another end, or the file cannot be written.
+    """
+    path = Path(values.get(key, default))
+    if path.suffix not in suffixes:
+        raise UserError(f"{key}={path}: must end in {' or '.join(suffixes)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open("ab").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"{key}={path}: {error.strerror}") from error
+    return path
+
+
+def output_folder(values: Mapping[str, str], key: str, default: str) -> Path:
+    """The folder that a script writes to, which is created.
+
+    Raises:
+        UserError: it cannot be created, or no file can be created in it.
+    """
+    path = Path(values.get(key, default))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(f"{key}={path}: {error.strerror}") from error
+    return path
 
 
 def run_script(name: str, main: Callable[[], None]) -> None:
-    """Run a script's `main`. A `UserError` is printed in one line, with exit code 2."""
+    """Run a script's `main`; `--help` prints the docstring of its module instead.
+
+    A `UserError` is printed in one line, with exit code 2.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print((sys.modules[main.__module__].__doc__ or "").strip())
+        return
     try:
         main()
     except UserError as error:

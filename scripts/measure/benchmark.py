@@ -8,7 +8,7 @@
 
 All train on HalfCheetah-v4 with 256-256 networks, batches of 256, Gaussian exploration noise and one update a step.
 Each is a process of its own, held to as many cores as it has threads, since JAX knows no other limit. All are started
-and brought past a warm-up; then they take turns: one goes on for `seconds`, while the others are stopped by a signal.
+and brought past a warm-up; then they take turns: one runs for `seconds`, while the others are stopped by a signal.
 Turns are so short that what else a shared machine does meets all of them alike. Counted are environment steps with
 learning and everything that the real programs do between them: `dpg-train` writes records, its peers write nothing.
 Start-up and evaluations are not counted. `precision` is dpg-train's; with bf16 a dpg-train in float32 takes turns too.

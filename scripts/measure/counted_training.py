@@ -3,8 +3,8 @@
 
     python scripts/measure/counted_training.py COUNTER TREE OVERRIDE...
 
-COUNTER holds one int64; TREE is the checkout whose dpg_cli must be the one that is imported. Nothing is imported here
-but what earlier revisions have, too.
+COUNTER holds one int64; TREE is the checkout whose dpg_cli must be the one that is imported. This
+script only imports what earlier revisions have too.
 """
 
 import sys

@@ -7,7 +7,7 @@
 Start: seconds of `dpg-train --help` and of `dpg-train --cfg job`, and from the call of `dpg-train` to its first
 evaluation, at step 0, and to the first environment step of the training, after that evaluation.
 
-Memory: the peak of `dpg-train` for 3,000 steps of HalfCheetah-v4 with a replay of 1,000 transitions, less that of a
+Memory: the peak of `dpg-train` for 3,000 steps of HalfCheetah-v4 with a replay of 1,000 transitions, minus that of a
 process that imports torch, mujoco and gymnasium and steps the same environment; and what a full replay takes beside
 it, by its size, with episodes of 1,000 steps.
 """

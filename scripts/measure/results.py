@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
 
 
 def check_files(values: dict[str, str], *keys: str) -> None:
-    """Refuse files that cannot be written before anything is measured for them.
+    """Reject files that cannot be written before anything is measured for them.
 
     Raises:
         UserError: the key, and why not.

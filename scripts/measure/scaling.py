@@ -4,7 +4,7 @@
     python scripts/measure/scaling.py                              # the picture is outputs/scaling.png
     python scripts/measure/scaling.py algo=ddpg threads=1 repetitions=3 updates=20 out=scaling.json image=scaling.png
 
-TD3 on HalfCheetah-v4 with its own 256-256 and batch of 256, but for the one size that is varied. An update is timed
+TD3 on HalfCheetah-v4 with its own 256-256 and batch of 256, except the one size that is varied. An update is timed
 with sampling; `width` is that of both hidden layers, an update of `num_seeds` seeds is one update of all of them.
 Against `num_envs` stands the time of one environment step while acting, without updates. Every size is measured once a
 repetition, in turns; the table has the medians. Needs the extra `plot`: pip install -e '.[plot]'
@@ -111,7 +111,7 @@ def draw(algo: str, times: Times, image: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(times), figsize=(10, 2.8), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(times), figsize=(10, 3.1), layout="constrained")
     for ax, (varied, lines) in zip(axes, times.items(), strict=True):
         for threads, line in lines.items():
             label = f"{threads} threads" if threads > 1 else "1 thread"
@@ -120,7 +120,7 @@ def draw(algo: str, times: Times, image: Path) -> None:
         ax.minorticks_off()
         ax.set(xlabel=varied, title="ms an environment step" if varied == "num_envs" else "ms an update")
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(f"{algo} on HalfCheetah-v4")
     image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(image, dpi=150)

@@ -60,8 +60,8 @@ def received(action_space, action):
     return env.unwrapped.received[-1]
 
 
-def refusal(env_id, kwargs=None):
-    """The one line that refuses an environment."""
+def rejection(env_id, kwargs=None):
+    """The one line that rejects an environment."""
     with pytest.raises(UserError) as caught:
         make_env(env_id, kwargs)
     message = str(caught.value)
@@ -169,7 +169,7 @@ def test_observations_are_float32_unless_told_otherwise():
     assert env.reset()[0].dtype == np.float32
 
 
-# --- what is refused ---
+# --- what is rejected ---
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_observations_are_float32_unless_told_otherwise():
     ids=str,
 )
 def test_actions_that_are_not_continuous_are_refused(space):
-    assert "continuous" in refusal("Toy-v0", {"action_space": space})
+    assert "continuous" in rejection("Toy-v0", {"action_space": space})
 
 
 @pytest.mark.parametrize(
@@ -202,11 +202,11 @@ def test_actions_that_are_not_continuous_are_refused(space):
     ids=["unbounded", "no upper", "no lower", "one has no lower", "one has no upper", "MuJoCo's unbounded"],
 )
 def test_actions_that_are_not_bounded_on_both_sides_are_refused(space):
-    assert "bounded" in refusal("Toy-v0", {"action_space": space})
+    assert "bounded" in rejection("Toy-v0", {"action_space": space})
 
 
 def test_an_environment_without_actions_is_refused():
-    refusal("Toy-v0", {"action_space": spaces.Box(-1.0, 1.0, (0,))})
+    rejection("Toy-v0", {"action_space": spaces.Box(-1.0, 1.0, (0,))})
 
 
 @pytest.mark.parametrize(
@@ -219,12 +219,12 @@ def test_an_environment_without_actions_is_refused():
     ids=["colour", "grey", "inside a Dict"],
 )
 def test_images_are_refused(space):
-    assert "image" in refusal("Toy-v0", {"observation_space": space})
+    assert "image" in rejection("Toy-v0", {"observation_space": space})
 
 
 @pytest.mark.parametrize("space", [spaces.Sequence(UNIT), spaces.Graph(UNIT, None)], ids=["sequence", "graph"])
 def test_observations_that_cannot_be_flattened_are_refused(space):
-    refusal("Toy-v0", {"observation_space": space})
+    rejection("Toy-v0", {"observation_space": space})
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_observations_that_cannot_be_flattened_are_refused(space):
     ],
 )
 def test_an_unknown_id_is_refused_with_the_closest(env_id, closest):
-    assert f"did you mean {closest}" in refusal(env_id)
+    assert f"did you mean {closest}" in rejection(env_id)
 
 
 @pytest.mark.parametrize(
@@ -290,27 +290,27 @@ def test_a_file_is_no_module(own_module):
 
 @pytest.mark.parametrize("env_id", ["Qqqqqqqq-v0", "", ":", "a:b:c", "json:Qqqqqqqq-v0", ".relative:Toy-v0"])
 def test_an_id_like_none_is_refused(env_id):
-    refusal(env_id)
+    rejection(env_id)
 
 
 def test_bad_arguments_are_refused_and_named():
-    assert "gravity" in refusal("Toy-v0", {"gravity": 3})
-    assert "gravity" in refusal("InvertedPendulum-v5", {"gravity": 3})
+    assert "gravity" in rejection("Toy-v0", {"gravity": 3})
+    assert "gravity" in rejection("InvertedPendulum-v5", {"gravity": 3})
 
 
 def test_an_environment_that_cannot_be_made_is_refused_with_its_reason():
-    assert "the physics are not installed" in refusal("Broken-v0")
+    assert "the physics are not installed" in rejection("Broken-v0")
 
 
 def test_a_missing_module_is_refused_and_named():
-    assert "no_such_module" in refusal("NoModule-v0")
-    assert "no_such_module" in refusal("no_such_module:Toy-v0")
+    assert "no_such_module" in rejection("NoModule-v0")
+    assert "no_such_module" in rejection("no_such_module:Toy-v0")
 
 
 def test_a_module_that_breaks_is_refused_with_its_reason(tmp_path, monkeypatch):
     (tmp_path / "broken_pkg.py").write_text("raise RuntimeError('out of luck')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "out of luck" in refusal("broken_pkg:Toy-v0")
+    assert "out of luck" in rejection("broken_pkg:Toy-v0")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_suite_that_is_not_installed_is_refused_with_its_extra(env_id, module,
     for registered in [i for i in gym.registry if i.startswith(("dm_control/", "Fetch", "AntMaze", "Hand"))]:
         del gym.registry[registered]
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
-    assert refusal(env_id).endswith(f"pip install 'dpg-cli[{extra}]'")
+    assert rejection(env_id).endswith(f"pip install 'dpg-cli[{extra}]'")
 
 
 def test_an_id_of_ones_own_may_begin_like_a_suites():

@@ -153,7 +153,7 @@ def test_shapes_and_types_of_a_transition():
 
 
 def test_a_transition_stays_what_it_was():
-    """What was yielded does not change when the environment goes on."""
+    """What was yielded does not change when the environment steps again."""
     kept = run(make_environments((0, 1), 2, lengths=(3, 2)), total_steps=20)
     generator_ = collect(
         Policy(),
@@ -353,7 +353,7 @@ def test_returns_and_lengths_of_episodes_that_end_at_different_times():
     assert (second.returns, second.lengths) == ([6.0, 1.0], [3, 1])
     assert type(first.returns[0]) is float
     assert type(first.lengths[0]) is int
-    assert [len(env.actions) for member in envs for env in member] == [2, 5, 3, 1]  # none goes on after its end
+    assert [len(env.actions) for member in envs for env in member] == [2, 5, 3, 1]  # none steps after its end
 
 
 def test_an_evaluation_is_of_the_policy_without_noise():

@@ -64,7 +64,7 @@ class Case:
             assert not found, f"differs: {found}"
 
     def again(self, name: str) -> list[str]:
-        """How the run goes on."""
+        """The command that resumes the run."""
         if (self.run / "config.yaml").exists():
             return RESUME
         if self.run.exists():
@@ -74,7 +74,7 @@ class Case:
 
 
 def same_until_new_episode(run: Path, reference: Path) -> None:
-    """All is equal up to the first checkpoint that was gone on from, and the run ends."""
+    """All is equal up to the first checkpoint that was resumed from, and the run ends."""
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "done"
     until = min((resumed["step"] for resumed in record.get("resumed", [])), default=record["last_step"])

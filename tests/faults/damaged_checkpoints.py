@@ -39,11 +39,11 @@ def damaged(case: Case) -> None:
     if how in damage.DAMAGES:
         command = case.expect(0, *RESUME)
         assert f"step {steps[-1]:,} is damaged" in command.err(), command.err()
-    else:  # the manifest was made to agree with it: refused in one line
+    else:  # the manifest was made to agree with it: rejected in one line
         with case.command(*RESUME) as command:
             code = command.wait()
         if file == "policy.safetensors" and code == 0:
-            pass  # nothing that a run goes on from: networks are in the state too
+            pass  # no run resumes from it: the networks are in the state too
         elif code == 0:
             assert f"step {steps[-1]:,} is damaged" in command.err(), command.err()
         else:

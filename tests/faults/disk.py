@@ -24,7 +24,7 @@ def calls(case: Case) -> None:
     """One call to the disk, of one checkpoint of a real training, kills it, loses what is not synced, or fails."""
     way, call = CALLS[case.number]
     error = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)[call % 4]
-    name, refused = "Pendulum-v1", "fails" in way and way != "power fails"
+    name, fails = "Pendulum-v1", "fails" in way and way != "power fails"
 
     def prepare() -> None:
         def new(run: Path, versions: Any, keep: int, start: Any = None) -> checkpoint.Checkpoints:
@@ -40,9 +40,9 @@ def calls(case: Case) -> None:
 
     first, last = (int(text) for text in (case.reference(name).parent / f"calls {way[0]}").read_text().split())
     assert last - first == WAYS[way], f"a checkpoint takes {last - first} calls"
-    case.note(f"call {call}: {way}" + (f" ({errno.errorcode[error]})" if refused else ""))
-    command = case.expect(1 if refused else 137, *PENDULUM, HERE, prepare=prepare)
-    if refused:
+    case.note(f"call {call}: {way}" + (f" ({errno.errorcode[error]})" if fails else ""))
+    command = case.expect(1 if fails else 137, *PENDULUM, HERE, prepare=prepare)
+    if fails:
         assert re.search(r"failed: .*run/.* bytes are free", command.err()), command.err()
         assert not checkpoint.valid_steps(case.run)[1]
     case.resumed(name)

@@ -51,7 +51,7 @@ def count(tmp_path):
 
 
 def sound(run):
-    """The newest checkpoint can be gone on from, nothing else is left, and the next one can be written."""
+    """The newest checkpoint can be resumed from, nothing else is left, and the next one can be written."""
     check_kinds(run)  # what a crash leaves is not taken for an attack
     steps, _ = checkpoint.valid_steps(run)
     newest = checkpoint.load(run, steps[-1])
@@ -124,14 +124,14 @@ def test_a_disk_that_refuses_at_any_call(tmp_path, error, lasting):
     count(tmp_path)
     disk = CountingDisk(error=error)
     write(tmp_path / "counted", 15, disk, checkpoint.load(tmp_path / "counted", 10))
-    refusing = disk.calls  # removing never fails
-    for at in range(refusing + 1):
+    failing = disk.calls  # removing never fails
+    for at in range(failing + 1):
         folder = tmp_path / f"at_{at}"
         folder.mkdir()
         write(folder, 5, Disk())
         disk = CountingDisk(at, error, lasting)
         start = checkpoint.load(folder, 5)
-        if at < refusing:
+        if at < failing:
             with pytest.raises(DiskError, match=r"at_.*bytes are free"):
                 write(folder, 10, disk, start)
             assert list(folder.rglob(".*")) == []

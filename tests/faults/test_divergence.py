@@ -1,4 +1,4 @@
-"""What is not finite, or breaks, ends a run before it is stored, and the run goes on from the last good state."""
+"""What is not finite, or breaks, ends a run before it is stored, and the run resumes from the last good state."""
 
 import json
 import weakref

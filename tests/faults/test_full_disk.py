@@ -1,4 +1,4 @@
-"""A run whose disk fills, fails or goes: one line, exit code 1, and it goes on once there is room."""
+"""A run whose disk fills, fails or goes: one line, exit code 1, and it can be resumed once there is room."""
 
 import errno
 import json
@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_from_the_start(train, tmp_path, mounted, monkeypatc
         assert train(TOY, *BIG, "hydra.run.dir=disk/run")[0] == 0
 
 
-class Refusing:
+class FullStream:
     """A stream that takes no more."""
 
     def __init__(self, file, error):
@@ -123,7 +123,7 @@ class Refusing:
 def test_a_file_that_takes_no_more_is_named(train, tmp_path, monkeypatch, file, error):
     assert train(TOY, *SMALL, "hydra.run.dir=whole")[0] == 0
     with monkeypatch.context() as patch:
-        refuse(patch, file, error)
+        break_writes(patch, file, error)
         result = train(TOY, *SMALL, "hydra.run.dir=run")
     if file == "train.log":  # whatever there is to log, a run does not end for it
         assert (result[0], result[2]) == (0, "")
@@ -134,7 +134,7 @@ def test_a_file_that_takes_no_more_is_named(train, tmp_path, monkeypatch, file, 
     same(tmp_path / "run", tmp_path / "whole")
 
 
-def refuse(patch, file, error):
+def break_writes(patch, file, error):
     """From step 40 on."""
 
     def from_then_on(change):
@@ -148,11 +148,11 @@ def refuse(patch, file, error):
         patch.setattr(metrics.Recorder, "scalars", changed)
 
     if file == "metrics.jsonl":
-        from_then_on(lambda self: setattr(self, "_metrics", Refusing(self._metrics, error)))
+        from_then_on(lambda self: setattr(self, "_metrics", FullStream(self._metrics, error)))
     elif file == "evaluations.jsonl":
-        from_then_on(lambda self: setattr(self, "_evaluations", Refusing(self._evaluations, error)))
+        from_then_on(lambda self: setattr(self, "_evaluations", FullStream(self._evaluations, error)))
     elif file.startswith("events"):
-        from_then_on(lambda self: setattr(self._events._records, "_writer", Refusing(self._events.file, error)))
+        from_then_on(lambda self: setattr(self._events._records, "_writer", FullStream(self._events.file, error)))
     elif file == "run.json":
 
         class Full(Disk):
@@ -170,7 +170,7 @@ def refuse(patch, file, error):
             import logging
 
             for handler in logging.root.handlers:
-                handler.stream = Refusing(handler.stream, error)
+                handler.stream = FullStream(handler.stream, error)
             logging.getLogger("dpg_cli").warning("something")
             return build(config, **stepping)
 
@@ -188,11 +188,11 @@ def test_a_folder_that_cannot_be_claimed_or_described(train, tmp_path, monkeypat
         failed(train(TOY, *SMALL, "hydra.run.dir=run"), "config.yaml", os.strerror(error))
     assert not (tmp_path / "run").exists()
 
-    def refuse(*_, **__):
+    def fail(*_, **__):
         raise OSError(error, os.strerror(error))
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.mkdir", refuse)
+        patch.setattr("pathlib.Path.mkdir", fail)
         with pytest.raises(run_dir.DiskError, match=os.strerror(error)):
             run_dir.claim(tmp_path / "run", "hydra.run.dir")
 

@@ -25,7 +25,7 @@ from dpg_cli.storage.shards import described
 
 STEP = "checkpoints/step_000000060"
 SECRET = "hunter2-secret"
-MOST = 400 * 2**20  # bytes that a refusal may take: many times less than what every attack asks for
+MOST = 400 * 2**20  # bytes that a rejection may take: many times less than what every attack asks for
 PLOT = Path(__file__).resolve().parents[2] / "scripts" / "plot.py"
 TERABYTE = 2**40
 
@@ -50,7 +50,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def place(train, made, tmp_path, monkeypatch):
-    """A copy of the run in `run`, with one checkpoint to go on from, and `outside`, which must stay as it is."""
+    """A copy of the run in `run`, with one checkpoint to resume from, and `outside`, which must stay as it is."""
     if not made.exists():
         arguments = ["env=Toy/Reach-v0", *SMALL, "noise=ou", "checkpoint.keep=1", f"hydra.run.dir={made}"]
         assert train(*arguments)[0] == 0
@@ -434,7 +434,7 @@ CURVES = {
 }
 
 
-def refused(place, attack, command):
+def rejected(place, attack, command):
     """The attack ends with exit code 2 and one line, and with nothing that it was for."""
     run, outside, sentinel = place / "run", place / "outside", place / "sentinel"
     attack(run, outside, sentinel)
@@ -485,12 +485,12 @@ def peak():
 def test_a_hostile_config(place, train, evaluate, name, used, monkeypatch):
     monkeypatch.syspath_prepend(str(place))
     run = (lambda: evaluate("run=run")) if used == "eval" else (lambda: train("resume=run", "total_steps=80"))
-    refused(place, CONFIGS[name], run)
+    rejected(place, CONFIGS[name], run)
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_hostile_policy(place, evaluate, name):
-    refused(place, POLICIES[name], lambda: evaluate("run=run", "episodes=1"))
+    rejected(place, POLICIES[name], lambda: evaluate("run=run", "episodes=1"))
 
 
 def test_a_best_checkpoint_elsewhere_is_not_read(place, evaluate):
@@ -505,7 +505,7 @@ def test_a_best_checkpoint_elsewhere_is_not_read(place, evaluate):
 @pytest.mark.parametrize("name", STATES)
 def test_a_hostile_state(place, train, name):
     longer = [] if name == "a replay of a terabyte" else ["total_steps=80"]
-    refused(place, STATES[name], lambda: train("resume=run", *longer))
+    rejected(place, STATES[name], lambda: train("resume=run", *longer))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -517,7 +517,7 @@ def test_hostile_networks(place, train, name):
 
 @pytest.mark.parametrize("name", LINKS)
 def test_what_leads_elsewhere(place, train, name):
-    refused(place, LINKS[name], lambda: train("resume=run", "total_steps=80"))
+    rejected(place, LINKS[name], lambda: train("resume=run", "total_steps=80"))
 
 
 @pytest.mark.parametrize("name", CURVES)
@@ -528,7 +528,7 @@ def test_hostile_curves(place, command, name):
         runpy.run_path(str(PLOT), run_name="__main__")
         sys.exit(0)
 
-    refused(place, CURVES[name], lambda: command(plot, "runs=run", "out=curves.png"))
+    rejected(place, CURVES[name], lambda: command(plot, "runs=run", "out=curves.png"))
 
 
 @pytest.mark.parametrize("name", ["escapes in the versions", "a hydra folder", "a run.json of something else"])
@@ -568,6 +568,6 @@ def test_a_new_start_in_a_claimed_folder_reads_nothing_of_hydra_that_runs(place,
 
 
 def test_a_sound_copy_goes_on_and_is_evaluated(place, train, evaluate):
-    """The control: without an attack nothing is refused."""
+    """The control: without an attack nothing is rejected."""
     assert evaluate("run=run", "episodes=1")[0] == 0
     assert train("resume=run", "total_steps=80")[0] == 0

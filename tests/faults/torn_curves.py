@@ -42,7 +42,7 @@ def torn(case: Case) -> None:
     if what in ADDED or (what in ("deleted", "truncated") and (file == "events" or not lost)):
         case.resumed(name)
         return
-    # What is gone is gone, but the run goes on, and its numbers from there on are the same.
+    # What is gone is gone, but the run continues, and its numbers from there on are the same.
     command = case.expect(0, *RESUME)
     if what in ("deleted", "truncated"):
         logs = (case.run / "train.log").read_text() + command.err()

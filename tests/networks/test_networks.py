@@ -263,7 +263,7 @@ def test_the_statistics_are_part_of_the_actors_state():
     assert torch.equal(restored(obs), actor(obs))
     normalizer.update(obs)
     restored.normalizer.update(obs)
-    assert torch.equal(restored(obs), actor(obs))  # it goes on from the same count
+    assert torch.equal(restored(obs), actor(obs))  # it continues from the same count
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))

@@ -68,7 +68,7 @@ def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def refused(folder):
+def rejected(folder):
     with pytest.raises(UserError) as caught:
         checkpoint.load_policy(folder)
     assert str(folder) in str(caught.value)
@@ -193,7 +193,7 @@ def test_a_crash_before_the_rename_leaves_nothing_to_find(tmp_path, monkeypatch)
 
 def test_a_step_written_twice_stays_whole(tmp_path):
     save(tmp_path, 5, seed=0)
-    with contextlib.suppress(OSError):  # whether the second is refused or takes the first one's place
+    with contextlib.suppress(OSError):  # whether the second is rejected or takes the first one's place
         save(tmp_path, 5, seed=1)
     for which in ("latest", "5"):
         actor, step = checkpoint.load_policy(checkpoint.find(tmp_path, which))
@@ -337,11 +337,11 @@ def test_a_missing_file_is_refused(tmp_path, file):
     save(tmp_path, 5)
     folder = checkpoint.find(tmp_path, "5")
     (folder / file).unlink()
-    refused(folder)
+    rejected(folder)
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    refused(tmp_path / "step_000000005")
+    rejected(tmp_path / "step_000000005")
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "policy.safetensors"])
@@ -351,7 +351,7 @@ def test_a_truncated_file_is_refused(tmp_path, file, length):
     folder = checkpoint.find(tmp_path, "5")
     data = (folder / file).read_bytes()
     (folder / file).write_bytes(data[: int(length * len(data)) if length == 0.5 else length])
-    refused(folder)
+    rejected(folder)
 
 
 def test_one_flipped_bit_is_refused(tmp_path):
@@ -362,7 +362,7 @@ def test_one_flipped_bit_is_refused(tmp_path):
         data = bytearray(good)
         data[place] ^= 1 << 3
         (folder / "policy.safetensors").write_bytes(data)
-        refused(folder)
+        rejected(folder)
 
 
 def test_a_file_that_grew_is_refused(tmp_path):
@@ -370,7 +370,7 @@ def test_a_file_that_grew_is_refused(tmp_path):
     folder = checkpoint.find(tmp_path, "5")
     with (folder / "policy.safetensors").open("ab") as file:
         file.write(b"\0")
-    refused(folder)
+    rejected(folder)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"step": 5, "files": {}}', "not json", "\0\0"])
@@ -378,7 +378,7 @@ def test_a_manifest_of_something_else_is_refused(tmp_path, text):
     save(tmp_path, 5)
     folder = checkpoint.find(tmp_path, "5")
     (folder / "manifest.json").write_text(text)
-    refused(folder)
+    rejected(folder)
 
 
 @pytest.mark.parametrize("which", ["nothing", "other names", "a layer too few", "wrong shapes"])
@@ -391,7 +391,7 @@ def test_a_sound_file_that_is_no_policy_is_refused(tmp_path, which):
         "wrong shapes": policy | {"layers.1.bias": torch.zeros(1, 1, 99)},
     }[which]
     put(tmp_path, 5, wrong, keep=1)
-    refused(checkpoint.find(tmp_path, "5"))
+    rejected(checkpoint.find(tmp_path, "5"))
 
 
 def test_a_pickle_is_never_opened(tmp_path):
@@ -408,5 +408,5 @@ def test_a_pickle_is_never_opened(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["policy.safetensors"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    refused(folder)
+    rejected(folder)
     assert not opened.exists()

@@ -21,7 +21,7 @@ def read(folder):
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
-def refused(folder, key="hydra.run.dir"):
+def rejected(folder, key="hydra.run.dir"):
     with pytest.raises(UserError) as caught:
         claim(folder, key)
     message = str(caught.value)
@@ -39,7 +39,7 @@ def test_a_folder_is_claimed_with_its_parents(tmp_path):
 @pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
 def test_a_folder_is_claimed_once(tmp_path, key):
     claim(tmp_path / "run", key)
-    assert "exists" in refused(tmp_path / "run", key)
+    assert "exists" in rejected(tmp_path / "run", key)
 
 
 def test_of_many_at_once_one_gets_the_folder(tmp_path):
@@ -56,8 +56,8 @@ def test_of_many_at_once_one_gets_the_folder(tmp_path):
 
 def test_an_existing_file_is_refused_and_kept(tmp_path):
     (tmp_path / "run").write_text("mine")
-    refused(tmp_path / "run")
-    refused(tmp_path / "run" / "below")
+    rejected(tmp_path / "run")
+    rejected(tmp_path / "run" / "below")
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -67,12 +67,12 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     if os.access(parent, os.W_OK):  # root may write anywhere but here
         parent = type(tmp_path)("/proc")
     before = sorted(tmp_path.iterdir())
-    refused(parent / "new" / "run")
+    rejected(parent / "new" / "run")
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_refused_folder_leaves_no_parents_behind(tmp_path):
-    refused(tmp_path / "new" / ("x" * 300))  # too long for a name
+    rejected(tmp_path / "new" / ("x" * 300))  # too long for a name
     assert not (tmp_path / "new").exists()
 
 
