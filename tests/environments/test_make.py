@@ -247,7 +247,7 @@ def test_an_unknown_id_is_refused_with_the_closest(env_id, closest):
 def test_ids_that_are_suggested_can_be_created(env_id, monkeypatch):
     monkeypatch.setitem(sys.modules, "Box2D", None)
     monkeypatch.setitem(sys.modules, "jax", None)
-    _, _, suggested = refusal(env_id).partition("did you mean ")
+    _, _, suggested = rejection(env_id).partition("did you mean ")
     for close in filter(None, suggested.removesuffix("?").split(" or ")):
         make_env(close).close()
 
@@ -270,22 +270,22 @@ def own_module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["Forgotten", "Forgotten-v0", "own/Forgotten-v3"])
 def test_a_class_that_is_not_registered_is_answered_with_the_call(own_module, name):
-    message = refusal(f"own_envs:{name}")
+    message = rejection(f"own_envs:{name}")
     assert 'add gymnasium.register("Forgotten-v0", entry_point=Forgotten)' in message
     assert "use env=own_envs:Forgotten-v0" in message
 
 
 @pytest.mark.parametrize("name", ["Swing", "Swing-v0", "own/Swing-v5", "Swnig-v0", "Qqqqqqqq"])
 def test_the_ids_of_a_module_are_suggested_with_its_name(own_module, name):
-    assert refusal(f"own_envs:{name}").endswith("did you mean own_envs:own/Swing-v0?")
+    assert rejection(f"own_envs:{name}").endswith("did you mean own_envs:own/Swing-v0?")
 
 
 def test_a_module_without_environments_is_told_how_to_register_one():
-    assert "json registers no environment; gymnasium.register" in refusal("json:Qqqqqqqq-v0")
+    assert "json registers no environment; gymnasium.register" in rejection("json:Qqqqqqqq-v0")
 
 
 def test_a_file_is_no_module(own_module):
-    assert refusal("./own_envs.py:own/Swing-v0").endswith("write env=own_envs:own/Swing-v0")
+    assert rejection("./own_envs.py:own/Swing-v0").endswith("write env=own_envs:own/Swing-v0")
 
 
 @pytest.mark.parametrize("env_id", ["Qqqqqqqq-v0", "", ":", "a:b:c", "json:Qqqqqqqq-v0", ".relative:Toy-v0"])

@@ -511,7 +511,7 @@ def test_a_hostile_state(place, train, name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_hostile_networks(place, train, name):
     new = ["env=Toy/Reach-v0", *SMALL, "init=run", "hydra.run.dir=new"]
-    refused(place, NETWORKS[name], lambda: train(*new))
+    rejected(place, NETWORKS[name], lambda: train(*new))
     assert not (place / "new").exists()
 
 
