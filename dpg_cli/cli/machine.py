@@ -53,9 +53,12 @@ def available_memory() -> int:
 
 
 def _free_memory() -> int:
-    with contextlib.suppress(OSError, ValueError, KeyError):  # not Linux, or /proc is hidden
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not Linux, or no /proc
         about = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
         return int(about["MemAvailable"].split()[0]) * 1024
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    try:
+        return int(psutil.virtual_memory().available)
+    except OSError:  # Linux without /proc; these pages do not include cached files
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

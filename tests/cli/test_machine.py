@@ -80,6 +80,16 @@ def test_memory_that_linux_does_not_tell(monkeypatch, tmp_path):
     assert 0 < machine.available_memory() < psutil.virtual_memory().total
 
 
+def test_linux_without_proc(monkeypatch, tmp_path):
+    def missing():
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", missing)
+    assert machine.available_memory() > 0
+
+
 @pytest.mark.parametrize("module", ["train", "eval"])
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["run=x"]])
 def test_windows_gets_one_line(module, arguments):

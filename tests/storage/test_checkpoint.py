@@ -410,3 +410,28 @@ def test_a_pickle_is_never_opened(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     rejected(folder)
     assert not opened.exists()
+
+
+# --- the algorithm alone, for a new run ---
+
+
+def test_the_newest_whole_state_of_an_algorithm_needs_no_replay(tmp_path):
+    state = {"algorithm": {"updates": 1}, "replay": {"added": 1, "size": 1}}
+    for step in (10, 20):
+        writer(tmp_path, keep=9).save(step, make_policy(), state, np.ones((int(step == 10), 3), np.float32), oldest=0)
+    for shard in (tmp_path / "replay").iterdir():
+        shard.unlink()
+    assert checkpoint.newest_algorithm(tmp_path, 10**6) == (20, {"updates": 1}, [])
+    with pytest.raises(UserError, match="allowed"):
+        checkpoint.newest_algorithm(tmp_path, 10)
+    (tmp_path / "checkpoints" / "step_000000020" / "state.json").write_text("{}")
+    step, _, problems = checkpoint.newest_algorithm(tmp_path, 10**6)
+    assert step == 10
+    assert len(problems) == 1
+    assert "step_000000020: damaged checkpoint" in problems[0]
+
+
+def test_the_policy_of_the_best_evaluation_is_no_state_of_an_algorithm(tmp_path):
+    save_best(tmp_path, 10)
+    with pytest.raises(UserError, match="lacks the critics"):
+        checkpoint.newest_algorithm(tmp_path, 10**6)
