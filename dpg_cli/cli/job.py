@@ -111,6 +111,10 @@ def run(
     watcher = Watcher(display, step=0 if start is None else start[0].step)
     stop, began = StopRequest(display.notify), time.monotonic()
     who = f"dpg-train: {names.position} " if names.position else "dpg-train: "
+    trust = asks_for_trust(config) is not None
+    next_step = f"resume with dpg-train resume={quoted(below_here(folder))}{' trust=true' if trust else ''}"
+    if not config.checkpoint.replay:
+        next_step = "with checkpoint.replay=false it cannot be resumed"
 
     def elapsed() -> str:
         return duration(time.monotonic() - began)
@@ -133,6 +137,7 @@ def run(
         except ForcedStop as forced:
             log.info("stopped at once at step %s after %s", f"{watcher.step:,}", elapsed())
             watcher.stopped("interrupted")
+            say(f"{who}stopped at once, without a checkpoint; {next_step}")
             return Result(int(str(forced.code)))
         except BaseException as error:  # a simulator's SystemExit must not look like success
             message = _reason(error, names.folders)
@@ -143,11 +148,7 @@ def run(
             code = 2 if isinstance(error, UserError) and label is None else 1
             return Result(code if stop.signal is None else 128 + stop.signal, error=message)
 
-    trust = asks_for_trust(config) is not None
     if outcome.interrupted:
-        next_step = f"resume with dpg-train resume={quoted(below_here(folder))}{' trust=true' if trust else ''}"
-        if not config.checkpoint.replay:
-            next_step = "with checkpoint.replay=false it cannot be resumed"
         say(f"{who}{ended}; {next_step}")
     else:
         display.print(ended)
