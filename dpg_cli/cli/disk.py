@@ -1,5 +1,6 @@
 """Check before a training starts that its replay fits on the disk, where it takes more room than everything else."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def free_bytes(folder: Path) -> int:
 
 
 def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    """The folder, or the closest one above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
 
 
 def _size(count: int) -> str:

@@ -114,6 +114,8 @@ def run(
     watcher = Watcher(display, step=0 if start is None else start[0].step)
     stop, began = StopRequest(display.notify), time.monotonic()
     who = f"dpg-train: {names.position} " if names.position else "dpg-train: "
+    trust = asks_for_trust(config) is not None
+    next_step = _how_to_resume(config, folder)
 
     def elapsed() -> str:
         return duration(time.monotonic() - began)
@@ -136,6 +138,7 @@ def run(
         except ForcedStop as forced:
             log.info("stopped at once at step %s after %s", f"{watcher.step:,}", elapsed())
             watcher.stopped("interrupted")
+            say(f"{who}stopped at once, without a checkpoint; {next_step}")
             return Result(int(str(forced.code)))
         except BaseException as error:  # a simulator's SystemExit must not look like success
             message = _reason(error, names.folders)
@@ -144,14 +147,13 @@ def run(
             where = f" (log: {folder / 'train.log'})" if (folder / "train.log").exists() else ""
             when, hint = "", ""
             if isinstance(error, SimulatorError):
-                when, hint = f" at step {watcher.step:,}", f"; {_how_to_resume(config, folder)}"
+                when, hint = f" at step {watcher.step:,}", f"; {next_step}"
             say(f"{who}failed{when}: {message}{hint}{where}")
             code = 2 if isinstance(error, UserError) and label is None else 1
             return Result(code if stop.signal is None else 128 + stop.signal, error=message)
 
-    trust = asks_for_trust(config) is not None
     if outcome.interrupted:
-        say(f"{who}{ended}; {_how_to_resume(config, folder)}")
+        say(f"{who}{ended}; {next_step}")
     else:
         display.print(ended)
         print_summary(display.print, outcome, names.seeds, names.folders, trust=trust, brief=label is not None)
