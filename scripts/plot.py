@@ -62,8 +62,8 @@ def returns(runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{shortest}: shares no evaluation step with the other runs of its curve")
     if len(shared) < len(every):
         print(
-            f"  {shortest} has only {counted(fewest, 'evaluation')}: "
-            f"{counted(len(every - shared), 'step')} of {len(every)}, which not all runs have, left out"
+            f"  {shortest} has only {counted(fewest, 'evaluation')}; "
+            f"steps that not all runs have are left out: {len(every - shared)} of {len(every)}"
         )
     steps = sorted(shared)
     return np.array(steps), np.array([[np.mean(own[step]) for step in steps] for own in evaluations])

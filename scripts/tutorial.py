@@ -103,7 +103,7 @@ def execute(commands: str, shown: Sequence[str], folder: Path, environment: dict
                     os.killpg(process.pid, signal.SIGINT)
                     printed.append(INTERRUPT)
                     before = None
-        except BaseException:  # a signal too: nothing of it may train on
+        except BaseException:  # a signal too: no training may be left running
             os.killpg(process.pid, signal.SIGKILL)
             raise
     interrupted = INTERRUPT in printed

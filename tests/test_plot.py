@@ -69,7 +69,7 @@ def test_only_steps_that_all_runs_have_are_averaged(capsys, runs):
     steps, means = plot.returns(both)
     assert steps.tolist() == [0, 20]
     assert means.tolist() == [[0, 20], [0, 20]]
-    expected = f"  {both[1]} has only 3 evaluations: 3 steps of 5, which not all runs have, left out\n"
+    expected = f"  {both[1]} has only 3 evaluations; steps that not all runs have are left out: 3 of 5\n"
     assert capsys.readouterr().out == expected
 
 
