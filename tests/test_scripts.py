@@ -129,8 +129,8 @@ def test_a_tutorial_that_is_terminated_leaves_nothing_running(monkeypatch, tmp_p
     os.mkfifo(tmp_path / "held")
     reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
     try:
+        shown = ["started", tutorial.INTERRUPT]
         with pytest.raises(SystemExit):
-            shown = ["started", tutorial.INTERRUPT]
             tutorial.execute("exec 9>held; echo started; sleep 300", shown, tmp_path, dict(os.environ))
         assert select.select([reader], [], [], 10)[0]  # all who could write are gone
         assert os.read(reader, 1) == b""
