@@ -15,6 +15,7 @@ from moments import at
 from dpg_cli.cli import device, signals
 from dpg_cli.cli import eval as eval_command
 from dpg_cli.cli import train as train_command
+from dpg_cli.config import GROUPS
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,17 @@ def command(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def train(command):
-    return lambda *arguments: command(train_command.main, *arguments)
+    """Run dpg-train. Of groups that are given several times the last counts, so that tests can change shared arguments."""
+
+    def run(*arguments):
+        last = {argument.partition("=")[0]: argument for argument in arguments}
+        groups = {group: last[group] for group in GROUPS if group in last}
+        return command(
+            train_command.main,
+            *[argument for argument in arguments if argument is groups.get(argument.partition("=")[0], argument)],
+        )
+
+    return run
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     keys = ("run", "checkpoint", "episodes", "seed", "trust")
     values = parse(arguments, keys, required=("run",), bare="run")
     episodes, seed = whole(values, "episodes", 10, minimum=1), whole(values, "seed", 0, minimum=0)
-    run, which = Path(values["run"]).absolute(), values.get("checkpoint", "best")
+    run, which = Path(values["run"]), values.get("checkpoint", "best")
 
     from dpg_cli.cli.folder import load_config, runs_below
 
@@ -88,6 +88,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     from dpg_cli.seeding import Purpose, integer
     from dpg_cli.storage import checkpoint
 
+    run = run.absolute()  # an environment may change the working directory
     env_id, pool = settings.env.id, environment_pool(settings)
     first = pool()
     obs_dim, action_dim = sizes(first)

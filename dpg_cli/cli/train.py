@@ -111,6 +111,7 @@ def _run_command(arguments: Sequence[str]) -> int:
         return resume(arguments)
     overrides = [openly(override) for override in rest]
     overrides += [f"hydra.searchpath=[{quoted(f'file://{folder}')},'gymnasium://']" for folder in folders]
+    configs.check_given_once(overrides)
     composed = configs.compose(configs.without_sweeps(overrides) if flags.multirun else overrides)
     mode = configs.select(composed, "hydra.mode")
     if flags.cfg == "job" and flags.resolve and flags.package is None:
@@ -195,12 +196,13 @@ def _single(composed: "DictConfig", folders: Sequence[Path]) -> int:
 def _go_on(config: "TrainConfig", folder: Path) -> int:
     """Resume the run that an earlier start of this cluster job left unfinished; returns the exit code."""
     from dpg_cli import config as configs
+    from dpg_cli.cli.here import below_here
     from dpg_cli.cli.resume import go_on
     from dpg_cli.errors import UserError
 
     if (difference := configs.difference(config, configs.load_from(folder))) is not None:
         raise UserError(f"{difference}, in {folder / 'config.yaml'}, the run that this requeued job started")
-    print(f"requeued job {os.environ['SLURM_JOB_ID']}: resuming its own run in {folder}")
+    print(f"requeued job {os.environ['SLURM_JOB_ID']}: resuming its own run in {below_here(folder)}")
     return go_on(config, folder.resolve())
 
 

@@ -16,7 +16,7 @@ from dpg_cli.config.composition import (
 )
 from dpg_cli.config.files import asks_for_trust, dump, load, load_from, load_yaml, read_yaml, store_hydra
 from dpg_cli.config.names_elsewhere import counterpart
-from dpg_cli.config.overrides import check_spaces, parse_value, search_folders
+from dpg_cli.config.overrides import check_given_once, check_spaces, parse_value, search_folders
 from dpg_cli.config.schema import TrainConfig, changed, difference
 from dpg_cli.config.sweeps import combinations, of_preset, without_sweeps
 from dpg_cli.config.tree import GROUPS, choices, config_dir, register
@@ -26,6 +26,7 @@ __all__ = [
     "TrainConfig",
     "asks_for_trust",
     "changed",
+    "check_given_once",
     "check_spaces",
     "choices",
     "combinations",

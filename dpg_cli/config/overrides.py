@@ -22,20 +22,33 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides and check those of groups.
 
     Raises:
-        UserError: the syntax is wrong, a group is given twice, or its value cannot be the name of a choice.
+        UserError: the syntax is wrong, or the value of a group cannot be the name of a choice.
     """
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()  # for glob(...), which asks for a group's choices
         parsed = [_parse(text, loader) for text in overrides]
-        given: dict[str, str] = {}
         for text, override in zip(overrides, parsed, strict=True):
-            if override.key_or_group in GROUPS or "/" in override.key_or_group:
-                key = override.get_key_element().lstrip("+~")
-                if key in given:
-                    raise UserError(f"{given[key]} {text}: {key} is given twice")
-                given[key] = text
+            if _is_group(override):
                 _check_group(text, override, loader, overrides)
     return parsed
+
+
+def check_given_once(overrides: Sequence[str]) -> None:
+    """Reject a group that is given twice.
+
+    Raises:
+        UserError: names both.
+    """
+    given: dict[str, str] = {}
+    for text, override in zip(overrides, parse(overrides), strict=True):
+        key = override.get_key_element().lstrip("+~")
+        if _is_group(override) and key in given:
+            raise UserError(f"{given[key]} {text}: {key} is given twice")
+        given[key] = text
+
+
+def _is_group(override: Override) -> bool:
+    return override.key_or_group in GROUPS or "/" in override.key_or_group
 
 
 def parse_value(key: str, text: str) -> Any:

@@ -42,7 +42,7 @@ def new_training(stored: int, threads: int) -> Training:
 
 
 def add_random(training: Training, count: int, random: np.random.Generator) -> None:
-    obs_dim, action_dim = sizes(training.environments)
+    obs_dim, action_dim = sizes(training.environments.envs.example)
     obs = random.standard_normal((1, count, obs_dim))
     action = random.uniform(-1, 1, (1, count, action_dim))
     training.replay.add(obs, action, random.standard_normal((1, count)), obs, np.zeros((1, count)))

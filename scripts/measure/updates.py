@@ -16,7 +16,7 @@ def prepare(overrides: Sequence[str]) -> Training:
     config.register()
     few = ["device=cpu", f"buffer_size={ROWS}", "eval.episodes=1"]
     training = build(config.validate(config.compose([*few, *overrides])))
-    obs_dim, action_dim = sizes(training.environments)
+    obs_dim, action_dim = sizes(training.environments.envs.example)
     rows = (len(training.environments.seeds), ROWS)
     g = np.random.default_rng(0)
     obs, next_obs = g.normal(size=(2, *rows, obs_dim)).astype(np.float32)

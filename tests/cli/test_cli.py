@@ -25,6 +25,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from dpg_cli import __version__, config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import job, memory
+from dpg_cli.cli import train as train_command
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
 
@@ -241,7 +242,7 @@ def test_what_is_probably_not_meant_is_said(train):
         ([TOY, "env.kwargs.nonsense=1"], "cannot be created"),
         (["device=cuda:99"], "device=cuda:99"),
         (["algo.critic_action_layer=9"], "algo.critic_action_layer=9: must be from 1 to 3"),
-        ([TOY, "hydra.run.dir=taken"], "hydra.run.dir=taken: already exists"),
+        ([TOY, "hydra.run.dir=taken"], "taken: already exists"),
         ([TOY, "hydra.run.dir=taken/file/run"], "cannot be written"),
         (["buffer_size=1e12", "total_steps=9e8", "num_seeds=50"], "GiB of memory are free"),
         (["-m", "algo=ddpg,td4"], "did you mean td3"),
@@ -253,8 +254,6 @@ def test_what_is_probably_not_meant_is_said(train):
         (["hydra/launcher=[[1]]"], "hydra/launcher=[[1]]: must be one of basic"),
         (["-m", "hydra/launcher=nonsense"], "hydra/launcher=nonsense: must be one of basic"),
         (["-m", "algo.actor_lr=interval(0,1)"], "algo.actor_lr=interval(0,1): has no list of values"),
-        (["algo=td3", "algo=ddpg"], "algo=td3 algo=ddpg: algo is given twice"),
-        (["-m", "algo=td3,ddpg", "algo=td3"], "algo=td3,ddpg algo=td3: algo is given twice"),
         (["algo.gamma=0.9"], "algo.gamma: unknown key; use algo.discount"),
         (["algo.hidden_sizes=[64,", "64]"], "write 'algo.hidden_sizes=[64, 64]'"),
         (["total_steps", "=", "5"], "total_steps = 5: write total_steps=5"),
@@ -734,3 +733,10 @@ def test_a_sweep_whose_folder_is_removed_still_says_which_job_failed(train, tmp_
     monkeypatch.setattr(job, "run", fail)
     code, _, err = train(TOY, *SMALL, "-m", "seed=0", "hydra.sweep.dir=run")
     assert (code, err) == (1, "dpg-train: job 0 failed: gone\n")
+
+
+@pytest.mark.parametrize("arguments", [["algo=td3", "algo=ddpg"], ["-m", "algo=td3,ddpg", "algo=ddpg"]])
+def test_a_group_given_twice_is_rejected(command, arguments, tmp_path):
+    code, out, err = command(train_command.main, *arguments)
+    assert (code, out, err) == (2, "", f"dpg-train: {arguments[-2]} {arguments[-1]}: algo is given twice\n")
+    assert list(tmp_path.iterdir()) == []

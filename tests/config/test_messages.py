@@ -127,9 +127,10 @@ def test_what_is_no_environment_id_is_answered_with_one(value):
 
 @pytest.mark.parametrize("overrides", [["algo=td3", "algo=ddpg"], ["algo=td3", "seed=1", "algo=td3"]])
 def test_a_group_given_twice_is_an_error(overrides):
-    assert f"{overrides[0]} {overrides[-1]}: algo is given twice" in message(*overrides)
+    with pytest.raises(UserError, match=f"{overrides[0]} {overrides[-1]}: algo is given twice"):
+        config.check_given_once(overrides)
     with pytest.raises(UserError, match="algo is given twice"):
-        config.without_sweeps(["algo=td3,ddpg", overrides[-1]])
+        config.check_given_once(["algo=td3,ddpg", overrides[-1]])
 
 
 def test_a_key_given_twice_has_its_last_value():
