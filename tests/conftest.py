@@ -72,7 +72,7 @@ def command(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def train(command):
-    """Run dpg-train. Of groups that are given several times the last counts, so that tests can change shared arguments."""
+    """Run dpg-train. Of a group that is given several times the last counts: tests change shared arguments."""
 
     def run(*arguments):
         last = {argument.partition("=")[0]: argument for argument in arguments}

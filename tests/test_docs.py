@@ -65,12 +65,31 @@ def test_a_command_of_the_tutorial_has_only_keys_and_values_that_exist(words, tr
         assert command in ("tensorboard", "cmp", "python")
 
 
-def test_what_is_shown_is_compared_without_its_numbers():
-    printed = ["a 1.5 of 2,000  0:00:01", "b", "c", "  d   -3.0"]
-    assert tutorial.filled(["a 7 of 1,000 0:10:00", "...", "d 3"], printed) == [printed[0], "...", printed[3]]
-    assert tutorial.filled(["a 7 of 1,000 0:10:00", "..."], printed) == [printed[0], "..."]
-    for shown in (["a 7 of 1,000 0:10:00"], ["b", "..."], ["...", "e"], ["...", "c"]):
+def test_what_is_shown_is_compared_without_what_depends_on_the_machine():
+    printed = ["0:01  0 of 9 steps  1.5", "b", "0:02  9 of 9 steps  –", "  d   -3.0"]
+    first = "0:10  0 of 9 steps  7"
+    assert tutorial.filled([first, "...", "1:00  9 of 9 steps  8", "d 3"], printed) == [
+        *(printed[0], "...", printed[2], printed[3])
+    ]
+    assert tutorial.filled([first, "..."], printed) == [printed[0], "..."]
+    for shown in ([first], ["b", "..."], ["...", "e"], ["...", "b"], ["0:10  9 of 9 steps  7", "..."]):
         assert tutorial.filled(shown, printed) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "skipped"),
+    [
+        ("04:13:35  836 of 1,000 steps  5 steps/s  0:00:30 left  last return 14.5", True),
+        ("04:13:35  836 of 1,000 steps  5 steps/s  0:00:30 left  last return –  evaluating: 40 steps", True),
+        (
+            "04:14:00  1,000 of 1,000 steps  7 steps/s  0:00:00 left  last return 16.8  evaluation 5 ± 3  best 5 at 9",
+            False,
+        ),
+        ("[1/2] job 0  note: threads=auto uses 2 threads, and one would be faster now", True),
+    ],
+)
+def test_lines_of_slow_machines(line, skipped):
+    assert bool(tutorial.OF_SLOW_MACHINES.search(line)) == skipped
 
 
 @pytest.mark.slow

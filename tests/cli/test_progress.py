@@ -215,7 +215,7 @@ def test_colours_on_a_pipe_are_no_terminal(monkeypatch, clock):
     assert len(printed(shown)) == 2
 
 
-WHOLE = re.compile(r"[\d,]+ of 1,000,000 steps +\d+ steps/s +[\d:]+ left\s+last return -.* best -")
+WHOLE = re.compile(r"[\d,]+ of 1,000,000 steps +[\d,]+ steps/s +[\d:]+ left\s+last return -.* best -")
 COMMAND = [sys.executable, "-c", "from dpg_cli.cli.train import main; main()"]
 
 
