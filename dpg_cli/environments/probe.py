@@ -73,7 +73,7 @@ def probe(env_id: str, create: Callable[[], Env], *, single: bool = False) -> Fi
         copy = original if single else create()
     except UserError as error:
         original.close()
-        raise UserError(f"{error}. One was created before: if only one can exist, set eval.episodes=0") from error
+        raise UserError(f"{error}. One was created before; a run needs several at once") from error
     shared = SharedState(original)
     try:
         check_api(env_id, original)
