@@ -100,8 +100,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     configs.register()
     own.check(flags, rest)
     configs.check_spaces(rest)
-    if flags.shell_completion and rest[0].startswith("query="):
-        _complete(rest[0])
+    if flags.shell_completion and rest == ["query=bash"]:
+        _complete()
         return 0
     if flags.shell_completion or flags.hydra_help:
         return show(own.for_hydra(flags, rest))
@@ -224,12 +224,8 @@ def _help(folders: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n" + KEYS
 
 
-def _complete(query: str) -> None:
-    """Complete for the shell as Hydra does, and also mid-line, after quotes and with keys of `env.kwargs`.
-
-    Args:
-        query: such as `query=bash`.
-    """
+def _complete() -> None:
+    """Complete for the shell as Hydra does, and also mid-line, after quotes and with keys of `env.kwargs`."""
     from dpg_cli.cli.handover import hand_over, openly
     from dpg_cli.config import GROUPS
 
@@ -242,5 +238,5 @@ def _complete(query: str) -> None:
     os.environ["COMP_LINE"] = " ".join([*(words or ["dpg-train"]), current])
     answer, messages = io.StringIO(), io.StringIO()  # messages would garble the prompt
     with contextlib.suppress(Exception, SystemExit), redirect_stdout(answer), redirect_stderr(messages):
-        hand_over(lambda _: None, ["-sc", query])
+        hand_over(lambda _: None, ["-sc", "query=bash"])
     print(" ".join(f"{word}=" if word in GROUPS else word for word in answer.getvalue().split()))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException
 from pydantic import BaseModel, ValidationError
 
 from dpg_cli.config.names_elsewhere import counterpart
@@ -42,14 +42,12 @@ def explain(error: Exception, known: Callable[[], Known], folders: Sequence[Path
         return f"{match[1]}: several values; add -m to sweep over them, or write a list as key=[a,b]"
     if match := re.search(r"Sweep parameters '(.+)' requires --multirun", text):
         return f"{match[1]}: several values; add -m to sweep over them"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: {text}"
     if isinstance(error, RecursionError):
         return "a value is nested too deeply"
     return text if str(error).strip() else f"not a valid config: {text}"
 
 
-def not_a_choice(group: str, value: object, folders: Sequence[Path], of_hydra: Sequence[str]) -> str:
+def not_a_choice(group: str, value: str, folders: Sequence[Path], of_hydra: Sequence[str]) -> str:
     """The message about a value that names no file of a group.
 
     Args:
@@ -61,7 +59,7 @@ def not_a_choice(group: str, value: object, folders: Sequence[Path], of_hydra: S
     if group == "env":
         return f"env={value}: must be a Gymnasium id, such as Hopper-v5, or module:Id"
     names = choices(group, folders) if group in GROUPS else of_hydra
-    return f"{group}={value}: must be one of {', '.join(names)}{_closest(str(value), names)}"
+    return f"{group}={value}: must be one of {', '.join(names)}{_closest(value.lower(), names)}"
 
 
 def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str:

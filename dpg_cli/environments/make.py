@@ -247,7 +247,7 @@ def _unregistered(module: str, name: str) -> str:
         call = f'gymnasium.register("{new_id}", entry_point={class_name})'
         return f"{module} does not register its class {class_name}; add {call} to it and use env={module}:{new_id}"
     if not own:
-        return f"{module} registers no environment; gymnasium.register(ID, entry_point=CLASS) would"
+        return f"{module} does not register this id; gymnasium.register(ID, entry_point=CLASS) in it would"
     ids = of_class or [spec.id for spec in own]
     close = difflib.get_close_matches(name, ids, n=3, cutoff=0.5) or ids[:3]
     return f"{unknown}; did you mean {' or '.join(f'{module}:{known}' for known in close)}?"

@@ -580,7 +580,7 @@ def test_completion_in_the_middle_of_a_line(train, monkeypatch):
 
 
 def test_completion_after_nonsense_does_not_complain(train, monkeypatch):
-    for line in ("dpg-train 'open al", "dpg-train algo=[ al", "dpg-train no=key env.al"):
+    for line in ("dpg-train 'open al", "dpg-train algo=[ al", "dpg-train no=key env.al", "dpg-train --cfg al"):
         monkeypatch.setenv("COMP_LINE", line)
         monkeypatch.setenv("COMP_POINT", str(len(line)))
         code, _, err = train("-sc", "query=bash")

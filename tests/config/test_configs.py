@@ -193,6 +193,7 @@ def test_a_stored_config_is_data():
     [
         ("algo=td4", "algo=td4: must be one of "),
         ("algo=td4", "; did you mean td3?"),
+        ("algo=TD3", "; did you mean td3?"),
         ("algo=td3/without_dely", "; did you mean td3/without_delay?"),
         ("noise=oui", "noise=oui: must be one of "),
         ("noise=oui", "; did you mean ou?"),

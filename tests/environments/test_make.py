@@ -281,7 +281,7 @@ def test_the_ids_of_a_module_are_suggested_with_its_name(own_module, name):
 
 
 def test_a_module_without_environments_is_told_how_to_register_one():
-    assert "json registers no environment; gymnasium.register" in rejection("json:Qqqqqqqq-v0")
+    assert "json does not register this id; gymnasium.register" in rejection("json:Qqqqqqqq-v0")
 
 
 def test_a_file_is_no_module(own_module):
