@@ -52,9 +52,18 @@ def names_of(config: TrainConfig, folder: Path, label: Label | None = None) -> N
     # The settings that differ come first. The folder at the end keeps names unique.
     where = f"({'/'.join(folder.parts[-2:])})"
     differs = (label.differs if label else "") or what
-    own = [f"seed={seed}" if path != folder else "" for seed, path in zip(seeds, folders, strict=True)]
-    curves = [" ".join(filter(None, (differs, seed, where))) for seed in own]
+    curves = [f"{name} {where}" for name in member_names(differs, seeds)]
     return Names(title, label.position if label else "", seeds, folders, curves)
+
+
+def member_names(differs: str, seeds: Sequence[int]) -> list[str]:
+    """The settings that differ, for each member. If there are several, with the member's own seed."""
+    return [differs] if len(seeds) == 1 else [f"{without_seed(differs)} seed={seed}".strip() for seed in seeds]
+
+
+def without_seed(differs: str) -> str:
+    """The settings that differ, except the seed."""
+    return " ".join(setting for setting in differs.split(" ") if not setting.startswith("seed="))
 
 
 def members(config: TrainConfig, folder: Path) -> tuple[Sequence[int], list[Path]]:

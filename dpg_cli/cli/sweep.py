@@ -19,7 +19,7 @@ from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.init import folders_of
-from dpg_cli.cli.names import Label, members
+from dpg_cli.cli.names import Label, member_names, members, without_seed
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.errors import DiskError, UserError, one_line
@@ -153,12 +153,10 @@ class Sweep:
         """
         links = self._folder / CURVES
         seeds, runs = members(config, folder)
+        names = member_names(label.differs or f"job {number}", seeds)
         with contextlib.suppress(OSError):
             links.mkdir(exist_ok=True)
-            for seed, run in zip(seeds, runs, strict=True):
-                name = label.differs or f"job {number}"
-                if len(runs) > 1:
-                    name = f"{name} seed={seed}"
+            for name, run in zip(names, runs, strict=True):
                 link, target = links / _file_name(name), os.path.relpath(run, links)
                 if link.is_symlink() and os.readlink(link) == target:  # a launcher tries a job again
                     continue
@@ -171,11 +169,12 @@ class Sweep:
         table = _table(["job", "settings that differ", "mean of the last ten evaluations"])
         over_seeds: dict[str, list[float]] = {}
         for number, (differs, _, result) in self._results.items():
-            score, settings = "failed", _without_seed(differs)
+            score = "failed"
             if result.outcome is not None:
                 stopped = ", stopped early" if result.outcome.interrupted else ""
                 score = f"{result.outcome.score():.1f}{stopped}"
-                over_seeds.setdefault(settings, []).extend(result.outcome.scores())
+                if scores := [own for own in result.outcome.scores() if not math.isnan(own)]:
+                    over_seeds.setdefault(without_seed(differs), []).extend(scores)
             table.add_row(str(number), differs, score)
         if self._results:  # empty if a launcher ran the jobs in other processes
             console.print(table)
@@ -210,11 +209,6 @@ def _table(headers: Sequence[str]) -> Table:
     table.add_column(settings, overflow="fold")
     table.add_column(score, justify="right")
     return table
-
-
-def _without_seed(differs: str) -> str:
-    """The settings that differ, except the seed."""
-    return " ".join(setting for setting in differs.split(" ") if not setting.startswith("seed="))
 
 
 def _file_name(text: str) -> str:
