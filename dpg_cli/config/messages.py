@@ -59,7 +59,7 @@ def not_a_choice(group: str, value: str, folders: Sequence[Path], of_hydra: Sequ
     if group == "env":
         return f"env={value}: must be a Gymnasium id, such as Hopper-v5, or module:Id"
     names = choices(group, folders) if group in GROUPS else of_hydra
-    return f"{group}={value}: must be one of {', '.join(names)}{_closest(value.lower(), names)}"
+    return f"{group}={value}: must be one of {', '.join(names)}{_closest(value, names)}"
 
 
 def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str:
@@ -138,5 +138,5 @@ def _expectation(error: Mapping[str, Any]) -> str:
 
 
 def _closest(word: str, known: Iterable[str]) -> str:
-    close = [other for other in difflib.get_close_matches(word, known, n=2, cutoff=0.6) if other != word]
+    close = [other for other in difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.6) if other != word]
     return f"; did you mean {close[0]}?" if close else ""

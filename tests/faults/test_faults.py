@@ -27,7 +27,7 @@ RUN += ["env.max_episode_steps=14", "checkpoint.keep=9"]
         ("learning", 17, signal.SIGTERM),
         ("evaluation", 20, signal.SIGHUP),
         ("checkpoint", 20, signal.SIGUSR1),
-        ("reset", 15, signal.SIGINT),
+        ("reset", 25, signal.SIGINT),
         ("begin", 0, signal.SIGTERM),
         ("recorder", 0, signal.SIGHUP),
     ],
@@ -35,7 +35,7 @@ RUN += ["env.max_episode_steps=14", "checkpoint.keep=9"]
 def test_signals_at_any_moment(train, signalled, trained, tmp_path, moment, call, number, times):
     code, _, err = signalled(moment, call, [number] * times, *RUN, "hydra.run.dir=run")
     assert code == 128 + number
-    assert ("resume with dpg-train resume=run" in err) == (times == 1)
+    assert "resume with dpg-train resume=run" in err
     assert checkpoint.valid_steps(tmp_path / "run")[1] == {}
     assert train("resume=run", "trust=true")[0] == 0
     assert differences(tmp_path / "run", trained(*RUN)) == []

@@ -166,13 +166,13 @@ def break_writes(patch, file, error):
     else:
         build = job.build
 
-        def noisy(config, **stepping):
+        def noisy(*arguments, **stepping):
             import logging
 
             for handler in logging.root.handlers:
                 handler.stream = FullStream(handler.stream, error)
             logging.getLogger("dpg_cli").warning("something")
-            return build(config, **stepping)
+            return build(*arguments, **stepping)
 
         patch.setattr(job, "build", noisy)
 
