@@ -123,7 +123,7 @@ def _copy_problem(original: Env, copy: Env, fixed: Constants, actions: np.random
     results = steps(copy)
     for index, (a, b) in enumerate(zip(expected or steps(original), results, strict=True)):
         if not _same(a, b):
-            return f"a copy of it diverges after {index + 1} steps"
+            return f"a copy of it diverges after {index + 1} {'steps' if index else 'step'}"
     return None
 
 
