@@ -86,7 +86,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
 
 
 class Sweep:
-    """The jobs of a sweep: which of how many each is, what differs between them, how each went.
+    """The jobs of a sweep: their names, their folders and their results.
 
     Args:
         folder: of the sweep.
@@ -140,7 +140,7 @@ class Sweep:
         self._results[number] = (label.differs, folder, result)
 
     def link_curves(self, number: int, label: Label, config: configs.TrainConfig, folder: Path) -> None:
-        """Link the run folders of a job in `tensorboard/`, under names that say what differs.
+        """Link the run folders of a job in `tensorboard/`, named by the settings that differ.
 
         TensorBoard names a run by its path. The links are relative, so that the sweep can be moved. No training needs
         them, so errors of the disk are ignored here.
