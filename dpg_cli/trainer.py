@@ -129,7 +129,7 @@ class Stopwatch:
 def train(
     learner: Learner,
     environments: Environments,
-    evaluation_envs: EnvGroup | None,
+    evaluation_envs: EnvGroup,
     noise: Noise,
     schedule: Schedule,
     recorders: Sequence[Recorder],
@@ -193,8 +193,6 @@ def train(
     def run_evaluation(step: int) -> None:
         nonlocal training_lost
         with watch.paused():
-            if evaluation_envs is None:
-                return
             try:
                 act = learner.act_to_evaluate
                 evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, act, progress.evaluating)

@@ -28,7 +28,7 @@ def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]
         lines.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {found.thread_problem}")
     if config.compile and not isinstance(training.learner, CapturedLearner):
         lines.append("compile=true has no effect here: only work that is captured on a GPU is compiled")
-    example = (training.evaluation_envs or training.environments.envs).example
+    example = training.evaluation_envs.example
     if not has_time_limit(example):
         lines.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     elif example.spec is not None and example.spec.max_episode_steps is not None:

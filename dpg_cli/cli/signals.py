@@ -20,7 +20,8 @@ class ForcedStop(SystemExit):
 class StopRequest:
     """While active, the first signal of `HANDLED` requests a stop, and a later one raises `ForcedStop`.
 
-    A signal that was ignored before, for example by nohup, stays ignored.
+    A signal that was ignored before, for example by nohup, stays ignored. Simulators may install handlers of their own,
+    so each call takes the handlers back.
 
     Args:
         notify: shows a line at once. It is called by a signal handler.
@@ -34,6 +35,9 @@ class StopRequest:
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""
+        for number in self._before:
+            if signal.getsignal(number) != self._handle:
+                signal.signal(number, self._handle)
         return self.signal is not None
 
     def __enter__(self) -> Self:

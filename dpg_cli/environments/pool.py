@@ -1,6 +1,7 @@
 """Creating environments, and reusing those that are no longer needed: a simulator can be expensive."""
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,10 +38,15 @@ class Pool:
 
     Args:
         create: creates an environment.
+
+    Attributes:
+        create: the argument.
+        seconds: that the last creation took.
     """
 
     def __init__(self, create: Callable[[], Env]):
-        self._create = create
+        self.create = create
+        self.seconds = 0.0
         self._spare: list[Env] = []
         self._instances: dict[int, Instance] = {}
 
@@ -48,7 +54,9 @@ class Pool:
         """An environment that nobody uses."""
         if self._spare:
             return self._spare.pop()
-        env = self._create()
+        start = time.perf_counter()
+        env = self.create()
+        self.seconds = time.perf_counter() - start
         self._instances[id(env)] = Instance(env)
         return env
 
@@ -61,12 +69,12 @@ class Pool:
             env.close()
 
     def close(self) -> None:
-        """Close the environments that nobody uses."""
+        """Close the environments that nobody uses, and forget the others, which cannot be given back any more."""
         with contextlib.ExitStack() as each:  # also those after one that raises
             for env in self._spare:
                 each.callback(env.close)
-        self._spare = []
+        self._spare, self._instances = [], {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker process, which creates its own."""
-        return {"_create": self._create, "_spare": [], "_instances": {}}
+        return {"create": self.create, "seconds": 0.0, "_spare": [], "_instances": {}}

@@ -4,7 +4,7 @@ A few short episodes are run and leave no trace: classes, modules and global ran
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import wrappers
 
 from dpg_cli.environments.pool import Pool
-from dpg_cli.environments.returns import as_number, check_api
+from dpg_cli.environments.returns import ReturnError, as_number, check_api
 from dpg_cli.environments.shared import SharedState
 from dpg_cli.environments.state import CannotCopy, Constants, Env, constants, get_state, layers, set_state
 from dpg_cli.errors import UserError
@@ -54,26 +54,24 @@ class Findings:
         return self.copy_problem is not None and self.make_seconds < SLOW
 
 
-def probe(env_id: str, create: Callable[[], Env], *, single: bool = False) -> Findings:
+def probe(env_id: str, pool: Pool) -> Findings:
     """Run a few short episodes with two environments.
 
     Args:
         env_id: for messages.
-        create: gives an environment in the state in which it was created, a `Pool` or anything like it.
-        single: whether only one environment can exist; it is then compared with itself.
+        pool: gives the environments, and gets them back.
 
     Raises:
         UserError: an environment cannot be created, or does not have Gymnasium's interface.
     """
-    start = time.perf_counter()
-    original = create()
+    original = pool()
     fixed = constants(original)
-    found = Findings(make_seconds=time.perf_counter() - start, statistics=_statistics(original))
     try:
-        copy = original if single else create()
+        copy = pool()
     except UserError as error:
         original.close()
         raise UserError(f"{error}. One was created before; a run needs several at once") from error
+    found = Findings(make_seconds=pool.seconds, statistics=_statistics(original))
     shared = SharedState(original)
     try:
         check_api(env_id, original)
@@ -91,17 +89,16 @@ def probe(env_id: str, create: Callable[[], Env], *, single: bool = False) -> Fi
         found.copy_problem = _copy_problem(original, copy, fixed, actions)
     except UserError:
         raise
+    except ReturnError as error:
+        raise UserError(f"env.id={env_id}: {error}") from error
     except CannotCopy as error:
         found.copy_problem = str(error)
     except (Exception, SystemExit) as error:  # raised by the environment; training shows whether it matters
         found.copy_problem, found.thread_problem = f"trying it raised {type(error).__name__}", "it could not be tried"
     finally:
         shared.restore()
-        for env in {id(env): env for env in (original, copy)}.values():
-            if isinstance(create, Pool):
-                create.give_back(env)
-            else:
-                env.close()
+        for env in (original, copy):
+            pool.give_back(env)
     if not all(layer.metadata.get("thread_safe", True) for layer in layers(original)):
         found.thread_problem = "its metadata says that it is not thread-safe"
     elif found.changes:
@@ -116,12 +113,9 @@ def _copy_problem(original: Env, copy: Env, fixed: Constants, actions: np.random
     def steps(env: Env) -> list[Any]:
         return [np.array(env.reset()[0]) if i == COMPARED // 2 else _step(env, a) for i, a in enumerate(chosen)]
 
-    state = get_state(original, fixed)
-    expected = steps(original) if copy is original else None
     copy.reset(seed=1)
-    set_state(copy, state)
-    results = steps(copy)
-    for index, (a, b) in enumerate(zip(expected or steps(original), results, strict=True)):
+    set_state(copy, get_state(original, fixed))
+    for index, (a, b) in enumerate(zip(steps(original), steps(copy), strict=True)):
         if not _same(a, b):
             return f"a copy of it diverges after {index + 1} {'steps' if index else 'step'}"
     return None

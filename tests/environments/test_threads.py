@@ -19,6 +19,7 @@ from dpg_cli.cli import build, stepping
 from dpg_cli.environments import threads as env_threads
 from dpg_cli.environments.evaluation import evaluate, run_episodes
 from dpg_cli.environments.make import make_env
+from dpg_cli.environments.pool import Pool
 from dpg_cli.environments.probe import probe
 from dpg_cli.environments.rollout import Environments, collect
 from dpg_cli.environments.shared import SharedState
@@ -226,7 +227,7 @@ def test_an_environment_that_hangs_is_not_closed(monkeypatch):
 
 
 def problem_of(make):
-    return probe("Any-v0", make).thread_problem
+    return probe("Any-v0", Pool(make)).thread_problem
 
 
 UNSAFE = {
