@@ -18,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from dpg_cli.environments.evaluation import Evaluation
+from dpg_cli.environments.evaluation import Evaluation, mean_info
 from dpg_cli.environments.rollout import Episode
 from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import explaining
@@ -111,6 +111,7 @@ class Averages:
             if episodes:
                 record["train/episode_return"] = float(np.mean([e.episode_return for e in episodes]))
                 record["train/episode_length"] = float(np.mean([e.length for e in episodes]))
+                record |= {f"train/info/{key}": mean for key, mean in mean_info(e.info for e in episodes).items()}
         self._clear()
         return records
 
@@ -119,7 +120,7 @@ class Averages:
         return {
             "totals": {tag: [self._totals[tag][member], count] for tag, count in self._counts.items()},
             "noise_scales": self._noise_scales,
-            "episodes": [[e.episode_return, e.length] for e in self._episodes[member]],
+            "episodes": [[e.episode_return, e.length, [*e.info.items()]] for e in self._episodes[member]],
         }
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -131,8 +132,9 @@ class Averages:
             self._counts[tag] = int(count)
         self._noise_scales += map(float, states[0]["noise_scales"])
         for member, state in enumerate(states):
-            episodes = state["episodes"]
-            self._episodes[member] = [Episode(member, float(value), int(length)) for value, length in episodes]
+            for value, length, *info in state["episodes"]:  # older checkpoints have no `info`
+                numbers = {str(key): float(number) for key, number in (info[0] if info else ())}
+                self._episodes[member].append(Episode(member, float(value), int(length), numbers))
 
     @torch.inference_mode(False)  # inference tensors could not be changed outside that mode
     def _zeros(self, like: Tensor) -> Tensor:
@@ -250,6 +252,7 @@ class Recorder:
         }
         if evaluation.value_bias is not None:
             values["value/bias"] = evaluation.value_bias
+        values |= {f"eval/info/{key}": mean for key, mean in evaluation.info.items()}
         self.scalars(step, values)
 
     def close(self) -> None:

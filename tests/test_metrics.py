@@ -88,6 +88,21 @@ def test_episodes_are_averaged_for_each_member():
     ]
 
 
+def test_numbers_in_info_are_averaged_over_the_episodes_that_report_them():
+    averages = Averages(1)
+    averages.add_episodes([Episode(0, 1.0, 5, {"is_success": 1.0, "energy": 2.0}), Episode(0, 3.0, 5, {"energy": 4.0})])
+    state = averages.state(0)
+    taken = averages.take()[0]
+    assert {tag: value for tag, value in taken.items() if "info" in tag} == {
+        "train/info/is_success": 1.0,
+        "train/info/energy": 3.0,
+    }
+    averages.load_state([state])
+    assert averages.take()[0] == taken
+    averages.load_state([state | {"episodes": [[1.0, 5]]}])  # of an older checkpoint
+    assert averages.take()[0] == {"train/episode_return": 1.0, "train/episode_length": 5.0}
+
+
 def test_the_noise_scale_is_averaged_and_the_same_for_every_member():
     averages = Averages(2)
     for scale in (0.2, 0.1, 0.0):

@@ -1,6 +1,6 @@
 """Evaluation of a policy: `evaluate()` runs whole episodes without noise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ class Trajectories(NamedTuple):
     reward: np.ndarray  # (T, S, N); 0 after an episode's end
     made: np.ndarray  # (T, S, N) bool; whether the episode had that step
     terminated: np.ndarray  # (S, N) bool; whether it ended by termination, not by truncation
+    infos: Sequence[Sequence[Mapping[str, float]]] = ()  # S lists of N; the numbers in the `info` of the last step
 
     @property
     def returns(self) -> np.ndarray:
@@ -75,6 +76,7 @@ def run_episodes(
     stepper = Stepper(envs, seeds)
     running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
     observations, rewards, made = [], [], []
+    infos: list[list[Mapping[str, float]]] = [[{} for _ in member] for member in env_seeds]
     while running.any():
         if stop():
             raise StopRequested
@@ -83,6 +85,9 @@ def run_episodes(
         made.append(running.copy())
         reward, now_terminated, now_truncated = stepper.step(when, action, obs, running)
         terminated |= now_terminated
+        ended = np.flatnonzero(now_terminated | now_truncated).tolist()
+        for position, info in zip(ended, envs.infos(ended), strict=True):
+            infos[position // running.shape[1]][position % running.shape[1]] = info
         running &= ~(now_terminated | now_truncated)
         rewards.append(reward)
         progress(len(rewards))
@@ -91,7 +96,7 @@ def run_episodes(
                 f"{when}: an episode has not ended after {LONGEST_EPISODE:,} steps, and the environment has no "
                 "time limit; set one, such as env.max_episode_steps=1000"
             )
-    return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated)
+    return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated, infos)
 
 
 class Evaluation(NamedTuple):
@@ -100,6 +105,7 @@ class Evaluation(NamedTuple):
     returns: list[float]
     lengths: list[int]
     value_bias: float | None  # None if no state's remaining return is known well enough
+    info: Mapping[str, float] = {}  # the numbers in `info`, averaged over the episodes
 
 
 def evaluate(
@@ -139,9 +145,20 @@ def evaluate(
     check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
     biases = value_bias(trajectories, q, algorithm.discount)
     return [
-        Evaluation(returns.tolist(), lengths.tolist(), bias)
-        for returns, lengths, bias in zip(trajectories.returns, trajectories.lengths, biases, strict=True)
+        Evaluation(returns.tolist(), lengths.tolist(), bias, mean_info(infos))
+        for returns, lengths, bias, infos in zip(
+            trajectories.returns, trajectories.lengths, biases, trajectories.infos, strict=True
+        )
     ]
+
+
+def mean_info(infos: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number in the `info` of several episodes, over those that report it."""
+    by_key: dict[str, list[float]] = {}
+    for info in infos:
+        for key, value in info.items():
+            by_key.setdefault(key, []).append(value)
+    return {key: float(np.mean(numbers)) for key, numbers in by_key.items()}
 
 
 def values(algorithm: Algorithm, obs: np.ndarray, chunk: int = 100) -> np.ndarray:
@@ -166,7 +183,7 @@ def value_bias(trajectories: Trajectories, q: np.ndarray, discount: float) -> li
         q: the critic's values at their observations, `(T, S, N)`.
         discount: per step.
     """
-    _, reward, made, terminated = trajectories
+    reward, made, terminated = trajectories.reward, trajectories.made, trajectories.terminated
     following = np.zeros_like(reward)
     tail = np.zeros(reward.shape[1:])
     for t in reversed(range(len(reward))):

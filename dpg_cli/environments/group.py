@@ -9,7 +9,7 @@ import numpy as np
 
 from dpg_cli.environments.make import FlatEnv, times_unstable
 from dpg_cli.environments.pool import Instance
-from dpg_cli.environments.returns import ReturnError, as_number, failure
+from dpg_cli.environments.returns import ReturnError, as_number, failure, numbers_in
 from dpg_cli.environments.state import CannotCopy, get_state, set_state
 from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
 
@@ -65,6 +65,9 @@ class EnvGroup(Protocol):
 
     def unstable(self) -> int | None:
         """The first position at which the last step made MuJoCo's simulation unstable; else None."""
+
+    def infos(self, positions: Sequence[int]) -> list[dict[str, float]]:
+        """The numbers in `info` at positions where the last step ended an episode."""
 
     def restart(self, positions: Sequence[int], obs: np.ndarray) -> None:
         """Start a new episode where the last training step ended one, and write its observation to `(N, obs_dim)`."""
@@ -137,6 +140,7 @@ class LocalEnvs:
             steps = [env.step_own for env in flat]
             self._own_actions = flat[0].own_actions
         self._steps = list(enumerate(steps))
+        self._infos: list[Any] = [None] * len(envs)
         warnings = [(position, times_unstable(env)) for position, env in enumerate(envs)]
         self._warnings = [(position, times, bytes(times.nbytes)) for position, times in warnings if times is not None]
 
@@ -175,7 +179,7 @@ class LocalEnvs:
         def work(part: Sequence[tuple[int, Callable[[np.ndarray], tuple[Any, ...]]]]) -> None:
             for i, step in part:
                 try:
-                    observed, number, terminated[i], truncated[i], _ = step(own[i, ...])
+                    observed, number, terminated[i], truncated[i], self._infos[i] = step(own[i, ...])
                 except (Exception, SystemExit) as error:
                     raise failure(self.envs[i], error) from error
                 reward[i] = number if type(number) is float else as_number(number, self.envs[i])
@@ -192,6 +196,10 @@ class LocalEnvs:
             if times.tobytes() != none:  # ten times as fast as times.any()
                 return self._first + position
         return None
+
+    def infos(self, positions: Sequence[int]) -> list[dict[str, float]]:
+        """The numbers in `info` at positions where the last step ended an episode."""
+        return [numbers_in(self._infos[position]) for position in positions]
 
     def restart(self, positions: Sequence[int], obs: np.ndarray) -> None:
         """Start new episodes."""

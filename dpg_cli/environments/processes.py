@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpg_cli.environments.group import Env, Kind, Stepped
-from dpg_cli.environments.worker import CALL, DONE, IGNORED, NOTHING, STEP, Failure, Part, Reply, serve
+from dpg_cli.environments.worker import CALL, DONE, IGNORED, NOTHING, STEP, Part, Reply, Report, serve
 
 PATIENCE = 2.0  # seconds that `close` waits for unfinished steps
 
@@ -94,7 +94,7 @@ class EnvProcesses:
         """Wait for workers' answers and handle their log records.
 
         Returns:
-            Each worker's result; after a step, a `Failure`, or None if nothing went wrong.
+            Each worker's result; after a step, a `Report`, or None if there is nothing to report.
 
         Raises:
             BaseException: the first error of a call.
@@ -169,7 +169,7 @@ class ProcessEnvs:
         self._workers = [number for number in range(len(bounds) - 1) if bounds[number] < bounds[number + 1]]
         self._rows = np.frombuffer(shared, row)
         self._stepped = Stepped(*(self._rows[name] for name in Stepped._fields))
-        self._failures: list[Failure] = []
+        self._reports: list[Report] = []
 
     @property
     def example(self) -> Env:
@@ -194,23 +194,28 @@ class ProcessEnvs:
             workers = [n for n in workers if running[self._bounds[n] : self._bounds[n + 1]].any()]
         for number in workers:
             self._processes.send(number, STEP[self._kind])
-        self._failures = [failure for failure in self._processes.receive(workers) if failure is not None]
-        for failure in self._failures:
-            if failure.in_step is not None:
-                raise failure.in_step
+        self._reports = [report for report in self._processes.receive(workers) if report is not None]
+        for report in self._reports:
+            if report.in_step is not None:
+                raise report.in_step
         stepping = slice(None) if running is None else running
         for array, own in zip(stepped, self._stepped, strict=True):
             array[stepping] = own[stepping]
 
     def unstable(self) -> int | None:
         """The first position whose simulation became unstable; else None."""
-        return next((failure.unstable for failure in self._failures if failure.unstable is not None), None)
+        return next((report.unstable for report in self._reports if report.unstable is not None), None)
+
+    def infos(self, positions: Sequence[int]) -> list[dict[str, float]]:
+        """The numbers in `info` at positions where the last step ended an episode."""
+        found = {position: info for report in self._reports for position, info in report.infos.items()}
+        return [found.get(position, {}) for position in positions]
 
     def restart(self, positions: Sequence[int], obs: np.ndarray) -> None:
         """Fetch the first observations of the new episodes, which the workers started after the step."""
-        for failure in self._failures:
-            if failure.in_restart is not None:
-                raise failure.in_restart
+        for report in self._reports:
+            if report.in_restart is not None:
+                raise report.in_restart
         obs[positions] = self._rows["first_obs"][positions]
 
     def get_states(self, positions: range) -> list[Any]:

@@ -1,6 +1,9 @@
 """What an environment may return, and the errors of one that returns something else or raises."""
 
+import contextlib
 import inspect
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,24 @@ def as_number(reward: Any, env: Env) -> float:
         text = " ".join(repr(reward).split())
         raise ReturnError(f"{type(env.unwrapped).__name__}.step() returned the reward {text[:200]}, not a number")
     return float(array.item())
+
+
+def numbers_in(info: Any) -> dict[str, float]:
+    """The finite numbers in an `info`, by name: also arrays and tensors with one element; booleans as 0 and 1."""
+    found = {}
+    for key, value in info.items() if isinstance(info, Mapping) else ():
+        if not (isinstance(value, bool | int | float) or getattr(value, "shape", None) in ((), (1,))):
+            continue
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # such as a tensor on another device
+            array = np.asarray(value)
+            if (
+                array.dtype.kind in "biuf"
+                and math.isfinite(array.item())
+                and isinstance(key, str)
+                and key.isprintable()
+            ):
+                found[key] = float(array.item())
+    return found
 
 
 def check_api(env_id: str, env: Env) -> None:

@@ -31,6 +31,7 @@ class Episode(NamedTuple):
     member: int
     episode_return: float
     length: int
+    info: Mapping[str, float] = {}  # the numbers in the `info` of its last step
 
 
 class Environments:
@@ -90,9 +91,9 @@ class Environments:
             return Transition(obs, action, reward, next_obs, terminated, truncated), []
         self.obs, episodes = next_obs.copy(), []
         ended = np.flatnonzero(over).tolist()
-        for position in ended:
+        for position, info in zip(ended, self.envs.infos(ended), strict=True):
             i = divmod(position, self.num_envs)
-            episodes.append(Episode(i[0], float(self._returns[i]), int(self._lengths[i])))
+            episodes.append(Episode(i[0], float(self._returns[i]), int(self._lengths[i]), info))
             self._returns[i], self._lengths[i] = 0.0, 0
         self.envs.restart(ended, by_position(self.obs))
         check_finite(self.seeds, when, obs=self.obs)

@@ -27,12 +27,20 @@ STEP = {kind: bytes([number]) for number, kind in enumerate(KINDS)}
 CALL, DONE, REPLY = b"c", b".", b"r"  # a pickled object follows CALL and REPLY
 
 
-class Failure(NamedTuple):
-    """What went wrong in a worker's step; fields are in the order in which a plain loop would notice it."""
+class Report(NamedTuple):
+    """What happened in a worker's step besides its results.
+
+    Attributes:
+        in_step: an error. Errors are in the order in which a plain loop would notice them.
+        unstable: the position of a simulation that became unstable.
+        in_restart: an error.
+        infos: the numbers in `info` where an episode ended, by position.
+    """
 
     in_step: BaseException | None = None
     unstable: int | None = None
     in_restart: BaseException | None = None
+    infos: Mapping[int, dict[str, float]] = {}
 
 
 class Reply(NamedTuple):
@@ -102,26 +110,28 @@ def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, 
                 answer(getattr(envs[kind], method), *arguments, *obs)
             else:
                 kind = KINDS[message[0]]
-                answer(_step, envs[kind], rows[kind], kind == "training")
+                answer(_step, envs[kind], rows[kind], kind == "training", parts[kind].first)
     for group in envs.values():
         group.close()
 
 
-def _step(envs: LocalEnvs, rows: np.ndarray, restarts: bool) -> Failure | None:
-    """Step environments, and start new episodes where some ended."""
+def _step(envs: LocalEnvs, rows: np.ndarray, restarts: bool, first: int) -> Report | None:
+    """Step environments, and start new episodes where some ended; None if there is nothing to report."""
     stepped = Stepped(*(rows[name] for name in Stepped._fields))
     try:
         envs.step(rows["action"], stepped, rows["running"])
     except BaseException as error:
-        return Failure(in_step=portable(error))
+        return Report(in_step=portable(error))
     if (position := envs.unstable()) is not None:
-        return Failure(unstable=position)
+        return Report(unstable=position)
+    ended = np.flatnonzero((stepped.terminated | stepped.truncated) & rows["running"]).tolist()
+    infos = {first + position: info for position, info in zip(ended, envs.infos(ended), strict=True) if info}
     if restarts:
         try:
-            envs.restart(np.flatnonzero(stepped.terminated | stepped.truncated).tolist(), rows["first_obs"])
+            envs.restart(ended, rows["first_obs"])
         except BaseException as error:
-            return Failure(in_restart=portable(error))
-    return None
+            return Report(in_restart=portable(error))
+    return Report(infos=infos) if infos else None
 
 
 def portable(error: BaseException) -> BaseException:
