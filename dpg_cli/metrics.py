@@ -34,7 +34,7 @@ LAYOUT = {
     "return": {
         "evaluation": ["Multiline", ["eval/return_mean"]],
         "evaluation, spread over episodes": ["Multiline", ["eval/return_std"]],
-        "training episodes": ["Multiline", ["train/episode_return"]],
+        "training episodes": ["Multiline", ["train/episode_return", "train/last_10_returns"]],
         "episode length": ["Multiline", ["eval/episode_length", "train/episode_length"]],
     },
     "value": {

@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from dpg_cli.seeding import Purpose, integer
 from dpg_cli.storage.checkpoint import Checkpoints, Loaded
 from dpg_cli.storage.shapes import check_form
 
+LAST_EPISODES = 10  # training episodes that make a score where there are no evaluations
+
 
 class Progress(Protocol):
     """Is told how a training progresses."""
@@ -32,7 +35,7 @@ class Progress(Protocol):
 
         Args:
             step: environment steps made before, per seed; 0 for a new run.
-            evaluations: by member, the step and mean return of each evaluation before.
+            evaluations: those before, as in `Outcome`.
         """
 
     def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
@@ -49,31 +52,38 @@ class Progress(Protocol):
 class Outcome:
     """The result of a training.
 
+    Without evaluation environments, the last training episodes of each member take the place of its evaluation.
+
     Attributes:
         evaluations: by member, the step and mean return of each evaluation.
+        evaluated: whether they are evaluations, not training episodes.
         step: environment steps made per seed.
         interrupted: whether `stop` ended it.
     """
 
     evaluations: list[list[tuple[int, float]]]
+    evaluated: bool = True
     step: int = 0
     interrupted: bool = False
 
     def final(self, member: int) -> float:
-        """Mean return of the last evaluation."""
-        return self.evaluations[member][-1][1]
+        """Mean return of the last evaluation; NaN without any."""
+        return self.evaluations[member][-1][1] if self.evaluations[member] else math.nan
 
     def best(self, member: int) -> tuple[int, float]:
-        """Step and mean return of the best evaluation; the first of equals."""
-        return max(self.evaluations[member], key=lambda evaluation: evaluation[1])
+        """Step and mean return of the best evaluation; the first of equals; NaN without any."""
+        return max(self.evaluations[member], key=lambda evaluation: evaluation[1], default=(self.step, math.nan))
 
     def scores(self) -> list[float]:
-        """Mean of the last ten evaluations of each member; NaN without evaluations."""
+        """Mean of the last ten evaluations, or training episodes, of each member; NaN without any."""
+        if not self.evaluated:
+            return [self.final(member) for member in range(len(self.evaluations))]
         return [float(np.mean([mean for _, mean in own[-10:]])) if own else math.nan for own in self.evaluations]
 
     def score(self) -> float:
-        """Mean of the last ten evaluations over all members, to compare runs; NaN without evaluations."""
-        means = [mean for member in self.evaluations for _, mean in member[-10:]]
+        """Mean of the last ten evaluations, or training episodes, over all members; NaN without any."""
+        last = 10 if self.evaluated else 1
+        means = [mean for member in self.evaluations for _, mean in member[-last:]]
         return float(np.mean(means)) if means else math.nan
 
 
@@ -129,7 +139,7 @@ class Stopwatch:
 def train(
     learner: Learner,
     environments: Environments,
-    evaluation_envs: EnvGroup,
+    evaluation_envs: EnvGroup | None,
     noise: Noise,
     schedule: Schedule,
     recorders: Sequence[Recorder],
@@ -147,7 +157,8 @@ def train(
     Args:
         learner: learns and acts; its replay is empty.
         environments: to train in.
-        evaluation_envs: one environment per episode of an evaluation, for each of the S members.
+        evaluation_envs: one environment per episode of an evaluation, for each of the S members. None: the last ten
+            training episodes take the place of an evaluation, without those that end while actions are random.
         noise: exploration noise.
         schedule: what happens when.
         recorders: one per member.
@@ -170,7 +181,8 @@ def train(
     num_envs = environments.num_envs
     algorithm, replay, averages = learner.algorithm, learner.replay, learner.averages
     first_update = max(schedule.learning_starts, algorithm.batch_size - 1)
-    outcome = Outcome([[] for _ in seeds])
+    outcome = Outcome([[] for _ in seeds], evaluated=evaluation_envs is not None)
+    last_returns: list[deque[float]] = [deque(maxlen=LAST_EPISODES) for _ in seeds]
     watch = Stopwatch()
     saved = -1 if start is None else start[0].step  # the step of the last checkpoint
     training_lost = True  # where an environment raises, unless that was in an evaluation
@@ -190,12 +202,17 @@ def train(
             recorder.scalars(step, values | watch.rates())
         watch = Stopwatch()
 
+    def evaluations_at(step: int) -> list[Evaluation]:
+        if evaluation_envs is None:
+            return [Evaluation(list(returns), [], None) for returns in last_returns]
+        act = learner.act_to_evaluate
+        return evaluate(algorithm, evaluation_envs, seeds, step, stop, act, progress.evaluating)
+
     def run_evaluation(step: int) -> None:
         nonlocal training_lost
         with watch.paused():
             try:
-                act = learner.act_to_evaluate
-                evaluations = evaluate(algorithm, evaluation_envs, seeds, step, stop, act, progress.evaluating)
+                evaluations = evaluations_at(step)
             except StopRequested:
                 outcome.interrupted = True
                 return
@@ -203,11 +220,18 @@ def train(
                 training_lost = False
                 raise
             for member, evaluation in enumerate(evaluations):
-                recorders[member].evaluation(step, evaluation)
-                outcome.evaluations[member].append((step, float(np.mean(evaluation.returns))))
+                if not evaluation.returns:  # no training episode has ended
+                    continue
+                mean = float(np.mean(evaluation.returns))
+                if evaluation_envs is None:
+                    recorders[member].scalars(step, {"train/last_10_returns": mean})
+                else:
+                    recorders[member].evaluation(step, evaluation)
+                outcome.evaluations[member].append((step, mean))
                 if outcome.best(member)[0] == step:
                     checkpoints[member].save_best(step, algorithm.policy_state(member))
-            progress.evaluated(step, evaluations)
+            if all(evaluation.returns for evaluation in evaluations):
+                progress.evaluated(step, evaluations)
 
     def save_checkpoint(step: int, *, evaluation_due: bool) -> None:
         nonlocal saved
@@ -229,6 +253,8 @@ def train(
                     "files": recorders[member].sizes(),
                     "random": global_random_state(),
                 }
+                if evaluation_envs is None:
+                    state["last_returns"] = list(last_returns[member])
                 rows, oldest = replay.rows(member, writer.stored), replay.added - replay.size
                 writer.save(step, algorithm.policy_state(member), state, rows, oldest)
         saved = step
@@ -242,7 +268,7 @@ def train(
         evaluation_due = True
     else:
         try:
-            evaluation_due = _restore(learner, environments, noise, outcome, start)
+            evaluation_due = _restore(learner, environments, noise, outcome, last_returns, start)
         except torch.OutOfMemoryError:  # says nothing about the checkpoint
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -273,6 +299,8 @@ def train(
             averages.add_episodes(episodes)
             if step - num_envs >= random_steps:
                 averages.add_noise_scale(noise.scale_at(step - num_envs))
+                for episode in episodes:
+                    last_returns[episode.member].append(episode.episode_return)
             progress.stepped(step, episodes)
 
             # A run stops and resumes only here.
@@ -319,6 +347,7 @@ def _restore(
     environments: Environments,
     noise: Noise,
     outcome: Outcome,
+    last_returns: Sequence[deque[float]],
     start: Sequence[Loaded],
 ) -> bool:
     """Load checkpoints, one per member; returns whether an evaluation is due.
@@ -341,11 +370,15 @@ def _restore(
             "files": {},
             "random": global_random_state(),
         }
+        if not outcome.evaluated:
+            own["last_returns"] = anything
         check_form(own, state, f"seed {environments.seeds[member]}")
         if state["replay"] | {"random": None} != states[0]["replay"] | {"random": None}:
             raise ValueError("the seeds have not stored the same number of transitions")
     outcome.step = start[0].step
     outcome.evaluations = [[(int(step), float(mean)) for step, mean in state["evaluations"]] for state in states]
+    for returns, state in zip(last_returns, states, strict=True):
+        returns.extend(map(float, state.get("last_returns", ())))
     algorithm.load_state([state["algorithm"] for state in states])
     replay.load_state([state["replay"] for state in states], [loaded.transitions.parts() for loaded in start])
     noise.load_state([state["noise"] for state in states])

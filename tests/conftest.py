@@ -15,7 +15,9 @@ from moments import at
 from dpg_cli.cli import device, signals
 from dpg_cli.cli import eval as eval_command
 from dpg_cli.cli import train as train_command
-from dpg_cli.config import GROUPS
+from dpg_cli.config import GROUPS, register
+
+register()  # as the commands do; some tests compose configs without them
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from dpg_cli import config
 from dpg_cli.errors import UserError
 
 pytest.importorskip("matplotlib")
-config.register()
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ from dpg_cli.storage.atomic import Disk
 from dpg_cli.storage.state_tree import pack
 from dpg_cli.trainer import train
 
-config.register()
-
 SMALL = ["env=toy_envs:Toy/Reach-v0", "algo=ddpg", "algo.hidden_sizes=[8]", "algo.batch_size=4", "total_steps=60"]
 SMALL += ["random_steps=10", "eval.every=25", "eval.episodes=2", "checkpoint.every=30", "log.every=20", "threads=1"]
 

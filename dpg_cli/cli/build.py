@@ -35,7 +35,7 @@ class Training(NamedTuple):
 
     learner: Learner
     environments: Environments
-    evaluation_envs: EnvGroup
+    evaluation_envs: EnvGroup | None
     noise: Noise
     schedule: Schedule
 
@@ -52,7 +52,8 @@ class Training(NamedTuple):
     def close(self) -> None:
         """Close every environment and end the threads or processes that step them."""
         self.environments.close()
-        self.evaluation_envs.close()
+        if self.evaluation_envs is not None:
+            self.evaluation_envs.close()
 
 
 class Checked(NamedTuple):
@@ -85,7 +86,7 @@ def check(config: TrainConfig) -> Checked:
     small = {"num_seeds": 1, "buffer_size": 1, "device": "cpu"}
     new_algorithm(config.model_copy(update=small), obs_dim, action_dim, CPU)
     pool.give_back(env)
-    found = probe(config.env.id, pool)
+    found = probe(config.env.id, pool, single=config.eval.episodes == 0)
     choice = choose(config, obs_dim, action_dim)
     check_memory(config, obs_dim, action_dim, choice.device)
     if config.compile and choice.captured:
@@ -133,20 +134,22 @@ def build(
         check_memory(config, obs_dim, action_dim, choice.device)
         size, evaluation_size = config.num_seeds * config.num_envs, config.num_seeds * config.eval.episodes
         training: EnvGroup
-        evaluation: EnvGroup
+        evaluation: EnvGroup | None = None
         if processes > 1:
-            sizes_of: dict[Kind, int] = {"training": size, "evaluation": evaluation_size}
+            sizes_of: dict[Kind, int] = {"training": size}
+            if evaluation_size:
+                sizes_of["evaluation"] = evaluation_size
             nobodys.pop_all()
             workers = EnvProcesses(pool, example, sizes_of, processes, renew=renew)
             on_error.callback(workers.close)
-            training, evaluation = workers.groups["training"], workers.groups["evaluation"]
+            training, evaluation = workers.groups["training"], workers.groups.get("evaluation")
         else:
             training = LocalEnvs([example, *(pool() for _ in range(size - 1))], "training", threads)
             nobodys.pop_all()
             on_error.callback(training.close)
-            envs = [pool() for _ in range(evaluation_size)]
-            evaluation = LocalEnvs(envs, "evaluation", threads, create=pool.create if renew else None)
-            on_error.callback(evaluation.close)
+            if envs := [pool() for _ in range(evaluation_size)]:
+                evaluation = LocalEnvs(envs, "evaluation", threads, create=pool.create if renew else None)
+                on_error.callback(evaluation.close)
         pool.close()
         noise_name, noise_values = named(config.noise)
         noise_streams = [[generator(s, Purpose.NOISE, e) for e in range(config.num_envs)] for s in seeds]

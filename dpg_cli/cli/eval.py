@@ -82,14 +82,19 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     from dpg_cli.cli.build import environment_pool, sizes
     from dpg_cli.cli.memory import most_bytes
+    from dpg_cli.cli.notes import SEED_IGNORED
     from dpg_cli.cli.progress import EvaluationProgress
     from dpg_cli.environments import evaluation
     from dpg_cli.environments.group import LocalEnvs
+    from dpg_cli.environments.probe import ignores_seed
     from dpg_cli.seeding import Purpose, integer
     from dpg_cli.storage import checkpoint
 
     run = run.absolute()  # an environment may change the working directory
     env_id, pool = settings.env.id, environment_pool(settings)
+    single = settings.eval.episodes == 0  # only one environment may exist
+    if ignores_seed(pool, single=single or episodes == 1):
+        print(f"note: {env_id}: {SEED_IGNORED}")
     first = pool()
     obs_dim, action_dim = sizes(first)
     most = most_bytes(settings, obs_dim, action_dim)
@@ -99,7 +104,8 @@ def _run_command(arguments: Sequence[str]) -> int:
             f"env.id={env_id}: an observation has {obs_dim} numbers and an action {action_dim}; the policy expects "
             f"{actor.obs_dim} and {actor.action_dim}"
         )
-    envs = LocalEnvs([first, *(pool() for _ in range(episodes - 1))], "evaluation")
+    at_once = 1 if single else episodes
+    envs = LocalEnvs([first, *(pool() for _ in range(at_once - 1))], "evaluation")
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
@@ -108,9 +114,15 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     env_seeds = [integer(seed, Purpose.TEST, episode) for episode in range(episodes)]
     progress = EvaluationProgress("dpg-eval")
-    trajectories = evaluation.run_episodes(act, envs, [env_seeds], seeds=[seed], step=step, progress=progress)
+    played = [
+        evaluation.run_episodes(act, envs, [env_seeds[i : i + at_once]], seeds=[seed], step=step, progress=progress)
+        for i in range(0, episodes, at_once)
+    ]
     envs.close()
-    _print(env_id, which, step, trajectories.returns[0], trajectories.lengths[0])
+    returns, lengths = (np.concatenate([getattr(p, name)[0] for p in played]) for name in ("returns", "lengths"))
+    _print(env_id, which, step, returns, lengths)
+    if info := evaluation.mean_info(numbers for part in played for numbers in part.infos[0]):
+        print("info at the end of an episode:", ", ".join(f"{one_line(key)} {mean:.4g}" for key, mean in info.items()))
     return 0
 
 
@@ -123,7 +135,8 @@ def _print(env_id: str, which: str, step: int, returns: np.ndarray, lengths: np.
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     console.print(
-        f"{env_id}, checkpoint {which} (step {step:,}), {len(returns)} episodes: "
+        f"{env_id}, checkpoint {which} (step {step:,}), "
+        f"{len(returns)} {'episode' if len(returns) == 1 else 'episodes'}: "
         f"return {returns.mean():.2f} ± {returns.std():.2f}, length {lengths.mean():.1f}",
         soft_wrap=True,
     )

@@ -11,6 +11,11 @@ def remember() -> None:
     _started_in = Path.cwd()
 
 
+def here() -> Path:
+    """That directory."""
+    return _started_in
+
+
 def below_here(path: Path) -> Path:
     """A path relative to that directory if it is inside, else unchanged."""
     return path.relative_to(_started_in) if path.is_relative_to(_started_in) else path

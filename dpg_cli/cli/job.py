@@ -110,7 +110,8 @@ def run(
         checked: what `build.check` has returned; None if it was not called.
     """
     names = names_of(config, folder, label)
-    display = ProgressDisplay(names.title, config.total_steps, new_console(), names.position)
+    evaluated = config.eval.episodes > 0
+    display = ProgressDisplay(names.title, config.total_steps, new_console(), evaluated=evaluated, job=names.position)
     watcher = Watcher(display, step=0 if start is None else start[0].step)
     stop, began = StopRequest(display.notify), time.monotonic()
     who = f"dpg-train: {names.position} " if names.position else "dpg-train: "

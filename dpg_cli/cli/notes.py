@@ -11,6 +11,7 @@ from dpg_cli.environments.probe import Findings
 
 LARGE_SHARE = 1 / 3  # of all simulator steps, from which on evaluations are mentioned
 NOTICEABLE = 60.0  # seconds of evaluations below which they are not
+SEED_IGNORED = "reset(seed=...) does not determine the first observation, so two runs with the same seed differ"
 
 
 def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]:
@@ -28,7 +29,7 @@ def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]
         lines.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {found.thread_problem}")
     if config.compile and not isinstance(training.learner, CapturedLearner):
         lines.append("compile=true has no effect here: only work that is captured on a GPU is compiled")
-    example = training.evaluation_envs.example
+    example = training.environments.envs.example
     if not has_time_limit(example):
         lines.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     elif example.spec is not None and example.spec.max_episode_steps is not None:
@@ -69,9 +70,7 @@ def _about_state(env_id: str, found: Findings) -> list[str]:
             "the seeds of num_seeds affect each other"
         )
     if found.ignores_seed:
-        lines.append(
-            f"{env_id}: reset(seed=...) does not determine the first observation, so two runs with the same seed differ"
-        )
+        lines.append(f"{env_id}: {SEED_IGNORED}")
     if found.statistics is not None:
         lines.append(
             f"{env_id}: the statistics of its wrapper {found.statistics} are not saved with the policy, which is "

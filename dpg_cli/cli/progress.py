@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 import shlex
 import sys
@@ -86,6 +87,7 @@ class ProgressDisplay:
         title: what is trained.
         total_steps: environment steps for each seed.
         console: where to write.
+        evaluated: whether there are evaluations, not only training episodes.
         job: which job of a sweep. Each line starts with it, since jobs may run side by side.
         clock: in seconds.
     """
@@ -95,6 +97,8 @@ class ProgressDisplay:
         title: str,
         total_steps: int,
         console: Console,
+        *,
+        evaluated: bool = True,
         job: str = "",
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -112,6 +116,7 @@ class ProgressDisplay:
         self._message: str | None = None
         # FORCE_COLOR makes rich take a pipe for a terminal.
         live = console.is_interactive and console.file.isatty()
+        self._scored_by = "evaluation" if evaluated else "last training episodes"
         self._live = Live(self, console=console, refresh_per_second=4, transient=True) if live else None
 
     def __enter__(self) -> Self:
@@ -181,9 +186,9 @@ class ProgressDisplay:
         self._evaluating = None
         means = [float(np.mean(evaluation.returns)) for evaluation in evaluations]
         self._show_evaluation(step, means, evaluations[0].returns)
-        self._line(f"evaluation {self._evaluation}", f"best {self._best_so_far()}")
+        self._line(f"{self._scored_by} {self._evaluation}", f"best {self._best_so_far()}")
         if len(means) > 1:
-            log.info("evaluation of each seed: %s", ", ".join(f"{mean:.1f}" for mean in means))
+            log.info("%s of each seed: %s", self._scored_by, ", ".join(f"{mean:.1f}" for mean in means))
 
     def _show_evaluation(self, step: int, means: Sequence[float], returns: Sequence[float] | None) -> None:
         """Show the mean of each member, and the returns of the first one's episodes if they are known."""
@@ -225,7 +230,7 @@ class ProgressDisplay:
         """The panel."""
         grid = Table.grid(padding=(0, 2))
         grid.add_row(*self._position())
-        evaluation = f"evaluation {self._evaluation or '–'}"
+        evaluation = f"{self._scored_by} {self._evaluation or '–'}"
         if self._evaluating is not None:
             evaluation = f"evaluating: {self._evaluating:,} steps"
         grid.add_row(f"last return {self._last_episode()}", evaluation, f"best {self._best_so_far()}")
@@ -282,10 +287,15 @@ def print_summary(
     trusting = " trust=true" if trust else ""
     for member, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
         step, best = outcome.best(member)
-        tell(f"seed {seed}: last evaluation {outcome.final(member):.1f}, best {best:.1f} at step {step:,}")
+        if math.isnan(best):
+            tell(f"seed {seed}: no training episode ended after the random steps")
+        else:
+            last = "last evaluation" if outcome.evaluated else "no evaluations; last training episodes"
+            tell(f"seed {seed}: {last} {outcome.final(member):.1f}, best {best:.1f} at step {step:,}")
         if not brief:
+            which = " checkpoint=latest" if math.isnan(best) else ""
             tell(f"  run folder   {folder}")
-            tell(f"  evaluate     dpg-eval run={quoted(folder)}{trusting}")
+            tell(f"  evaluate     dpg-eval run={quoted(folder)}{which}{trusting}")
     if not brief:
         tell(f"  curves       tensorboard --logdir {quoted(folders[0].parent)}")
 

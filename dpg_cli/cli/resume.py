@@ -49,6 +49,9 @@ def resume(arguments: Sequence[str]) -> int:
         key = argument.partition("=")[0]
         raise UserError(f"{key}: affects steps already taken; resume= can change {', '.join(CHANGEABLE)}")
     config = configs.changed(stored, {key: configs.parse_value(key, text) for key, text in values.items()})
+    if (config.eval.episodes == 0) != (stored.eval.episodes == 0):
+        scores = "training episodes" if stored.eval.episodes == 0 else "evaluations"
+        raise UserError(f"eval.episodes={config.eval.episodes}: this run has scores of {scores}, which would be mixed")
     return go_on(config, folder, keep_device="device" not in values)
 
 

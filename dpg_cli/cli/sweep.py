@@ -17,7 +17,7 @@ from rich.table import Table
 
 from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
-from dpg_cli.cli.here import below_here
+from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.init import folders_of
 from dpg_cli.cli.names import Label, member_names, members, without_seed
 from dpg_cli.cli.progress import new_console, quoted
@@ -50,7 +50,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
         hydra_config = HydraConfig.get()
         where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
         label = plan.label(number, list(hydra_config.overrides.task))
-        checked = configs.validate(config)
+        checked = configs.validate(config, here())
         if not one_after_another:  # parallel jobs would compete for cores
             given = checked.model_dump(include={"threads", "env_threads", "env_processes"})
             checked = checked.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
@@ -123,7 +123,7 @@ class Sweep:
         for number, overrides in enumerate(self._jobs):
             try:
                 config = configs.compose(overrides)
-                checked = configs.validate(config)
+                checked = configs.validate(config, here())
                 if checked.init is not None:
                     folders_of(checked)
                 resolved, name = configs.dump(checked), configs.job_folder(config, number)
@@ -166,13 +166,19 @@ class Sweep:
 
     def print_scores(self, console: Console, *, in_this_process: bool) -> None:
         """Print the scores of the jobs that ran in this process, the sweep folder and the command for curves."""
-        table = _table(["job", "settings that differ", "mean of the last ten evaluations"])
+        scored = [result.outcome.evaluated for *_, result in self._results.values() if result.outcome is not None]
+        mixed = any(scored) and not all(scored)
+        what = "" if mixed else " evaluations" if all(scored) else " training episodes"
+        table = _table(["job", "settings that differ", f"mean of the last ten{what}"])
         over_seeds: dict[str, list[float]] = {}
         for number, (differs, _, result) in self._results.items():
             score = "failed"
             if result.outcome is not None:
-                stopped = ", stopped early" if result.outcome.interrupted else ""
-                score = f"{result.outcome.score():.1f}{stopped}"
+                score = f"{result.outcome.score():.1f}"
+                if mixed:
+                    score += " (evaluations)" if result.outcome.evaluated else " (training episodes)"
+                if result.outcome.interrupted:
+                    score += ", stopped early"
                 if scores := [own for own in result.outcome.scores() if not math.isnan(own)]:
                     over_seeds.setdefault(without_seed(differs), []).extend(scores)
             table.add_row(str(number), differs, score)

@@ -51,11 +51,11 @@ Flags
 
 def main() -> None:
     """The console script."""
-    from dpg_cli.cli import here
+    from dpg_cli.cli.here import remember
     from dpg_cli.cli.machine import require_posix
     from dpg_cli.errors import DiskError, UserError, one_line
 
-    here.remember()
+    remember()
     try:
         require_posix()
         sys.exit(_run_command(sys.argv[1:]))
@@ -75,11 +75,10 @@ def main() -> None:
 
 def _run_command(arguments: Sequence[str]) -> int:
     from dpg_cli.cli import flags as own
-    from dpg_cli.cli.arguments import check_home, print_versions
+    from dpg_cli.cli.arguments import print_versions
     from dpg_cli.errors import UserError
 
-    for argument in arguments:
-        check_home(argument)
+    arguments = [_with_home(argument) for argument in arguments]
     flags, rest = own.split(arguments)
     folders = [] if flags.config_dir is None else [Path(flags.config_dir).resolve()]
     if folders and not os.path.isdir(folders[0]):  # a name that is too long raises in Path.is_dir
@@ -95,6 +94,7 @@ def _run_command(arguments: Sequence[str]) -> int:
 
     from dpg_cli import config as configs
     from dpg_cli.cli.handover import openly, quoted, show
+    from dpg_cli.cli.here import here
     from dpg_cli.cli.import_path import add_working_directory
 
     configs.register()
@@ -120,7 +120,7 @@ def _run_command(arguments: Sequence[str]) -> int:
             if swept := [f"{key}={value}" for key, value in configs.of_preset(composed).items() if key not in given]:
                 note = f"this is a sweep over {' '.join(swept)}; each job also sets one of these values"
                 print(f"dpg-train: {note}", file=sys.stderr)
-        print(configs.dump(configs.validate(composed)), end="")
+        print(configs.dump(configs.validate(composed, here())), end="")
         return 0
     if flags.package not in (None, "_global_") and configs.select(composed, flags.package) is None:
         raise UserError(f"--package={flags.package}: no such key")
@@ -136,6 +136,21 @@ def _run_command(arguments: Sequence[str]) -> int:
     return _single(composed, folders)
 
 
+def _with_home(argument: str) -> str:
+    """The argument, with `~` expanded for the environment's arguments, whose paths a run stores.
+
+    Raises:
+        UserError: another key has a `~`, which Hydra's grammar does not accept.
+    """
+    from dpg_cli.cli.arguments import check_home
+
+    key, equals, value = argument.partition("=")
+    if equals and value.startswith("~/") and key.lstrip("+").startswith("env.kwargs."):
+        return f"{key}={Path.home()}{value[1:]}"
+    check_home(argument)
+    return argument
+
+
 def _single(composed: "DictConfig", folders: Sequence[Path]) -> int:
     """Train once; returns the exit code.
 
@@ -147,13 +162,14 @@ def _single(composed: "DictConfig", folders: Sequence[Path]) -> int:
     from dpg_cli.cli import build, job
     from dpg_cli.cli.disk import check_disk
     from dpg_cli.cli.handover import remove
+    from dpg_cli.cli.here import here
     from dpg_cli.cli.init import check_init
     from dpg_cli.environments.make import UnknownIdError
     from dpg_cli.errors import DiskError, UserError, one_line
     from dpg_cli.storage.atomic import Disk, explaining, write_whole
     from dpg_cli.storage.run_dir import claim, command_line, is_requeued
 
-    checked = configs.validate(composed)
+    checked = configs.validate(composed, here())
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.run.dir")))  # an environment may change the directory
     if is_requeued(folder):
         return _go_on(checked, folder)

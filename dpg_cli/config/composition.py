@@ -1,5 +1,6 @@
 """Compose a config with Hydra, and run a task as Hydra does."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,15 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         raise user_error(error, overrides) from error
 
 
-def validate(config: DictConfig) -> TrainConfig:
-    """Resolve a composed config and check every key, type and range. `init` becomes an absolute path.
+def validate(config: DictConfig, here: Path | None = None) -> TrainConfig:
+    """Resolve a composed config and check every key, type and range.
+
+    `init`, and strings in `env.kwargs` that begin with `./`, `../` or `~/`, become absolute paths, since a run may be
+    resumed from another directory. Other strings may be names, such as those of Gymnasium's own model files.
+
+    Args:
+        config: composed.
+        here: the directory that relative paths are relative to; None for the working directory.
 
     Raises:
         UserError: names the first wrong key, its value and what is expected.
@@ -46,9 +54,20 @@ def validate(config: DictConfig) -> TrainConfig:
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(tree, dict)
     checked = check(whole_numbers(tree))
-    if checked.init is None:
-        return checked
-    return checked.model_copy(update={"init": str(Path(checked.init).expanduser().resolve())})
+
+    def absolute(path: str) -> str:
+        return os.path.abspath((here or Path.cwd()) / Path(path).expanduser())
+
+    def with_paths(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: with_paths(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [with_paths(value) for value in node]
+        return absolute(node) if isinstance(node, str) and node.startswith(("./", "../", "~/")) else node
+
+    env = checked.env.model_copy(update={"kwargs": with_paths(checked.env.kwargs)})
+    init = None if checked.init is None else absolute(checked.init)
+    return checked.model_copy(update={"env": env, "init": init})
 
 
 def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -> None:

@@ -35,7 +35,7 @@ class EvalConfig(Strict):
     """Evaluations."""
 
     every: Count
-    episodes: Count
+    episodes: CountOrZero
 
 
 class CheckpointConfig(Strict):

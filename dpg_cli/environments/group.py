@@ -1,6 +1,7 @@
 """A group of environments: the interface for training and evaluation, and environments in this process."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -12,6 +13,8 @@ from dpg_cli.environments.pool import Instance
 from dpg_cli.environments.returns import ReturnError, as_number, failure, numbers_in
 from dpg_cli.environments.state import CannotCopy, get_state, set_state
 from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
+
+log = logging.getLogger(__name__)
 
 Env = gym.Env[np.ndarray, np.ndarray]
 Kind = Literal["training", "evaluation"]
@@ -73,11 +76,7 @@ class EnvGroup(Protocol):
         """Start a new episode where the last training step ended one, and write its observation to `(N, obs_dim)`."""
 
     def get_states(self, positions: range) -> list[Any]:
-        """States of the simulators at some positions.
-
-        Raises:
-            CannotCopy: an attribute of an environment is not plain data.
-        """
+        """States of the simulators at some positions; None where an attribute has come to be no plain data."""
 
     def set_states(self, states: Sequence[Any], seeds: Sequence[int], obs: np.ndarray) -> list[str | None]:
         """Restore the simulators' states; start a new episode where that is impossible.
@@ -208,7 +207,14 @@ class LocalEnvs:
 
     def get_states(self, positions: range) -> list[Any]:
         """States of the simulators at some positions."""
-        return [get_state(self.envs[p], self._instances[p].constants) for p in positions]
+        return [self._get_state(position) for position in positions]
+
+    def _get_state(self, position: int) -> Any:
+        try:
+            return get_state(self.envs[position], self._instances[position].constants)
+        except CannotCopy as error:
+            log.warning("the state of an environment cannot be saved at this checkpoint: %s", error)
+            return None
 
     def set_states(self, states: Sequence[Any], seeds: Sequence[int], obs: np.ndarray) -> list[str | None]:
         """Restore the simulators' states, or start new episodes."""

@@ -106,9 +106,10 @@ class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
         scaled = np.asarray(action, np.float64) + 1.0
         scaled *= self._half_range
         scaled += self._low
-        shaped = scaled.reshape(scaled.shape[:-1] + self._box.shape).astype(self._box.dtype)
-        clipped: np.ndarray = np.minimum(np.maximum(shaped, self._box.low), self._box.high)  # faster than np.clip
-        return clipped
+        shaped: np.ndarray = scaled.reshape(scaled.shape[:-1] + self._box.shape).astype(self._box.dtype)
+        np.maximum(shaped, self._box.low, out=shaped)  # faster than np.clip; of shape (), the result stays an array
+        np.minimum(shaped, self._box.high, out=shaped)
+        return shaped
 
     def _flat(self, obs: Any) -> np.ndarray:
         if not isinstance(self._observed, spaces.Box):

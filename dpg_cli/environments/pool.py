@@ -60,9 +60,13 @@ class Pool:
         self._instances[id(env)] = Instance(env)
         return env
 
+    def put_back(self, env: Env) -> bool:
+        """Put an environment from here back into the state in which it was created; whether that was possible."""
+        return self._instances[id(env)].put_back()
+
     def give_back(self, env: Env) -> None:
         """Keep an environment from here for the next call, or close it if it cannot be put back."""
-        if self._instances[id(env)].put_back():
+        if self.put_back(env):
             self._spare.append(env)
         else:
             del self._instances[id(env)]

@@ -17,7 +17,7 @@ from dpg_cli.environments.shared import SharedState
 from dpg_cli.environments.state import CannotCopy, Constants, Env, constants, get_state, layers, set_state
 from dpg_cli.errors import UserError
 
-EPISODES, LENGTH = 3, 10  # short episodes with resets as in training
+EPISODES, LENGTH = 6, 5  # short episodes with resets as in training
 SLOW = 1.0  # seconds to create an environment, from which on evaluations keep theirs
 COMPARED = 60  # steps of the original and of its copy; 150 in all, because a simulator may be a real machine
 STATISTICS = (
@@ -54,12 +54,13 @@ class Findings:
         return self.copy_problem is not None and self.make_seconds < SLOW
 
 
-def probe(env_id: str, pool: Pool) -> Findings:
+def probe(env_id: str, pool: Pool, *, single: bool = False) -> Findings:
     """Run a few short episodes with two environments.
 
     Args:
         env_id: for messages.
         pool: gives the environments, and gets them back.
+        single: whether only one environment can exist; it is then compared with itself.
 
     Raises:
         UserError: an environment cannot be created, or does not have Gymnasium's interface.
@@ -67,16 +68,18 @@ def probe(env_id: str, pool: Pool) -> Findings:
     original = pool()
     fixed = constants(original)
     try:
-        copy = pool()
+        copy = original if single else pool()
     except UserError as error:
         original.close()
-        raise UserError(f"{error}. One was created before; a run needs several at once") from error
+        remedy = "if only one can exist at a time, eval.episodes=0 trains without evaluations"
+        raise UserError(f"{error}. One was created before; {remedy}") from error
     found = Findings(make_seconds=pool.seconds, statistics=_statistics(original))
     shared = SharedState(original)
     try:
         check_api(env_id, original)
         first = np.array(original.reset(seed=0)[0])
-        found.ignores_seed = not _same(first, copy.reset(seed=0)[0])
+        if copy is not original or pool.put_back(original):
+            found.ignores_seed = not _same(first, copy.reset(seed=0)[0])
         before = SharedState(original)
         actions = np.random.default_rng(0)
         for _ in range(EPISODES):
@@ -97,13 +100,38 @@ def probe(env_id: str, pool: Pool) -> Findings:
         found.copy_problem, found.thread_problem = f"trying it raised {type(error).__name__}", "it could not be tried"
     finally:
         shared.restore()
-        for env in (original, copy):
+        for env in {id(env): env for env in (original, copy)}.values():
             pool.give_back(env)
     if not all(layer.metadata.get("thread_safe", True) for layer in layers(original)):
         found.thread_problem = "its metadata says that it is not thread-safe"
     elif found.changes:
         found.thread_problem = f"its steps or resets change {found.changes[0]}"
     return found
+
+
+def ignores_seed(pool: Pool, *, single: bool) -> bool:
+    """Whether two environments that are reset with one seed start differently.
+
+    Args:
+        pool: gives the environments, and gets them back.
+        single: whether to compare one environment with itself.
+    """
+    one = pool()
+    shared = SharedState(one)
+    try:
+        first = np.array(one.reset(seed=0)[0])
+        if single and not pool.put_back(one):
+            return False
+        other = one if single else pool()
+        differs = not _same(first, other.reset(seed=0)[0])
+        if other is not one:
+            pool.give_back(other)
+    except Exception:  # raised by the environment; the evaluation reports it
+        return False
+    finally:
+        shared.restore()
+        pool.give_back(one)
+    return differs
 
 
 def _copy_problem(original: Env, copy: Env, fixed: Constants, actions: np.random.Generator) -> str | None:
@@ -113,9 +141,11 @@ def _copy_problem(original: Env, copy: Env, fixed: Constants, actions: np.random
     def steps(env: Env) -> list[Any]:
         return [np.array(env.reset()[0]) if i == COMPARED // 2 else _step(env, a) for i, a in enumerate(chosen)]
 
+    state = get_state(original, fixed)
+    expected = steps(original)
     copy.reset(seed=1)
-    set_state(copy, get_state(original, fixed))
-    for index, (a, b) in enumerate(zip(steps(original), steps(copy), strict=True)):
+    set_state(copy, state)
+    for index, (a, b) in enumerate(zip(expected, steps(copy), strict=True)):
         if not _same(a, b):
             return f"a copy of it diverges after {index + 1} {'steps' if index else 'step'}"
     return None

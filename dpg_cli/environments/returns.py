@@ -24,7 +24,8 @@ def failure(env: Env, error: BaseException) -> BaseException:
     ours = isinstance(error, MemoryError | UserError | DivergedError | DiskError | SimulatorError)
     if ours or (isinstance(error, SystemExit) and type(error) is not SystemExit):  # such as that of a second Ctrl-C
         return error
-    return SimulatorError(f"the environment {type(env.unwrapped).__name__} raised {type(error).__name__}: {error}")
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return SimulatorError(f"the environment {type(env.unwrapped).__name__} raised {what}")
 
 
 def as_number(reward: Any, env: Env) -> float:

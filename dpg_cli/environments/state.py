@@ -25,8 +25,10 @@ from gymnasium.envs.registration import EnvSpec
 
 Env = gym.Env[np.ndarray, np.ndarray]
 
+CACHED_SPEC = "_cached_spec"  # of a wrapper, set when somebody asks for `spec`
 # Fixed when an environment is created, or only for rendering.
 CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
+CONSTANT_NAMES |= {CACHED_SPEC}
 # Without a state of their own. Such a value is constant as long as it is the one that the constructor has set.
 STATELESS = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 CONSTANT_TYPES = (EnvSpec, types.ModuleType)
@@ -82,6 +84,8 @@ def set_state(env: Env, state: list[dict[str, Any]]) -> None:
     for layer, values in zip(found, state, strict=True):
         own = vars(layer)
         for name, value in values.items():
+            if name == CACHED_SPEC:  # older checkpoints have it
+                continue
             where = f"{type(layer).__name__}.{name}"
             current = own.get(name)
             if name in CONSTANT_NAMES or isinstance(current, CONSTANT_TYPES) or not _settable(layer, name):
@@ -95,7 +99,7 @@ def put_back(env: Env, state: list[dict[str, Any]], fixed: Constants) -> None:
     """Put an environment back into an earlier state of its own, without the attributes that it did not have then."""
     for layer, values, own in zip(layers(env), state, fixed, strict=True):
         for name, value in list(vars(layer).items()):
-            if name not in values and not _is_constant(name, value, own):
+            if not _is_constant(name, value, own) and not (name in values and _can_copy(value, layer)):
                 delattr(layer, name)
         for name, value in own.items():
             setattr(layer, name, value)
@@ -115,6 +119,14 @@ def _is_constant(name: str, value: Any, fixed: Mapping[str, Any]) -> bool:
     if name in CONSTANT_NAMES or isinstance(value, CONSTANT_TYPES):
         return True
     return isinstance(value, STATELESS) and fixed.get(name) is value
+
+
+def _can_copy(value: Any, owner: Any) -> bool:
+    try:
+        encode(value, "", owner)
+    except CannotCopy:
+        return False
+    return True
 
 
 def _may_follow(current: Any, stored: Any, where: str, owner: Any) -> bool:

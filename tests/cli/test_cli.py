@@ -473,7 +473,7 @@ def test_eval(train, evaluate, tmp_path):
         (["run=run", "run"], "run: given twice"),
         (["run=run", "run=run"], "given twice"),
         (["run=run"], "trust=true"),
-        (["run=run", "trust=true", "checkpoint=31"], "there are best, latest and [0, "),
+        (["run=run", "trust=true", "checkpoint=31"], "there are latest, best, 0, "),
         (["run=run", "trust=true", "checkpoint=../../x"], "no such checkpoint"),
     ],
 )

@@ -32,7 +32,9 @@ def clock():
 
 
 def display(clock, total=1000, job="", **console):
-    return ProgressDisplay("td3 on Toy, seed 0", total, Console(file=io.StringIO(), width=80, **console), job, clock)
+    return ProgressDisplay(
+        "td3 on Toy, seed 0", total, Console(file=io.StringIO(), width=80, **console), job=job, clock=clock
+    )
 
 
 def printed(shown):

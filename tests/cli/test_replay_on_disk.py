@@ -11,8 +11,6 @@ from dpg_cli.cli import disk
 from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import Disk
 
-config.register()
-
 
 def checked(*overrides):
     return config.validate(config.compose(["env=HalfCheetah-v4", *overrides]))

@@ -10,7 +10,6 @@ from dpg_cli import config
 from dpg_cli.cli import job, thread_check
 from dpg_cli.cli.thread_check import ThreadCheck, products_per_second
 
-config.register()
 LARGE = [*SMALL[2:-1], "algo.hidden_sizes=[64,64]", "algo.batch_size=256", "threads=auto"]
 BUSY, IDLE = {1: 700.0, 2: 100.0}, {1: 700.0, 2: 1200.0}
 

@@ -12,8 +12,6 @@ from dpg_cli.cli.learners import choose_threads
 from dpg_cli.config import choices, compose, config_dir, validate
 from dpg_cli.errors import UserError
 
-config.register()
-
 
 def checked(*overrides):
     return validate(compose(list(overrides)))

@@ -9,8 +9,6 @@ from dpg_cli.config.names_elsewhere import counterpart
 from dpg_cli.config.tree import keys_by_choice
 from dpg_cli.errors import UserError
 
-config.register()
-
 
 def message(*overrides):
     with pytest.raises(UserError) as caught:

@@ -13,7 +13,7 @@ from toy_envs import local
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.config import config_dir
 from dpg_cli.environments.evaluation import Trajectories, evaluate, run_episodes, value_bias
-from dpg_cli.environments.rollout import Environments, collect
+from dpg_cli.environments.rollout import Environments, Episode, collect
 from dpg_cli.errors import DivergedError
 from dpg_cli.noise import Gaussian, NoNoise, OrnsteinUhlenbeck
 from dpg_cli.seeding import Purpose, generator
@@ -171,7 +171,7 @@ def test_a_transition_stays_what_it_was():
 def test_episodes_report_return_and_length():
     made = run(make_environments(lengths=(3, 2), end="truncated"), total_steps=8)
     episodes = {step: ended for step, _, ended in made if ended}
-    assert episodes == {3: [(0, 6.0, 3)], 5: [(0, 23.0, 2)], 8: [(0, 66.0, 3)]}
+    assert episodes == {3: [Episode(0, 6.0, 3)], 5: [Episode(0, 23.0, 2)], 8: [Episode(0, 66.0, 3)]}
 
 
 def test_environments_of_one_seed_end_for_themselves():
@@ -180,7 +180,7 @@ def test_environments_of_one_seed_end_for_themselves():
     environments.reset()
     made = run(environments, total_steps=8)
     assert [step for step, _, _ in made] == [2, 4, 6, 8]
-    ended = {step: [tuple(episode) for episode in episodes] for step, _, episodes in made}
+    ended = {step: [episode[:3] for episode in episodes] for step, _, episodes in made}
     assert ended == {2: [], 4: [(0, 3.0, 2)], 6: [(0, 6.0, 3), (1, 6.0, 3)], 8: [(0, 23.0, 2), (1, 10.0, 4)]}
     for (_, before, _), (_, after, _) in pairwise(made):
         going_on = ~(before.terminated | before.truncated)

@@ -155,8 +155,9 @@ def test_what_has_a_name_or_fields_is_copied():
 def test_a_function_that_has_no_name_counts_as_what_cannot_be_copied():
     class Lambda(Phased):
         def step(self, action):
+            result = super().step(action)
             self.change = lambda x: x + self.count
-            return super().step(action)
+            return result
 
     assert "Lambda.change is a function" in copy_problem(Lambda)
 

@@ -1,0 +1,297 @@
+"""Environments that users write: `env=custom_envs:Plain-v0` and so on. Each is one situation of the first hour."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Plain(gym.Env):
+    """A point on a line: the action pushes it, the reward is -x²."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.s = self.np_random.uniform(-1, 1, 2)
+        return self.obs(), {}
+
+    def obs(self):
+        return self.s.astype(np.float32)
+
+    def reward(self):
+        return -float(self.s[0] ** 2)
+
+    def step(self, action):
+        x, v = self.s
+        v = 0.9 * v + 0.1 * float(np.ravel(action)[0])
+        self.s = np.array([np.clip(x + 0.1 * v, -5, 5), v])
+        return self.obs(), self.reward(), False, False, {}
+
+
+class OwnCurriculum(Plain):
+    """Counts its own resets, and rewards by them."""
+
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes = self.episodes + 1
+        return super().reset(seed=seed)
+
+    def reward(self):
+        return -(1.0 + 0.5 * self.episodes) * float(self.s[0] ** 2)
+
+
+class UncopyableCurriculum(OwnCurriculum):
+    """The same, with something that cannot be copied."""
+
+    def __init__(self, seconds=0.0):
+        time.sleep(seconds)
+        self.anything = iter(range(10**9))
+
+
+class Phases(Plain):
+    """Its phase is a method of its own, which changes."""
+
+    def __init__(self):
+        self.phase = self.easy
+
+    def easy(self):
+        return 1.0
+
+    def hard(self):
+        return 10.0
+
+    def reset(self, *, seed=None, options=None):
+        if seed is None:
+            self.phase = self.hard
+        return super().reset(seed=seed)
+
+    def reward(self):
+        return -self.phase() * float(self.s[0] ** 2)
+
+
+class Late(Plain):
+    """From its step 180 on, an attribute cannot be copied."""
+
+    steps, phase = 0, None
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 180:
+            self.phase = lambda: 1.0
+        return super().step(action)
+
+
+class ClassCurriculum(Plain):
+    """Keeps its difficulty in a class attribute."""
+
+    difficulty = 1.0
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        if seed is None:
+            ClassCurriculum.episodes += 1
+            ClassCurriculum.difficulty = 1.0 + ClassCurriculum.episodes // 4
+        return super().reset(seed=seed)
+
+    def reward(self):
+        return -ClassCurriculum.difficulty * float(self.s[0] ** 2)
+
+
+class IgnoresSeed(Plain):
+    """Never seeds its own generator."""
+
+    rng = None
+
+    def reset(self, *, seed=None, options=None):
+        self.rng = self.rng or np.random.default_rng()
+        self.s = self.rng.uniform(-1, 1, 2)
+        return self.obs(), {}
+
+
+class Rewards(Plain):
+    """A reward of another type: what `kind` names."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def reward(self):
+        value = super().reward()
+        match self.kind:
+            case "vector":
+                return np.array([value])
+            case "matrix":
+                return np.array([[value]])
+            case "torch":
+                import torch
+
+                return torch.tensor(value)
+            case "numpy":
+                return np.float32(value)
+            case "bool":
+                return value > -0.1
+            case "int":
+                return int(value > -0.1)
+            case "none":
+                return None
+            case "two":
+                return np.array([value, value])
+
+
+class NoneLater(Plain):
+    """Its 200th reward is None."""
+
+    steps = 0
+
+    def reward(self):
+        self.steps += 1
+        return None if self.steps == 200 else super().reward()
+
+
+class OldStep(Plain):
+    """`step` of gym before 0.26."""
+
+    def step(self, action):
+        obs, reward, terminated, _, info = super().step(action)
+        return obs, reward, terminated, info
+
+
+class OldReset(Plain):
+    """`reset` of gym before 0.26."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+
+class NoSeed(Plain):
+    """`reset` without the argument `seed`."""
+
+    def reset(self):
+        self.s = np.zeros(2)
+        return self.obs(), {}
+
+
+class Success(Plain):
+    """Reports numbers in `info`, and other things."""
+
+    def step(self, action):
+        obs, reward, _, truncated, _ = super().step(action)
+        there = bool(abs(self.s[0]) < 0.05)
+        info = {"is_success": there, "energy": np.square(action), "text": "3", "nan": np.nan, "many": np.zeros(3)}
+        return obs, reward, there, truncated, info
+
+
+class Single(Plain):
+    """Only one instance can exist at a time."""
+
+    alive = 0
+
+    def __init__(self):
+        if Single.alive:
+            raise RuntimeError("simulator already in use (port 2000)")
+        Single.alive += 1
+
+    def close(self):
+        Single.alive -= 1
+
+
+class Dies(Plain):
+    """Loses its simulator at its step `at`."""
+
+    steps = 0
+
+    def __init__(self, at=250):
+        self.at = at
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == self.at:
+            raise ConnectionError("lost the simulator on port 41451")
+        return super().step(action)
+
+
+class TakesSignals(Plain):
+    """Installs a handler of SIGINT, and sends the signal at its step 210."""
+
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 210:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().step(action)
+
+
+class ChangesDirectory(Plain):
+    """Changes the working directory."""
+
+    def __init__(self):
+        os.chdir("/")
+
+
+class Scalar(Plain):
+    """An action of shape (), given as an array."""
+
+    action_space = spaces.Box(-2.0, 2.0, (), np.float32)
+
+    def step(self, action):
+        assert isinstance(action, np.ndarray)
+        assert action.shape == ()
+        return super().step(action)
+
+
+class Reads(Plain):
+    """Needs a file."""
+
+    def __init__(self, path, others=()):
+        self.text = Path(path).read_text()
+
+
+class Counted(Plain):
+    """Counts how many instances were created and how many are open."""
+
+    created = open_now = 0
+
+    def __init__(self):
+        Counted.created += 1
+        Counted.open_now += 1
+
+    def close(self):
+        Counted.open_now -= 1
+
+
+class Unregistered(Plain):
+    """A class that is never registered."""
+
+
+class Endless(Plain):
+    """No time limit."""
+
+
+gym.register("Endless-v0", Endless)
+for _class in (
+    *(
+        Plain,
+        OwnCurriculum,
+        UncopyableCurriculum,
+        Phases,
+        Late,
+        ClassCurriculum,
+        IgnoresSeed,
+        Rewards,
+        NoneLater,
+        OldStep,
+    ),
+    *(OldReset, NoSeed, Success, Single, Dies, TakesSignals, ChangesDirectory, Scalar, Reads, Counted),
+):
+    gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=50)
