@@ -1,5 +1,6 @@
 """Environments that users write: `env=custom_envs:Plain-v0` and so on. Each is one situation of the first hour."""
 
+import ctypes
 import os
 import signal
 import time
@@ -239,6 +240,22 @@ class ChangesDirectory(Plain):
         os.chdir("/")
 
 
+class Prints(Plain):
+    """Prints to stdout, from Python, from C and without either."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 120:
+            print("printed by Python")
+            os.write(1, b"written to the descriptor\n")
+            library = ctypes.CDLL(None)
+            library.puts(b"printed by C")
+            library.fflush(None)
+        return super().step(action)
+
+
 class Scalar(Plain):
     """An action of shape (), given as an array."""
 
@@ -292,6 +309,6 @@ for _class in (
         NoneLater,
         OldStep,
     ),
-    *(OldReset, NoSeed, Success, Single, Dies, TakesSignals, ChangesDirectory, Scalar, Reads, Counted),
+    *(OldReset, NoSeed, Success, Single, Dies, TakesSignals, ChangesDirectory, Prints, Scalar, Reads, Counted),
 ):
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=50)

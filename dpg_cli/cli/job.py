@@ -127,6 +127,7 @@ def run(
         resources.callback(logging.captureWarnings, False)
         try:
             with stop:
+                resources.enter_context(display.prints_above())
                 resources.enter_context(_started(config, folder, names, new=start is None))
                 for path in dict.fromkeys([folder, *names.folders]):
                     step = None if start is None else start[0].step

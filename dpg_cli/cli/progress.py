@@ -1,5 +1,6 @@
 """Progress of a training: a live panel on a terminal, otherwise lines."""
 
+import contextlib
 import io
 import logging
 import math
@@ -7,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.pace import Pace
+from dpg_cli.cli.printed import Printed
 from dpg_cli.cli.signals import say
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.rollout import Episode
@@ -28,6 +30,7 @@ from dpg_cli.trainer import Outcome
 
 log = logging.getLogger(__name__)
 
+LOOK_EVERY = 0.25  # seconds between looks at what simulators have printed
 LINE_EVERY = 50.0  # seconds; with slow steps, there is still a line in every minute
 EVALUATION_LINE_EVERY = 10.0  # seconds between lines of dpg-eval
 
@@ -108,7 +111,7 @@ class ProgressDisplay:
         self._total = total_steps
         self._console = console
         self._clock = clock
-        self._last_line = clock()
+        self._last_line = self._last_look = clock()
         self._last_return: float | None = None
         self._evaluating: int | None = None
         self._evaluation: str | None = None
@@ -117,7 +120,10 @@ class ProgressDisplay:
         # FORCE_COLOR makes rich take a pipe for a terminal.
         live = console.is_interactive and console.file.isatty()
         self._scored_by = "evaluation" if evaluated else "last training episodes"
-        self._live = Live(self, console=console, refresh_per_second=4, transient=True) if live else None
+        self._live: Live | None = None
+        self._printed: Printed | None = None
+        if live:
+            self._live = Live(self, console=console, refresh_per_second=4, transient=True, redirect_stdout=False)
 
     def __enter__(self) -> Self:
         """Start the display."""
@@ -134,6 +140,34 @@ class ProgressDisplay:
         """Leave the terminal as it was."""
         if self._live is not None:
             self._live.stop()
+            self._show_printed(rest=True)
+
+    @contextlib.contextmanager
+    def prints_above(self) -> Iterator[None]:
+        """While active, what simulators print appears above the panel, if there is one.
+
+        It must begin before worker processes start, which inherit stdout.
+        """
+        if self._live is None:
+            yield
+            return
+        with Printed() as self._printed:
+            before, self._console.file = self._console.file, cast(TextIO, Terminal(self._printed.terminal))
+            try:
+                yield
+            finally:
+                self._show_printed(rest=True)
+                self._console.file, self._printed = before, None
+
+    def _show_printed_if_due(self) -> None:
+        if self._printed is not None and self._clock() - self._last_look > LOOK_EVERY:
+            self._last_look = self._clock()
+            self._show_printed()
+
+    def _show_printed(self, *, rest: bool = False) -> None:
+        if self._printed is not None:
+            for line in self._printed.lines(rest=rest):
+                self.print(line)
 
     def tell(self, text: str) -> None:
         """Print and log a line."""
@@ -169,6 +203,7 @@ class ProgressDisplay:
             The step at which a window of the speed began, if it ends here.
         """
         window = self.pace.stepped(step)
+        self._show_printed_if_due()
         if episodes:
             self._last_return = float(np.mean([episode.episode_return for episode in episodes]))
         if window is not None:  # several times in a minute
@@ -178,6 +213,7 @@ class ProgressDisplay:
     def evaluating(self, steps: int) -> None:
         """Show how many steps the longest episode of the present evaluation has."""
         self._evaluating = steps
+        self._show_printed_if_due()
         self._line_if_due()
 
     def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:

@@ -239,6 +239,20 @@ def test_a_stopped_run_leaves_nothing_of_the_panel_on_the_screen(tmp_path, colum
         assert re.fullmatch(r"dpg-train:stoppedatstep[\d,]+after[\d:]+;resumewithdpg-trainresume=run", text)
 
 
+@pytest.mark.parametrize("more", [[], ["num_envs=2", "env_processes=2"]])
+def test_what_a_simulator_prints_stays_above_the_panel(tmp_path, more):
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    environment |= {"TERM": "xterm", "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
+    given = ["env=custom_envs:Prints-v0", *SMALL, "total_steps=400", "eval.every=400", *more]
+    with Terminal([*COMMAND, *given, "hydra.run.dir=run"], 80, cwd=tmp_path, env=environment) as terminal:
+        assert terminal.wait() == 0
+        shown = terminal.lines()
+    printed = ["printed by Python", "written to the descriptor", "printed by C"]
+    times = 2 if more else 1
+    assert sorted(shown[: len(printed) * times]) == sorted(printed * times)
+    assert shown[len(printed) * times].startswith("done at step 400")
+
+
 def test_the_panel_says_that_it_is_stopping(clock, monkeypatch):
     """The signal handler writes nothing itself, which would move the cursor."""
     said = []
