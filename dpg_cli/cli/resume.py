@@ -80,6 +80,9 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
         return _from_the_start(config, folder, folders)
+    for path in folders:
+        if not path.is_dir():
+            raise UserError(f"resume={folder}: {path.name} is missing; each other seed_*/ can be resumed alone")
     checked = build.check(config)
     obs_dim, action_dim = checked.obs_dim, checked.action_dim
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that no other process writes one

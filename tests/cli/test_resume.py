@@ -220,6 +220,15 @@ def test_one_seed_of_several_goes_on_alone(train, stopped, tmp_path):
     assert "seed_5: returns from step 60 to" in err
 
 
+def test_a_seed_that_is_missing_is_named(train, finished, tmp_path):
+    finished(*RUN, "num_seeds=2")
+    shutil.rmtree(tmp_path / "run/seed_1")
+    code, _, err = train("resume=run", "trust=true", "total_steps=80")
+    assert code == 2
+    assert "seed_1 is missing; each other seed_*/ can be resumed alone" in err
+    assert train("resume=run/seed_0", "trust=true", "total_steps=80")[0] == 0
+
+
 def test_seeds_without_a_step_in_common_are_told_apart(train, finished, tmp_path):
     finished(*RUN, "num_seeds=2")
     shutil.rmtree(tmp_path / "run/seed_0/checkpoints/step_000000060")
