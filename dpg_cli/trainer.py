@@ -14,6 +14,7 @@ import torch
 
 from dpg_cli.environments.evaluation import Evaluation, StopRequested, evaluate
 from dpg_cli.environments.group import EnvGroup
+from dpg_cli.environments.processes import EnvProcessError
 from dpg_cli.environments.rollout import Environments, Episode, collect
 from dpg_cli.errors import DivergedError, SimulatorError, UserError
 from dpg_cli.learner import Learner
@@ -40,6 +41,9 @@ class Progress(Protocol):
 
     def stepped(self, step: int, episodes: Sequence[Episode]) -> None:
         """Called after each vector step; `step` counts environment steps per seed."""
+
+    def restarted(self, reason: str) -> None:
+        """Called where a resumed run starts a new episode, before the first step."""
 
     def evaluating(self, steps: int) -> None:
         """Called after each step of an evaluation, with the steps of its longest episode so far."""
@@ -269,6 +273,8 @@ def train(
     else:
         try:
             evaluation_due = _restore(learner, environments, noise, outcome, last_returns, start)
+            for reason in environments.restarts:
+                progress.restarted(reason)
         except torch.OutOfMemoryError:  # says nothing about the checkpoint
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -323,9 +329,9 @@ def train(
             record(outcome.step)
         if not crossed(schedule.eval_every, outcome.step):
             run_evaluation(outcome.step)
-    except SimulatorError:  # the networks are those of the last complete step
+    except SimulatorError as error:  # the networks are those of the last complete step
         if saved < outcome.step:
-            environments.copyable &= not training_lost
+            environments.copyable &= not (training_lost or isinstance(error, EnvProcessError))
             save_checkpoint(outcome.step, evaluation_due=evaluation_due)
         raise
     return outcome

@@ -1,10 +1,15 @@
 """Environments that users write: `env=custom_envs:Plain-v0` and so on. Each is one situation of the first hour."""
 
 import ctypes
+import dataclasses
 import os
+import random
 import signal
 import time
+from collections import Counter, OrderedDict, defaultdict
+from multiprocessing import parent_process
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -202,34 +207,186 @@ class Single(Plain):
         Single.alive -= 1
 
 
+class Noisy(Plain):
+    """Its steps have noise that no seed determines."""
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs + np.random.default_rng().normal(0, 1e-3, 2).astype(np.float32), *rest
+
+
+class Global(Plain):
+    """Its steps draw from NumPy's global generator."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward + np.random.normal(), *rest  # noqa: NPY002
+
+
+class Sharing(Plain):
+    """Two attributes share an object that resets and steps change."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.params = {"gain": 1.0}
+        self.dynamics = self.params
+        if kind == "cycle":
+            self.params["self"] = self.params
+        self.rng = self.np_random if kind == "generator" else None
+
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed)
+        self.params["gain"] = 2.0
+        if self.kind == "generator":
+            self.rng = self.np_random
+        if self.kind == "restart":
+            self.dynamics = self.params = {"gain": 3.0}
+        return result
+
+    def reward(self):
+        self.params["gain"] += 0.25
+        drawn = self.np_random.random() + self.rng.random() if self.rng else 0.0
+        return -self.dynamics["gain"] * float(self.s[0] ** 2) + drawn
+
+
+class Point(NamedTuple):
+    x: float = 0.0
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    x: float = 0.0
+
+
+class Holds(Plain):
+    """Holds and uses something that cannot be copied."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.held = {
+            "defaultdict": lambda: defaultdict(int),
+            "counter": Counter,
+            "namedtuple": Point,
+            "ordered": lambda: OrderedDict(a=1, b=2),
+            "slots": Slots,
+            "philox": lambda: np.random.Generator(np.random.Philox(0)),
+            "longdouble": lambda: np.zeros(2, np.longdouble),
+            "foreign": lambda: random.Random(7).random,
+            "inner": lambda: Plain(),
+            "nothing": lambda: None,
+        }[kind]()
+
+    def step(self, action):
+        match self.kind:
+            case "defaultdict" | "counter":
+                self.held["never seen"] += 1
+            case "namedtuple" | "slots":
+                assert self.held.x == 0.0
+            case "ordered":
+                self.held.move_to_end("a")
+        return super().step(action)
+
+
+server, started = None, set()
+
+
+class Traces(Plain):
+    """Leaves something in its class or its module, or starts a server that can be started once."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def reset(self, *, seed=None, options=None):
+        global server
+        if self.what == "class" and not hasattr(Traces, "new"):
+            Traces.new = 1
+        if self.what == "module":
+            globals().setdefault("new", 1)
+        if self.what == "server":
+            if server is None and started:
+                raise RuntimeError("address in use")
+            started.add(1)
+            server = object()
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        if self.what == "class":
+            Traces.new += 1
+        if self.what == "module":
+            globals()["new"] += 1
+        return super().step(action)
+
+
+class Licences(Plain):
+    """Only `most` instances can be created in all, and they cannot be copied."""
+
+    created = 0
+
+    def __init__(self, most):
+        Licences.created += 1
+        if Licences.created > most:
+            raise RuntimeError("no licence")
+        self.anything = iter(())
+
+
+class OldWrapperStep(Plain):
+    """In a wrapper with `step` of gym before 0.26."""
+
+
+class OldWrapperReset(Plain):
+    """In a wrapper with `reset` of gym before 0.26."""
+
+
+class WrappedStep(gym.Wrapper):
+    def step(self, action):
+        return self.env.step(action)[:4]
+
+
+class WrappedReset(gym.Wrapper):
+    def reset(self, **kwargs):
+        return self.env.reset(**kwargs)[0]
+
+
 class Dies(Plain):
-    """Loses its simulator at its step `at`."""
+    """Loses its simulator at its step `at`; with `-at`, its process."""
 
     steps = 0
 
-    def __init__(self, at=250):
-        self.at = at
+    def __init__(self, at=250, closes=True):
+        self.at, self.closes = at, closes
+
+    def close(self):
+        if not self.closes:
+            raise ConnectionError("already closed")
 
     def step(self, action):
         self.steps += 1
+        if self.steps == -self.at:
+            os.kill(os.getpid(), signal.SIGSEGV)
         if self.steps == self.at:
             raise ConnectionError("lost the simulator on port 41451")
         return super().step(action)
 
 
 class TakesSignals(Plain):
-    """Installs a handler of SIGINT, and sends the signal at its step 210."""
+    """Installs a handler of SIGINT, and sends the signal to the run at its step 210."""
 
     steps = 0
 
-    def reset(self, *, seed=None, options=None):
-        signal.signal(signal.SIGINT, lambda number, frame: None)
-        return super().reset(seed=seed)
+    def __init__(self, how):
+        self.how = how
+        if how in ("created", "ignored"):
+            signal.signal(signal.SIGINT, signal.SIG_IGN if how == "ignored" else signal.default_int_handler)
+        if how == "c":
+            ctypes.CDLL(None).signal(signal.SIGINT, ctypes.c_void_p(1))  # SIG_IGN
 
     def step(self, action):
         self.steps += 1
+        if self.how in ("step", "default"):
+            handler = signal.default_int_handler if self.how == "default" else (lambda number, frame: None)
+            signal.signal(signal.SIGINT, handler)
         if self.steps == 210:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getppid() if parent_process() else os.getpid(), signal.SIGINT)
         return super().step(action)
 
 
@@ -297,18 +454,11 @@ class Endless(Plain):
 
 gym.register("Endless-v0", Endless)
 for _class in (
-    *(
-        Plain,
-        OwnCurriculum,
-        UncopyableCurriculum,
-        Phases,
-        Late,
-        ClassCurriculum,
-        IgnoresSeed,
-        Rewards,
-        NoneLater,
-        OldStep,
-    ),
-    *(OldReset, NoSeed, Success, Single, Dies, TakesSignals, ChangesDirectory, Prints, Scalar, Reads, Counted),
+    *(Plain, OwnCurriculum, UncopyableCurriculum, Phases, Late, ClassCurriculum, IgnoresSeed, Noisy),
+    *(Global, Sharing, Holds, Traces, Licences, Rewards, NoneLater, OldStep, OldReset, NoSeed, Success),
+    *(Single, Dies, TakesSignals, ChangesDirectory, Prints, Scalar, Reads, Counted),
 ):
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=50)
+
+gym.register("OldWrapperStep-v0", lambda: WrappedStep(OldWrapperStep()), max_episode_steps=50)
+gym.register("OldWrapperReset-v0", lambda: WrappedReset(OldWrapperReset()), max_episode_steps=50)

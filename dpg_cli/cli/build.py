@@ -12,10 +12,11 @@ from dpg_cli.capture import compile_for
 from dpg_cli.cli.device import CPU, activate, choose, named_device
 from dpg_cli.cli.learners import choose_threads, named, new_algorithm, new_learner
 from dpg_cli.cli.memory import check_memory
+from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.group import Env, EnvGroup, Kind, LocalEnvs
 from dpg_cli.environments.make import LogOnce, make_env
-from dpg_cli.environments.pool import Pool
+from dpg_cli.environments.pool import Pool, Renewal
 from dpg_cli.environments.probe import Findings, probe
 from dpg_cli.environments.processes import EnvProcesses
 from dpg_cli.environments.rollout import Environments
@@ -83,10 +84,13 @@ def check(config: TrainConfig) -> Checked:
     pool = environment_pool(config)
     env = pool()
     obs_dim, action_dim = sizes(env)
-    small = {"num_seeds": 1, "buffer_size": 1, "device": "cpu"}
-    new_algorithm(config.model_copy(update=small), obs_dim, action_dim, CPU)
-    pool.give_back(env)
-    found = probe(config.env.id, pool, single=config.eval.episodes == 0)
+    small = config.model_copy(update={"num_seeds": 1, "buffer_size": 1, "device": "cpu"})
+    check_memory(small, obs_dim, action_dim, CPU)  # before anything of its size is created
+    new_algorithm(small, obs_dim, action_dim, CPU)
+    pool.keep(env)
+    single = config.num_seeds * (config.num_envs + config.eval.episodes) == 1
+    progress = functools.partial(EvaluationProgress("dpg-train"), what="trying the environment")
+    found = probe(config.env.id, pool, single=single, progress=progress)
     choice = choose(config, obs_dim, action_dim)
     check_memory(config, obs_dim, action_dim, choice.device)
     if config.compile and choice.captured:
@@ -100,7 +104,7 @@ def build(
     pool: Pool | None = None,
     *,
     copyable: bool = True,
-    renew: bool = False,
+    renewal: Renewal = "put back",
     processes: int = 1,
     threads: EnvThreads = PLAIN_LOOP,
 ) -> Training:
@@ -110,7 +114,7 @@ def build(
         config: checked.
         pool: creates the environments; None for a new one.
         copyable: whether environments can be copied in the middle of an episode.
-        renew: whether every evaluation uses new environments.
+        renewal: what evaluations do with their environments before they start.
         processes: how many processes step the environments; 1 is this process only.
         threads: the threads that step the environments if this process does.
 
@@ -140,7 +144,7 @@ def build(
             if evaluation_size:
                 sizes_of["evaluation"] = evaluation_size
             nobodys.pop_all()
-            workers = EnvProcesses(pool, example, sizes_of, processes, renew=renew)
+            workers = EnvProcesses(pool, example, sizes_of, processes, renewal=renewal)
             on_error.callback(workers.close)
             training, evaluation = workers.groups["training"], workers.groups.get("evaluation")
         else:
@@ -148,7 +152,7 @@ def build(
             nobodys.pop_all()
             on_error.callback(training.close)
             if envs := [pool() for _ in range(evaluation_size)]:
-                evaluation = LocalEnvs(envs, "evaluation", threads, create=pool.create if renew else None)
+                evaluation = LocalEnvs(envs, "evaluation", threads, create=pool.create, renewal=renewal)
                 on_error.callback(evaluation.close)
         pool.close()
         noise_name, noise_values = named(config.noise)

@@ -74,6 +74,10 @@ class Watcher:
         if window is not None and window >= self.learns_after and self.thread_check is not None:
             self.thread_check.watch(self.display.pace.speed)
 
+    def restarted(self, reason: str) -> None:
+        """Called where a resumed run starts a new episode."""
+        self.display.tell(f"note: {reason}")
+
     def evaluating(self, steps: int) -> None:
         """Called after each step of an evaluation."""
         self.display.evaluating(steps)
@@ -195,7 +199,7 @@ def _train(
         found = checked.found
         stepping = choose_stepping(config, found.thread_problem, found.step_seconds)
         copyable = found.copy_problem is None
-        training = build(config, checked.pool, copyable=copyable, renew=found.can_renew, **stepping._asdict())
+        training = build(config, checked.pool, copyable=copyable, renewal=found.renewal, **stepping._asdict())
         opened.callback(training.close)
         initialised = initialise(config, training.algorithm) if start is None else None
         if names.position:  # a run that is no job of a sweep was checked before anything was written

@@ -1,7 +1,5 @@
 """Notes that a run prints at its start: settings that are valid but probably not intended, and facts to know."""
 
-import statistics
-
 from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.build import Training, sizes
 from dpg_cli.cli.disk import disk_note
@@ -10,8 +8,7 @@ from dpg_cli.environments.make import has_time_limit
 from dpg_cli.environments.probe import Findings
 
 LARGE_SHARE = 1 / 3  # of all simulator steps, from which on evaluations are mentioned
-NOTICEABLE = 60.0  # seconds of evaluations below which they are not
-SEED_IGNORED = "reset(seed=...) does not determine the first observation, so two runs with the same seed differ"
+SEED_IGNORED = "reset(seed=...) does not determine the episode, so two runs with the same seed differ"
 
 
 def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]:
@@ -33,7 +30,7 @@ def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]
     if not has_time_limit(example):
         lines.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
     elif example.spec is not None and example.spec.max_episode_steps is not None:
-        lines += _about_evaluations(config, example.spec.max_episode_steps, found)
+        lines += _about_evaluations(config, example.spec.max_episode_steps)
     if (note := disk_note(config, *sizes(example))) is not None:
         lines.append(note)
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
@@ -51,7 +48,7 @@ def _about_state(env_id: str, found: Findings) -> list[str]:
             f"{env_id}: its state cannot be saved in the middle of an episode ({found.copy_problem}). If this run is "
             "resumed, it starts a new episode there and is not the same bit for bit"
         )
-        if not found.can_renew:
+        if found.renewal == "keep":
             lines.append(
                 f"{env_id}: creating it takes {found.make_seconds:.1f} s, so all evaluations use the same "
                 "environments; what these keep between episodes is lost when the run is resumed"
@@ -79,8 +76,8 @@ def _about_state(env_id: str, found: Findings) -> list[str]:
     return lines
 
 
-def _about_evaluations(config: TrainConfig, time_limit: int, found: Findings) -> list[str]:
-    """A line if evaluations take a large share of the simulator's steps, and noticeable time."""
+def _about_evaluations(config: TrainConfig, time_limit: int) -> list[str]:
+    """A line if evaluations take a large share of the simulator's steps."""
     evaluations = 1 + -(-config.total_steps // config.eval.every)
 
     def steps(episodes: int) -> int:
@@ -90,8 +87,7 @@ def _about_evaluations(config: TrainConfig, time_limit: int, found: Findings) ->
         return steps(episodes) / (steps(episodes) + config.total_steps)
 
     episodes = config.eval.episodes
-    seconds = config.num_seeds * steps(episodes) * statistics.median(found.step_seconds or [0.0])
-    if share(episodes) < LARGE_SHARE or seconds < NOTICEABLE:
+    if share(episodes) <= LARGE_SHARE:
         return []
     fewer = max(1, episodes // 3)
     remedy = f"; eval.episodes={fewer} would make it {share(fewer):.0%}" if fewer < episodes else ""

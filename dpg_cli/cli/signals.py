@@ -13,6 +13,19 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 GRACE = 1.0  # seconds in which a repeated signal counts as one request: a closing terminal sends two
 
 
+_ignored: set[int] | None = None
+
+
+def remember() -> None:
+    """Note which signals are ignored, before any environment is created: by nohup, then, and not by a simulator."""
+    global _ignored
+    _ignored = _ignored_now()
+
+
+def _ignored_now() -> set[int]:
+    return {number for number in HANDLED if signal.getsignal(number) is signal.SIG_IGN}
+
+
 class ForcedStop(SystemExit):
     """A second request: stop at once. The code is 128 + signal."""
 
@@ -20,8 +33,9 @@ class ForcedStop(SystemExit):
 class StopRequest:
     """While active, the first signal of `HANDLED` requests a stop, and a later one raises `ForcedStop`.
 
-    A signal that was ignored before, for example by nohup, stays ignored. Simulators may install handlers of their own,
-    so each call takes the handlers back.
+    A signal that was ignored at the start, for example by nohup, stays ignored. A simulator may install handlers of its
+    own: those that it installs from Python have no effect while this is active, and each call takes back what it has
+    installed otherwise, as robot middleware does.
 
     Args:
         notify: shows a line at once. It is called by a signal handler.
@@ -36,23 +50,28 @@ class StopRequest:
     def __call__(self) -> bool:
         """Whether a stop was requested."""
         for number in self._before:
-            if signal.getsignal(number) != self._handle:
-                signal.signal(number, self._handle)
+            self._install(number, self._handle)
         return self.signal is not None
 
     def __enter__(self) -> Self:
         """Take over the handlers."""
-        for number in HANDLED:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._handle)
+        self._install = signal.signal
+        for number in set(HANDLED) - (_ignored_now() if _ignored is None else _ignored):
+            self._before[number] = self._install(number, self._handle)
+        signal.signal = self._instead  # type: ignore[assignment]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the handlers."""
+        signal.signal = self._install
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _instead(self, number: int, handler: Any) -> Any:
+        """In place of `signal.signal`, for everybody else."""
+        return signal.getsignal(number) if number in HANDLED else self._install(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

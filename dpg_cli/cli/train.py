@@ -51,11 +51,12 @@ Flags
 
 def main() -> None:
     """The console script."""
-    from dpg_cli.cli.here import remember
+    from dpg_cli.cli import here, signals
     from dpg_cli.cli.machine import require_posix
     from dpg_cli.errors import DiskError, UserError, one_line
 
-    remember()
+    here.remember()
+    signals.remember()
     try:
         require_posix()
         sys.exit(_run_command(sys.argv[1:]))

@@ -1,6 +1,5 @@
 """A group of environments: the interface for training and evaluation, and environments in this process."""
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -9,10 +8,12 @@ import gymnasium as gym
 import numpy as np
 
 from dpg_cli.environments.make import FlatEnv, times_unstable
-from dpg_cli.environments.pool import Instance
+from dpg_cli.environments.plain_data import CannotCopy
+from dpg_cli.environments.pool import Instance, Renewal, close
 from dpg_cli.environments.returns import ReturnError, as_number, failure, numbers_in
-from dpg_cli.environments.state import CannotCopy, get_state, set_state
+from dpg_cli.environments.state import get_state, set_state
 from dpg_cli.environments.threads import PLAIN_LOOP, EnvThreads
+from dpg_cli.errors import SimulatorError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,9 @@ class LocalEnvs:
         kind: what they are for.
         threads: that step them.
         first: position of the first environment, for errors.
-        create: creates an environment. If given, evaluations use new environments, because their state cannot be
-            copied; otherwise the environments are put back into the state in which they were created.
+        create: creates an environment; None if no other is to be created.
+        renewal: what evaluations do with their environments before they start. Those that cannot be put back are
+            created again.
     """
 
     def __init__(
@@ -118,11 +120,12 @@ class LocalEnvs:
         threads: EnvThreads = PLAIN_LOOP,
         first: int = 0,
         create: Callable[[], Env] | None = None,
+        renewal: Renewal = "put back",
     ):
         self.threads = threads
         self._kind = kind
         self._first = first
-        self._create = create
+        self._create, self._renewal = create, renewal
         self._used = False
         # Rewards of training must fit into the replay.
         stored = envs[0].observation_space.dtype if kind == "training" else np.dtype(np.float64)
@@ -162,13 +165,18 @@ class LocalEnvs:
 
     def _renew(self) -> None:
         """Put every environment back into the state in which it was created, or create it again."""
-        if self._create is None:
-            for instance in self._instances:
-                instance.put_back()
+        if self._renewal == "keep":
             return
-        for env in self.envs:
-            env.close()
-        self._hold([self._create() for _ in self.envs])
+        fresh = [self._renewal == "put back" and instance.put_back() for instance in self._instances]
+        if all(fresh) or self._create is None:
+            return
+        for env, kept in zip(self.envs, fresh, strict=True):
+            if not kept:
+                close(env)
+        try:
+            self._hold([env if kept else self._create() for env, kept in zip(self.envs, fresh, strict=True)])
+        except UserError as error:
+            raise SimulatorError(f"an environment cannot be created again: {error}") from error
 
     def step(self, action: np.ndarray, stepped: Stepped, running: np.ndarray | None = None) -> None:
         """Step the environments."""
@@ -234,10 +242,9 @@ class LocalEnvs:
 
     def close(self) -> None:
         """End the threads and close every environment, unless one hangs and is still being stepped."""
-        with contextlib.ExitStack() as each:  # closes all, even if one raises
-            if self.threads.close():
-                for env in reversed(self.envs):
-                    each.callback(env.close)
+        if self.threads.close():
+            for env in reversed(self.envs):
+                close(env)
 
 
 def put(array: np.ndarray, position: int, obs: np.ndarray) -> None:

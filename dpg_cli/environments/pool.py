@@ -1,11 +1,17 @@
 """Creating environments, and reusing those that are no longer needed: a simulator can be expensive."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from dpg_cli.environments.state import CannotCopy, Constants, Env, constants, get_state, put_back
+from dpg_cli.environments.plain_data import CannotCopy
+from dpg_cli.environments.state import Constants, Env, constants, get_state, put_back
+
+log = logging.getLogger(__name__)
+
+Renewal = Literal["put back", "create", "keep"]  # what evaluations do with their environments before they start
 
 
 class Instance:
@@ -28,7 +34,8 @@ class Instance:
             return False
         try:
             put_back(self.env, self._created, self.constants)
-        except (CannotCopy, ValueError, AttributeError):
+        except Exception as error:  # setting an attribute may raise anything
+            log.info("an environment cannot be put back: %s: %s", type(error).__name__, error)
             return False
         return True
 
@@ -64,21 +71,29 @@ class Pool:
         """Put an environment from here back into the state in which it was created; whether that was possible."""
         return self._instances[id(env)].put_back()
 
-    def give_back(self, env: Env) -> None:
-        """Keep an environment from here for the next call, or close it if it cannot be put back."""
-        if self.put_back(env):
-            self._spare.append(env)
-        else:
-            del self._instances[id(env)]
-            env.close()
+    def keep(self, env: Env) -> None:
+        """Keep an environment from here, as it is, for the next call."""
+        self._spare.append(env)
+
+    def discard(self, env: Env) -> None:
+        """Close an environment from here."""
+        del self._instances[id(env)]
+        close(env)
 
     def close(self) -> None:
         """Close the environments that nobody uses, and forget the others, which cannot be given back any more."""
-        with contextlib.ExitStack() as each:  # also those after one that raises
-            for env in self._spare:
-                each.callback(env.close)
+        for env in self._spare:
+            close(env)
         self._spare, self._instances = [], {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker process, which creates its own."""
         return {"create": self.create, "seconds": 0.0, "_spare": [], "_instances": {}}
+
+
+def close(env: Env) -> None:
+    """Close an environment. What that raises is logged: a lost simulator often cannot be closed."""
+    try:
+        env.close()
+    except Exception as error:
+        log.warning("closing %s raised %s: %s", type(env.unwrapped).__name__, type(error).__name__, error)

@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpg_cli.environments.group import Env, Kind, Stepped
+from dpg_cli.environments.pool import Renewal, close
 from dpg_cli.environments.worker import CALL, DONE, IGNORED, NOTHING, STEP, Part, Reply, Report, serve
+from dpg_cli.errors import SimulatorError
 
 PATIENCE = 2.0  # seconds that `close` waits for unfinished steps
 
 
-class EnvProcessError(Exception):
-    """A worker process ended."""
+class EnvProcessError(SimulatorError):
+    """A worker process ended, and its environments with it."""
 
 
 class Worker(NamedTuple):
@@ -43,14 +45,20 @@ class EnvProcesses:
         example: one environment made by `make`; it is closed with the others.
         sizes: number of environments of each kind.
         count: number of worker processes.
-        renew: whether every evaluation uses new environments.
+        renewal: what evaluations do with their environments before they start.
 
     Attributes:
         groups: the environments of each kind.
     """
 
     def __init__(
-        self, make: Callable[[], Env], example: Env, sizes: Mapping[Kind, int], count: int, *, renew: bool = False
+        self,
+        make: Callable[[], Env],
+        example: Env,
+        sizes: Mapping[Kind, int],
+        count: int,
+        *,
+        renewal: Renewal = "put back",
     ):
         self.example = example
         self._closed = False
@@ -66,7 +74,7 @@ class EnvProcesses:
                 for number in range(count):
                     parts = {kind: Part(shared[kind], row, *bounds[kind][number : number + 2]) for kind in sizes}
                     ours, theirs = context.Pipe()
-                    arguments = theirs, make, parts, renew
+                    arguments = theirs, make, parts, renewal
                     process = context.Process(target=serve, args=arguments, name=f"environments {number}")
                     process.start()
                     theirs.close()  # so that the worker's end is the end of the file
@@ -138,7 +146,7 @@ class EnvProcesses:
             for worker in workers:
                 worker.process.join()
                 worker.process.close()
-        self.example.close()
+        close(self.example)
 
     def _ended(self, number: int) -> EnvProcessError:
         process = self._workers[number].process
@@ -148,7 +156,8 @@ class EnvProcesses:
             how = "no longer answers"
         else:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        return EnvProcessError(f"environment process {number + 1} of {len(self._workers)} {how}")
+        name = type(self.example.unwrapped).__name__
+        return EnvProcessError(f"process {number + 1} of {len(self._workers)} that steps {name} {how}")
 
 
 class ProcessEnvs:

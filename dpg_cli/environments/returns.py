@@ -1,6 +1,5 @@
 """What an environment may return, and the errors of one that returns something else or raises."""
 
-import contextlib
 import inspect
 import math
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpg_cli.environments.state import Env
+from dpg_cli.environments.state import Env, layers
 from dpg_cli.errors import DiskError, DivergedError, SimulatorError, UserError
 
 RESET = "reset(self, *, seed=None, options=None) returns (obs, info)"
@@ -34,54 +33,56 @@ def as_number(reward: Any, env: Env) -> float:
     Raises:
         ReturnError: it is something else; names the environment's class and the value.
     """
-    if isinstance(reward, int | float | np.number | np.bool):
-        return float(reward)
-    try:
-        array = np.asarray(reward, np.float64) if reward is not None else np.empty(0)
-    except (TypeError, ValueError, RuntimeError):
-        array = np.empty(0)
-    if array.size != 1:
+    number = _number(reward)
+    if number is None:
         text = " ".join(repr(reward).split())
         raise ReturnError(f"{type(env.unwrapped).__name__}.step() returned the reward {text[:200]}, not a number")
-    return float(array.item())
+    return number
 
 
 def numbers_in(info: Any) -> dict[str, float]:
     """The finite numbers in an `info`, by name: also arrays and tensors with one element; booleans as 0 and 1."""
     found = {}
     for key, value in info.items() if isinstance(info, Mapping) else ():
-        if not (isinstance(value, bool | int | float) or getattr(value, "shape", None) in ((), (1,))):
-            continue
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # such as a tensor on another device
-            array = np.asarray(value)
-            if (
-                array.dtype.kind in "biuf"
-                and math.isfinite(array.item())
-                and isinstance(key, str)
-                and key.isprintable()
-            ):
-                found[key] = float(array.item())
+        if isinstance(key, str) and key and key.isprintable():
+            number = _number(value)
+            if number is not None and math.isfinite(number):
+                found[key] = number
     return found
 
 
-def check_api(env_id: str, env: Env) -> None:
-    """Reset an environment and take a step, to see that it has Gymnasium's interface.
+def _number(value: Any) -> float | None:
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and math.prod(shape) == 1:
+        value = value.item()
+    if not isinstance(value, bool | int | float | np.floating):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def explain_old_interface(env_id: str, env: Env) -> None:
+    """Look for the layer of an environment that has the interface of gym before 0.26, from the inside out.
+
+    Args:
+        env_id: for messages.
+        env: raised an error in a reset or a step.
 
     Raises:
-        UserError: it has that of gym before 0.26.
-        ReturnError: the reward is not a number.
+        UserError: it has that interface.
     """
-    inner: Any = env.unwrapped
-    name = type(inner).__name__
-    parameters = inspect.signature(inner.reset).parameters.values()
-    if not any(p.name == "seed" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        raise UserError(f"env.id={env_id}: {name}.reset() takes no seed; in Gymnasium {RESET}")
-    first = inner.reset(seed=0)
-    if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], dict)):
-        raise UserError(f"env.id={env_id}: {name}.reset() returned only an observation; in Gymnasium {RESET}")
-    box = inner.action_space
-    result = inner.step(((box.low + box.high) / 2).astype(box.dtype))
-    if not (isinstance(result, tuple) and len(result) == 5):
-        values = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
-        raise UserError(f"env.id={env_id}: {name}.step() returned {values}; in Gymnasium {STEP}")
-    as_number(result[1], env)
+    own = [layer for layer in layers(env) if not type(layer).__module__.startswith(("gymnasium.", "dpg_cli."))]
+    for layer in reversed(own):
+        name = type(layer).__name__
+        parameters = inspect.signature(layer.reset).parameters.values()
+        if not any(p.name == "seed" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            raise UserError(f"env.id={env_id}: {name}.reset() takes no seed; in Gymnasium {RESET}")
+        first = layer.reset(seed=0)
+        if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], dict)):
+            raise UserError(f"env.id={env_id}: {name}.reset() returned only an observation; in Gymnasium {RESET}")
+        result = layer.step(layer.action_space.sample())
+        if not (isinstance(result, tuple) and len(result) == 5):
+            values = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
+            raise UserError(f"env.id={env_id}: {name}.step() returned {values}; in Gymnasium {STEP}")

@@ -1,6 +1,5 @@
 """Acting in the training environments: `collect()`."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -10,8 +9,6 @@ from dpg_cli.environments.group import EnvGroup
 from dpg_cli.environments.stepper import Stepper, by_position, check_finite
 from dpg_cli.noise import Noise
 from dpg_cli.seeding import Purpose, generator, integer
-
-log = logging.getLogger(__name__)
 
 
 class Transition(NamedTuple):
@@ -41,12 +38,16 @@ class Environments:
         envs: S members with E environments each, in order.
         seeds: one per member.
         copyable: whether `get_state` can copy them in the middle of an episode.
+
+    Attributes:
+        restarts: where `load_state` has started new episodes, and why.
     """
 
     def __init__(self, envs: EnvGroup, seeds: Sequence[int], *, copyable: bool = True):
         self.envs = envs
         self.copyable = copyable
         self.seeds = seeds
+        self.restarts: list[str] = []
         self.num_envs = len(envs) // len(seeds)
         shape = (len(seeds), self.num_envs)
         space = envs.example.observation_space
@@ -133,9 +134,11 @@ class Environments:
             simulators += [None if own_simulators is None else own_simulators[e] for e in range(self.num_envs)]
         reasons = self.envs.set_states(simulators, self._env_seeds(step), by_position(self.obs))
         anew = np.reshape([reason is not None for reason in reasons], self.obs.shape[:2])
-        for position, reason in enumerate(reasons):
-            if reason is not None:
-                log.warning("seed %d: a new episode starts: %s", self.seeds[position // self.num_envs], reason)
+        self.restarts = [
+            f"seed {self.seeds[position // self.num_envs]}: a new episode starts: {reason}"
+            for position, reason in enumerate(reasons)
+            if reason is not None
+        ]
         self._returns[anew], self._lengths[anew] = 0.0, 0
         return anew
 

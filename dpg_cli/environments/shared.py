@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpg_cli.environments.state import CannotCopy, Env, encode, layers, restored
+from dpg_cli.environments.plain_data import CannotCopy, Decoder, Encoder
+from dpg_cli.environments.state import Env, layers
 
 # Packages whose state is not looked at: it is the same for all environments, or their authors' business.
 KNOWN_PACKAGES = {"dpg_cli", "gymnasium", "mujoco", "numpy", "torch"} | sys.stdlib_module_names
-LARGE = 2**20  # bytes of an array, from which on only a digest is kept, and a change is not undone
+LARGE = 2**24  # bytes of an array, from which on only a digest is kept, and a change is not undone
 
 
 class Place(NamedTuple):
@@ -23,10 +24,12 @@ class Place(NamedTuple):
     Attributes:
         value: a copy as plain data.
         restore: puts it back.
+        remove: removes it.
     """
 
     value: Any
     restore: Callable[[], object]
+    remove: Callable[[], object] = lambda: None
 
 
 class SharedState:
@@ -47,9 +50,15 @@ class SharedState:
         return sorted(name for name in names if not _equal(self._places.get(name), now.get(name)))
 
     def restore(self) -> None:
-        """Put everything that has changed back."""
+        """Put everything that has changed back, and remove what is new.
+
+        What is no longer plain data stays, such as a server that is now running.
+        """
+        now = places(self._env)
         for name in self.changes():
-            if name in self._places:
+            if name not in self._places:
+                now[name].remove()
+            elif name in now:
                 self._places[name].restore()
 
 
@@ -81,15 +90,15 @@ def _attributes(holder: Any, prefix: str, owner: Env) -> dict[str, Place]:
             digest = hashlib.sha256(np.ascontiguousarray(current).data).hexdigest()
             found[f"{prefix}.{name}"] = Place(digest, lambda: None)
             continue
-        with contextlib.suppress(CannotCopy, RecursionError):  # it is not plain data
-            value = encode(current, name, owner)
+        with contextlib.suppress(CannotCopy):  # it is not plain data
+            value = Encoder().encode(current, name, owner)
             put_back = functools.partial(_put_back, holder, name, value, current, owner)
-            found[f"{prefix}.{name}"] = Place(value, put_back)
+            found[f"{prefix}.{name}"] = Place(value, put_back, functools.partial(delattr, holder, name))
     return found
 
 
 def _put_back(holder: Any, name: str, value: Any, before: Any, owner: Env) -> None:
-    setattr(holder, name, restored(value, before, owner))
+    setattr(holder, name, Decoder().decode(value, before, name, owner))
 
 
 def _equal(a: Any, b: Any) -> bool:

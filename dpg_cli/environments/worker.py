@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpg_cli.environments.group import Env, Kind, LocalEnvs, Stepped
+from dpg_cli.environments.pool import Renewal
 
 IGNORED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}  # the main process handles them
 KINDS: tuple[Kind, ...] = ("training", "evaluation")
@@ -70,11 +71,21 @@ def _end_with_the_main_process() -> None:
         os._exit(1)
 
 
-def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, Part], renew: bool) -> None:
+def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, Part], renewal: Renewal) -> None:
     """Make environments and answer messages until the main process closes the connection or ends."""
     Thread(target=_end_with_the_main_process, daemon=True).start()
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
+    install = signal.signal
+
+    def ignore_signals() -> None:
+        for number in IGNORED:
+            install(number, signal.SIG_IGN)
+
+    def signal_instead(number: int, handler: Any) -> Any:
+        """In place of `signal.signal`, for simulators, as in the main process."""
+        return signal.getsignal(number) if number in IGNORED else install(number, handler)
+
+    ignore_signals()
+    signal.signal = signal_instead  # type: ignore[assignment]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     records: SimpleQueue[logging.LogRecord] = SimpleQueue()
     logging.root.addHandler(logging.handlers.QueueHandler(records))
@@ -86,7 +97,7 @@ def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, 
     def make_all() -> None:
         for kind, part in parts.items():
             if made := [make() for _ in range(part.first, part.after)]:
-                envs[kind] = LocalEnvs(made, kind, first=part.first, create=make if renew else None)
+                envs[kind] = LocalEnvs(made, kind, first=part.first, create=make, renewal=renewal)
 
     def answer(function: Callable[..., Any], *arguments: Any) -> None:
         result = error = None
@@ -104,6 +115,7 @@ def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, 
     with contextlib.suppress(OSError, EOFError):  # the main process has ended
         answer(make_all)
         while message := os.read(connection.fileno(), 1):
+            ignore_signals()  # also those that a simulator handles from C
             if message == CALL:
                 kind, method, arguments = connection.recv()
                 obs = () if method == "get_states" else (rows[kind]["obs"],)

@@ -13,6 +13,7 @@ from commands import SMALL, lines
 from oracle import differences
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dpg_cli.cli import build
 from dpg_cli.environments import evaluation
 
 SHORT = [*SMALL, "total_steps=300", "random_steps=100", "eval.every=100", "checkpoint.every=100", "eval.episodes=1"]
@@ -30,6 +31,11 @@ def _as_imported(monkeypatch):
         for name in ("episodes", "difficulty", "alive", "created", "open_now"):
             if isinstance(cls, type) and name in vars(cls):
                 monkeypatch.setattr(cls, name, vars(cls)[name])
+    yield
+    for holder in (custom_envs, custom_envs.Traces):
+        vars(holder).get("new") and delattr(holder, "new")
+    custom_envs.server = None
+    custom_envs.started.clear()
 
 
 def scores(folder):
@@ -106,13 +112,61 @@ def note_first(begun):
 def test_an_ignored_seed_is_named_by_both_commands(train, evaluate):
     code, out, _ = train(env("IgnoresSeed"), *SHORT)
     assert code == 0
-    assert "reset(seed=...) does not determine the first observation" in out
+    assert "reset(seed=...) does not determine the episode" in out
     for episodes in (1, 2):
         code, out, _ = evaluate("run", "trust=true", f"episodes={episodes}")
         assert code == 0
-        assert out.startswith("note: custom_envs:IgnoresSeed-v0: reset(seed=...) does not determine the first")
+        assert out.startswith("note: custom_envs:IgnoresSeed-v0: reset(seed=...) does not determine the episode")
     assert train(env("Plain"), *SHORT, "hydra.run.dir=plain")[0] == 0
     assert "note" not in evaluate("plain", "trust=true")[1]
+    assert train(env("Noisy"), *SHORT, "hydra.run.dir=noisy")[1].count("Noisy-v0: reset(seed=") == 1
+    assert evaluate("noisy", "trust=true")[1].startswith("note: custom_envs:Noisy-v0: reset(seed=")
+
+
+@pytest.mark.parametrize("kind", ["same", "cycle", "generator", "restart"])
+def test_attributes_that_share_an_object_still_do_so(train, signalled, trained, tmp_path, kind):
+    given = [env("Sharing"), *SHORT, f"env.kwargs.kind={kind}"]
+    assert signalled("step", 130, [signal.SIGTERM], *given)[0] == 143
+    code, _, err = train("resume=run", "trust=true")
+    assert (code, err) == (0, "")
+    assert differences(tmp_path / "run", trained(*given)) == []
+    assert "cannot be saved" not in (tmp_path / "run/train.log").read_text()
+
+
+ODD = ["defaultdict", "counter", "namedtuple", "ordered", "slots", "philox", "longdouble", "foreign", "inner"]
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_attribute_that_cannot_be_copied_harms_nothing(train, tmp_path, kind):
+    """The numbers are those of an environment that does not have it."""
+    code, out, err = train(env("Holds"), *SHORT, f"env.kwargs.kind={kind}")
+    assert (code, err) == (0, "")
+    assert "its state cannot be saved in the middle of an episode (Holds.held is a" in out
+    assert train(env("Holds"), *SHORT, "env.kwargs.kind=nothing", "hydra.run.dir=nothing")[0] == 0
+    assert scores(tmp_path / "run") == scores(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("what", ["class", "module", "server"])
+def test_the_probe_leaves_no_trace_outside(train, monkeypatch, what):
+    left = []
+
+    def new_learner(*args, **named):
+        left.append(getattr(custom_envs.Traces, "new", None) or vars(custom_envs).get("new"))
+        return original(*args, **named)
+
+    original = build.new_learner
+    monkeypatch.setattr(build, "new_learner", new_learner)
+    code, out, err = train(env("Traces"), *SHORT, f"env.kwargs.what={what}")
+    assert (code, err) == (0, "")
+    assert left == [None]
+    assert "its steps or resets change the " in out
+
+
+def test_a_run_with_global_generators_is_resumed_exactly(train, signalled, trained, tmp_path):
+    given = [env("Global"), *SHORT]
+    assert signalled("step", 130, [signal.SIGTERM], *given)[0] == 143
+    assert train("resume=run", "trust=true")[0] == 0
+    assert differences(tmp_path / "run", trained(*given)) == []
 
 
 # --- simulators ---
@@ -121,7 +175,7 @@ def test_an_ignored_seed_is_named_by_both_commands(train, evaluate):
 def test_one_instance_is_enough_without_evaluations(train, evaluate, tmp_path):
     code, _, err = train(env("Single"), *SHORT)
     assert code == 2
-    assert "eval.episodes=0 trains without evaluations" in err
+    assert "num_envs=1 eval.episodes=0 trains with a single one, without evaluations" in err
     assert not (tmp_path / "run").exists()
     assert custom_envs.Single.alive == 0
     code, out, err = train(env("Single"), *SHORT, "eval.episodes=0")
@@ -202,14 +256,52 @@ def test_a_simulator_that_dies_leaves_a_checkpoint_and_the_command_to_resume(tra
     code, out, _ = train("resume=run", "trust=true", f"total_steps={step + 40}")
     assert code == 0
     assert f"resuming at step {step}" in out
+    assert "note: seed 0: a new episode starts: the state of the last one was not saved" in out
     assert "a new episode starts" in (tmp_path / "run/train.log").read_text()
 
 
-def test_ctrl_c_is_ours_even_if_the_simulator_takes_it(train, tmp_path):
-    code, _, err = train(env("TakesSignals"), *SHORT, "checkpoint.every=1000")
+@pytest.mark.parametrize("how", ["created", "ignored", "step", "default", "c"])
+@pytest.mark.parametrize("more", [[], ["num_envs=2", "env_processes=2", "total_steps=1000"]])
+def test_ctrl_c_is_ours_even_if_the_simulator_takes_it(train, tmp_path, how, more):
+    code, _, err = train(env("TakesSignals"), *SHORT, "checkpoint.every=2000", f"env.kwargs.how={how}", *more)
     assert code == 130
     assert "stopped at step" in err
     assert len(os.listdir(tmp_path / "run/checkpoints")) > 2
+
+
+def test_a_simulator_that_cannot_be_created_again_leaves_a_checkpoint(train, tmp_path):
+    code, _, err = train(env("Licences"), *SHORT, "checkpoint.every=1000", "eval.episodes=2", "env.kwargs.most=8")
+    assert code == 1
+    assert "failed at step 200: an environment cannot be created again: env.id=custom_envs:Licences-v0" in err
+    assert "resume with dpg-train resume=run trust=true" in err
+    assert (tmp_path / "run/checkpoints/latest").resolve().name == "step_000000200"
+
+
+def test_a_simulator_that_cannot_be_closed_hides_nothing(train, evaluate, tmp_path):
+    code, _, err = train(env("Dies"), *SHORT, "env.kwargs.at=130", "+env.kwargs.closes=false")
+    assert code == 1
+    assert "raised ConnectionError: lost the simulator on port 41451; resume with " in err
+    code, out, err = train(env("Dies"), *SHORT, "env.kwargs.at=10000", "+env.kwargs.closes=false", "hydra.run.dir=fine")
+    assert (code, err) == (0, "")
+    assert "done at step 300" in out
+    assert "closing Dies raised ConnectionError: already closed" in (tmp_path / "fine/train.log").read_text()
+    code, out, _ = evaluate("fine", "trust=true")
+    assert code == 0
+    assert "10 episodes: return" in out
+
+
+def test_the_one_instance_is_created_once_even_if_it_cannot_be_copied(train):
+    assert train(env("Licences"), *SHORT, "eval.episodes=0", "env.kwargs.most=1")[0] == 0
+
+
+def test_a_worker_that_dies_leaves_a_checkpoint(train, tmp_path):
+    given = [env("Dies"), *SHORT, "checkpoint.every=1000", "env.kwargs.at=-90", "num_envs=2", "env_processes=2"]
+    code, _, err = train(*given)
+    assert code == 1
+    assert re.search(r"failed at step \d+: process [12] of 2 that steps Dies was killed by SIGSEGV; resume with", err)
+    step = json.loads((tmp_path / "run/run.json").read_text())["last_step"]
+    assert step > 0
+    assert (tmp_path / "run/checkpoints/latest").resolve().name == f"step_{step:09}"
 
 
 def test_a_simulator_may_change_the_working_directory(train, tmp_path):
@@ -259,12 +351,12 @@ def test_a_reward_that_is_no_number_is_named_in_the_run(train):
     assert "NoneLater.step() returned the reward None, not a number" in err
 
 
-@pytest.mark.parametrize("name", ["OldStep", "OldReset", "NoSeed"])
+@pytest.mark.parametrize("name", ["OldStep", "OldReset", "NoSeed", "OldWrapperStep", "OldWrapperReset"])
 def test_the_interface_of_gym_is_named(train, tmp_path, name):
     code, _, err = train(env(name), *SHORT)
     assert code == 2
     assert len(err.splitlines()) == 1
-    assert f"{name}." in err
+    assert f"{name.replace('OldWrapper', 'Wrapped')}." in err
     assert "in Gymnasium" in err
     assert not (tmp_path / "run").exists()
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 import enum
+import itertools
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
 from dpg_cli.environments.make import make_env
+from dpg_cli.environments.plain_data import CannotCopy
 from dpg_cli.environments.pool import Pool
 from dpg_cli.environments.probe import probe
-from dpg_cli.environments.state import CannotCopy, constants, get_state, put_back, set_state
+from dpg_cli.environments.state import constants, get_state, put_back, set_state
 
 NAMES = (
     "Ant HalfCheetah Hopper Humanoid HumanoidStandup InvertedDoublePendulum InvertedPendulum Reacher Swimmer Walker2d"
@@ -37,6 +39,9 @@ def test_the_time_limit_goes_on():
     assert [second.step(np.zeros(1))[3] for _ in range(3)] == [False, False, True]
 
 
+steps_of_all = itertools.count()
+
+
 class Odd(gym.Env):
     """Holds what is no plain data, or hides some of its state."""
 
@@ -56,7 +61,7 @@ class Odd(gym.Env):
     def step(self, action):
         type(self).steps = getattr(type(self), "steps", 0) + 1
         self.count += 1
-        value = type(self).steps if self.hidden == "class" else self.count
+        value = {"class": type(self).steps, "elsewhere": next(steps_of_all)}.get(self.hidden, self.count)
         return np.array([value % 100 / 100]), 0.0, False, False, {}
 
 
@@ -67,16 +72,19 @@ def test_what_cannot_be_copied_is_named():
 
 
 def test_state_outside_of_the_environment_is_noticed():
-    assert "diverges after" in copy_problem(lambda: Odd("class"))
+    assert "diverges after" in copy_problem(lambda: Odd("elsewhere"))
     assert copy_problem(lambda: Odd("nothing")) is None
+    found = probe("Any-v0", Pool(lambda: Odd("class")))  # its own state is copied; what is shared is named
+    assert (found.copy_problem, found.changes) == (None, ["the class attribute Odd.steps"])
+    assert not hasattr(Odd, "steps")
 
 
 @pytest.mark.parametrize("left_out", ["arrays", "integration"])
 def test_without_a_part_of_mujocos_data_the_copy_is_not_exact(left_out, monkeypatch):
     """The negative control: Ant reads derived fields before its step."""
-    from dpg_cli.environments import state as env_state
+    from dpg_cli.environments import mujoco_data
 
-    whole = env_state._get_data
+    whole = mujoco_data.get_data
 
     def partly(data):
         stored = whole(data)
@@ -84,7 +92,7 @@ def test_without_a_part_of_mujocos_data_the_copy_is_not_exact(left_out, monkeypa
             return stored | {"arrays": {}}
         return stored | {"integration": np.zeros_like(stored["integration"]), "arrays": {}}
 
-    monkeypatch.setattr(env_state, "_get_data", partly)
+    monkeypatch.setattr(mujoco_data, "get_data", partly)
     assert "diverges after" in copy_problem(lambda: make_env("Ant-v4"))
 
 

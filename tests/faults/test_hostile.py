@@ -384,7 +384,7 @@ STATES = {
     "a tree of 100,000 levels": written("state.json", lambda _: b"[" * 100_000 + b"]" * 100_000),
     "a method of the environment": attribute(-1, "step", 0),
     "a method of a wrapper": attribute(3, "reset", 0),
-    "the environment inside of a wrapper": attribute(3, "env", 0),
+    "the environment inside of a wrapper": attribute(1, "env", 0),
     "a class": attribute(-1, "__class__", "dict"),
     "no generator": attribute(-1, "_np_random", "text"),
     "a space that is none": attribute(-1, "_np_random", {"space": [0]}),
