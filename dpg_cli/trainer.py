@@ -273,12 +273,12 @@ def train(
     else:
         try:
             evaluation_due = _restore(learner, environments, noise, outcome, last_returns, start)
-            for reason in environments.restarts:
-                progress.restarted(reason)
         except torch.OutOfMemoryError:  # says nothing about the checkpoint
             raise
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise UserError(f"the checkpoint of step {start[0].step} cannot be resumed: {error}") from error
+        for reason in environments.restarts:
+            progress.restarted(reason)
     progress.started(outcome.step, outcome.evaluations)
     if evaluation_due:
         run_evaluation(outcome.step)

@@ -406,7 +406,7 @@ class Prints(Plain):
         self.steps += 1
         if self.steps == 120:
             print("printed by Python")
-            os.write(1, b"written to the descriptor\n")
+            os.write(1, b"\x1b[2J\x1b[Hwritten to the descriptor\r")
             library = ctypes.CDLL(None)
             library.puts(b"printed by C")
             library.fflush(None)

@@ -36,6 +36,9 @@ class Watcher:
     def started(self, step, evaluations):
         self.start = (step, evaluations[0].copy())
 
+    def restarted(self, reason):
+        pass
+
     def evaluating(self, steps):
         self.steps_of_evaluations.append(steps)
 

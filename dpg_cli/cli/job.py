@@ -114,9 +114,16 @@ def run(
         checked: what `build.check` has returned; None if it was not called.
     """
     names = names_of(config, folder, label)
-    evaluated = config.eval.episodes > 0
-    display = ProgressDisplay(names.title, config.total_steps, new_console(), evaluated=evaluated, job=names.position)
-    watcher = Watcher(display, step=0 if start is None else start[0].step)
+    learns_after = max(config.learning_starts, config.algo["batch_size"])
+    display = ProgressDisplay(
+        names.title,
+        config.total_steps,
+        new_console(),
+        evaluated=config.eval.episodes > 0,
+        learns_after=learns_after,
+        job=names.position,
+    )
+    watcher = Watcher(display, step=0 if start is None else start[0].step, learns_after=learns_after)
     stop, began = StopRequest(display.notify), time.monotonic()
     who = f"dpg-train: {names.position} " if names.position else "dpg-train: "
     trust = asks_for_trust(config) is not None
@@ -214,7 +221,6 @@ def _train(
             measure = products_per_second(config, checked.obs_dim)
             watcher.thread_check = ThreadCheck(threads, measure, watcher.display.tell)
             watcher.thread_check.compare()
-            watcher.learns_after = max(config.learning_starts, config.algo["batch_size"])
         starts = [None] * len(names.folders) if start is None else start
         for path, own in zip(names.folders, starts, strict=True):
             if own is not None:

@@ -11,14 +11,15 @@ class Pace:
 
     Args:
         total_steps: environment steps for each seed.
+        learns_after: steps without updates, whose speed says nothing about the time left.
         clock: in seconds.
 
     Attributes:
         step: environment steps made by each seed.
     """
 
-    def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic):
-        self._total, self._clock = total_steps, clock
+    def __init__(self, total_steps: int, learns_after: int = 0, clock: Callable[[], float] = time.monotonic):
+        self._total, self._learns_after, self._clock = total_steps, learns_after, clock
         self.started(0)
 
     def started(self, step: int, evaluated_at: int | None = None) -> None:
@@ -63,5 +64,7 @@ class Pace:
     @property
     def left(self) -> float | None:
         """Seconds left, with evaluations as long and as frequent as the last one; None if the speed is unknown."""
+        if self._window[1] < self._learns_after < self._total:
+            return None
         speed = self.speed
         return max(0, self._total - self.step) * (1 / speed + self._evaluation_seconds) if speed else None

@@ -4,11 +4,13 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import sys
 import tempfile
 from types import TracebackType
 from typing import Self, TextIO
 
+CODES = re.compile(r"\x1b(\[[\d;?]*[A-Za-z]|.)")  # which move the cursor or clear the screen
 LARGE = 2**20  # bytes after which the file is emptied
 
 
@@ -55,10 +57,10 @@ class Printed:
         if self._read >= LARGE and len(found) < LARGE:
             os.ftruncate(self._file.fileno(), 0)  # what another process writes at this moment is lost
             self._read = 0
-        *lines, self._rest = (self._rest + found).split(b"\n")
+        *lines, self._rest = (self._rest + found).replace(b"\r", b"\n").split(b"\n")
         if rest and self._rest:
             lines, self._rest = [*lines, self._rest], b""
-        return [line.decode(errors="replace").expandtabs() for line in lines]
+        return [CODES.sub("", line.decode(errors="replace")).expandtabs() for line in lines if line]
 
 
 def _flush_c() -> None:

@@ -91,6 +91,7 @@ class ProgressDisplay:
         total_steps: environment steps for each seed.
         console: where to write.
         evaluated: whether there are evaluations, not only training episodes.
+        learns_after: steps without updates.
         job: which job of a sweep. Each line starts with it, since jobs may run side by side.
         clock: in seconds.
     """
@@ -102,10 +103,11 @@ class ProgressDisplay:
         console: Console,
         *,
         evaluated: bool = True,
+        learns_after: int = 0,
         job: str = "",
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.pace = Pace(total_steps, clock)
+        self.pace = Pace(total_steps, learns_after, clock)
         self._title = title
         self._job = f"{job}  " if job else ""
         self._total = total_steps

@@ -13,6 +13,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 GRACE = 1.0  # seconds in which a repeated signal counts as one request: a closing terminal sends two
 
 
+install = signal.signal  # which `StopRequest` replaces for everybody else
 _ignored: set[int] | None = None
 
 
@@ -50,14 +51,14 @@ class StopRequest:
     def __call__(self) -> bool:
         """Whether a stop was requested."""
         for number in self._before:
-            self._install(number, self._handle)
+            install(number, self._handle)
         return self.signal is not None
 
     def __enter__(self) -> Self:
         """Take over the handlers."""
-        self._install = signal.signal
+        self._outer = signal.signal
         for number in set(HANDLED) - (_ignored_now() if _ignored is None else _ignored):
-            self._before[number] = self._install(number, self._handle)
+            self._before[number] = install(number, self._handle)
         signal.signal = self._instead  # type: ignore[assignment]
         return self
 
@@ -65,13 +66,13 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the handlers."""
-        signal.signal = self._install
+        signal.signal = self._outer
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            install(number, handler)
 
     def _instead(self, number: int, handler: Any) -> Any:
         """In place of `signal.signal`, for everybody else."""
-        return signal.getsignal(number) if number in HANDLED else self._install(number, handler)
+        return signal.getsignal(number) if number in HANDLED else install(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

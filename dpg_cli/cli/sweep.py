@@ -174,7 +174,7 @@ class Sweep:
         for number, (differs, _, result) in self._results.items():
             score = "failed"
             if result.outcome is not None:
-                score = f"{result.outcome.score():.1f}"
+                score = "–" if math.isnan(result.outcome.score()) else f"{result.outcome.score():.1f}"
                 if mixed:
                     score += " (evaluations)" if result.outcome.evaluated else " (training episodes)"
                 if result.outcome.interrupted:

@@ -25,6 +25,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from dpg_cli import __version__, config
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import job, memory
+from dpg_cli.cli import signals as signals_of_a_run
 from dpg_cli.cli import train as train_command
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.config import choices
@@ -530,7 +531,8 @@ def test_a_signal_ends_the_installed_command_with_a_checkpoint(tmp_path, signals
     assert "resume with dpg-train resume=run" in err.splitlines()[-1]
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
+    monkeypatch.setattr(signals_of_a_run, "_ignored", None)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with StopRequest() as stop:

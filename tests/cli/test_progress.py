@@ -53,7 +53,7 @@ def panel(shown, width=80):
 
 
 def test_speed_is_that_of_the_last_seconds(clock):
-    pace = Pace(100_000, clock)
+    pace = Pace(100_000, clock=clock)
     for second in range(1, 21):
         clock.now += 1
         pace.stepped(min(second, 10) * 1000 + max(0, second - 10) * 10)
@@ -62,7 +62,7 @@ def test_speed_is_that_of_the_last_seconds(clock):
 
 
 def test_evaluations_do_not_slow_the_speed_and_are_in_the_time_left(clock):
-    pace = Pace(1000, clock)
+    pace = Pace(1000, clock=clock)
     pace.evaluated(0)
     for step in range(1, 101):
         clock.now += 0.1
@@ -76,7 +76,7 @@ def test_evaluations_do_not_slow_the_speed_and_are_in_the_time_left(clock):
 
 
 def test_a_resumed_run_is_as_fast_as_it_is_now(clock):
-    pace = Pace(10_000, clock)
+    pace = Pace(10_000, clock=clock)
     clock.now += 30  # of reading the checkpoint
     pace.started(9_000, 8_000)
     assert pace.speed == 0
