@@ -293,11 +293,11 @@ class EvaluationProgress:
         self._program, self._clock = program, clock
         self._last_line = clock()
 
-    def __call__(self, steps: int) -> None:
+    def __call__(self, steps: int, what: str = "evaluating") -> None:
         """Called after each step, with the steps of the longest episode."""
         if self._clock() - self._last_line >= EVALUATION_LINE_EVERY:
             self._last_line = self._clock()
-            say(f"{self._program}: evaluating: {steps:,} steps")
+            say(f"{self._program}: {what}: {steps:,} steps")
 
 
 def print_summary(
