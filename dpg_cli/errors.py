@@ -28,3 +28,8 @@ def one_line(error: object) -> str:
     if len(line) > LONGEST:
         line = f"{line[:LONGEST]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def first_line(error: object) -> str:
+    """The first non-empty line of a message, or the name of the error's type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
