@@ -15,6 +15,10 @@ class SimulatorError(Exception):
     """An environment raised during a run: names its class and what it raised. Exit code 1."""
 
 
+class ExportError(Exception):
+    """An exported file does not act as the policy. Exit code 1."""
+
+
 class DiskError(Exception):
     """The disk is full, read-only or failing: names the file and the free space. Exit code 1."""
 

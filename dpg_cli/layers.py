@@ -113,7 +113,10 @@ def read_layers(description: Any, tensors: Mapping[str, np.ndarray], obs_dim: in
             epsilon, clip = _positive(about["epsilon"]), _positive(about["clip"])
             if var.min() < 0:
                 raise ValueError("a variance is negative")
-            layers.append(Normalize(mean.astype(dtype), np.sqrt(var + epsilon).astype(dtype), clip))
+            mean, std = mean.astype(dtype), np.sqrt(var + epsilon).astype(dtype)
+            if not (np.isfinite(mean).all() and np.isfinite(std).all() and std.min() > 0):
+                raise ValueError("statistics beyond the range of the weights' type")
+            layers.append(Normalize(mean, std, clip))
         elif kind == "relu":
             layers.append(Relu())
         elif kind == "tanh":

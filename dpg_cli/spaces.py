@@ -160,6 +160,18 @@ def _numbers(obs: Any, kinds: str, name: str, complain: Complain) -> np.ndarray:
     return array
 
 
+def layout(space: Space, name: str = "") -> list[tuple[str, int]]:
+    """The parts of a flat observation in order: what each holds, and its size."""
+    if isinstance(space, spaces.Dict):
+        return [part for key, child in space.spaces.items() for part in layout(child, f"{name}[{key!r}]")]
+    if isinstance(space, spaces.Tuple):
+        return [part for i, child in enumerate(space.spaces) for part in layout(child, f"{name}[{i}]")]
+    what = f"observation{name}"
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        what += f", one-hot, from {' '.join(str(space.start).split())}"
+    return [(what, flat_size(space))]
+
+
 # --- as JSON ---
 
 
