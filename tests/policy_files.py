@@ -1,10 +1,32 @@
-"""Change what a policy file says about itself, as whoever wrote its folder could."""
+"""Runs whose policies are used, and changes of what a policy file says about itself."""
 
 import json
 
+from commands import SMALL, TOY
+
+from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.storage.checkpoint_folder import checksum
 from dpg_cli.storage.policy_file import METADATA, POLICY
 from dpg_cli.storage.shards import described
+
+RUNS = {
+    "HalfCheetah": ["env=HalfCheetah-v4"],
+    "Humanoid": ["env=Humanoid-v4"],  # ±0.4
+    "Pendulum": ["env=Pendulum-v1", "algo=ddpg"],  # ±2
+    "a dictionary and unequal float64 bounds": ["env=toy_envs:Toy/Parts-v0"],
+    "an action without axes": ["env=toy_envs:Toy/Scalar-v0"],
+    "normalize_obs": [TOY, "algo.normalize_obs=true"],
+    "float64": [TOY, "precision=float64", "algo.normalize_obs=true"],
+    "one layer": [TOY, "algo.hidden_sizes=[]"],
+    **{f"algo={name}": [TOY, f"algo={name}"] for name in ALGORITHMS},
+}
+
+
+def arguments_of(name):
+    """The command line of one of `RUNS`."""
+    own = RUNS[name]
+    keys = {argument.partition("=")[0] for argument in own}
+    return [*own, *(argument for argument in SMALL if argument.partition("=")[0] not in keys)]
 
 
 def rewrite(folder, change):

@@ -8,12 +8,11 @@ import pytest
 import torch
 from commands import SMALL, TOY
 from gymnasium import spaces
-from policy_files import entries, removed, rewrite
+from policy_files import RUNS, arguments_of, entries, removed, rewrite
 from safetensors import safe_open
 
 import dpg_cli
 from dpg_cli import load_policy
-from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.environments.make import make_env
 from dpg_cli.errors import UserError
 from dpg_cli.spaces import describe
@@ -22,24 +21,11 @@ from dpg_cli.storage.checkpoint_folder import read_manifest
 from dpg_cli.storage.policy_file import POLICY, with_metadata
 
 BOX = {"type": "Box", "shape": [1], "dtype": "float32", "low": [-1.0], "high": [1.0]}
-RUNS = {
-    "HalfCheetah": ["env=HalfCheetah-v4"],
-    "Humanoid": ["env=Humanoid-v4"],  # ±0.4
-    "Pendulum": ["env=Pendulum-v1", "algo=ddpg"],  # ±2
-    "a dictionary and unequal float64 bounds": ["env=toy_envs:Toy/Parts-v0"],
-    "an action without axes": ["env=toy_envs:Toy/Scalar-v0"],
-    "normalize_obs": [TOY, "algo.normalize_obs=true"],
-    "float64": [TOY, "precision=float64", "algo.normalize_obs=true"],
-    "one layer": [TOY, "algo.hidden_sizes=[]"],
-    **{f"algo={name}": [TOY, f"algo={name}"] for name in ALGORITHMS},
-}
 
 
 @pytest.fixture(params=RUNS)
 def run(trained, request):
-    own = RUNS[request.param]
-    keys = {argument.partition("=")[0] for argument in own}
-    return trained(*own, *(argument for argument in SMALL if argument.partition("=")[0] not in keys))
+    return trained(*arguments_of(request.param))
 
 
 def actions_of_dpg_eval(run, env, flat):

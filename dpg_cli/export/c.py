@@ -1,5 +1,6 @@
 """C99 without dependencies: one header with the weights, for a microcontroller."""
 
+import itertools
 import math
 import re
 import shutil
@@ -45,13 +46,13 @@ static void NAME_relu(const float *in, float *out, int size) {
 }
 """,
     Tanh: """\
-/* Lambert's continued fraction x / (1 + x^2 / (3 + x^2 / (5 + ...))), to float's precision, without libm. */
+/* Lambert's continued fraction x / (1 + x^2 / (3 + x^2 / (5 + ...))), absolute error below 3e-7, without libm. */
 static void NAME_tanh(const float *in, float *out, int size) {
     for (int i = 0; i < size; i++) {
         const float x = in[i];
         float rest = 25.0f;
         for (int odd = 23; odd > 0; odd -= 2) rest = (float)odd + x * x / rest;
-        out[i] = x > 9.0f ? 1.0f : x < -9.0f ? -1.0f : x / rest;
+        out[i] = x > 8.0f ? 1.0f : x < -8.0f ? -1.0f : x / rest;
     }
 }
 """,
@@ -211,13 +212,15 @@ def _compile(compiler: str, folder: Path, driver: str) -> str | None:
 
 def _order(policy: Policy) -> Iterator[str]:
     """Comment lines that say what each number of an observation and of an action is."""
-    first = 0
-    for name, size in layout(policy.observation_space):
-        yield f" *   obs[{first}]{f' to obs[{first + size - 1}]' if size > 1 else ''}: {_comment(name)}"
-        first += size
     low, high, _ = box_in_float32(policy)
-    for i, bounds in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
-        yield f" *   action[{i}]: from {bounds[0]:.9g} to {bounds[1]:.9g}"
+    ranges = [f"from {first:.9g} to {last:.9g}" for first, last in zip(low.tolist(), high.tolist(), strict=True)]
+    actions = [(text, len(list(equal))) for text, equal in itertools.groupby(ranges)]
+    for name, parts in (("obs", layout(policy.observation_space)), ("action", actions)):
+        first = 0
+        for text, size in parts:
+            last = f" to {name}[{first + size - 1}]" if size > 1 else ""
+            yield f" *   {name}[{first}]{last}: {_comment(text)}"
+            first += size
 
 
 def _comment(text: object) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from dpg_cli.errors import ExportError
 from dpg_cli.export.formats import Format
@@ -42,28 +43,31 @@ def export(policy: Policy, chosen: Format, metadata: Mapping[str, Any], obs: np.
             actions = chosen.run(file, obs, out.stem)
         if actions is None:
             return None
-        difference = largest_difference(policy, obs, actions)
+        own = policy.from_flat(obs.astype(policy.dtype))
+        difference = largest_difference(actions, own, policy.action_space)
         if not difference <= TOLERANCE:  # also if it is NaN
+            rounding = largest_difference(own, policy.from_flat(obs.astype(np.float64)), policy.action_space)
+            reason = f", and float32 rounds the policy's own by {rounding:.0e}; algo.normalize_obs=true helps"
             raise ExportError(
-                f"{out}: its actions differ from the policy's by {difference:.1e} of the action's range, more than "
-                f"{TOLERANCE:.0e}; the file was not kept"
+                f"{out} was not kept: its actions differ from the policy's by {difference:.1e} of their range, more "
+                f"than {TOLERANCE:.0e}{reason if rounding > TOLERANCE / 4 else ''}"
             )
     return difference
 
 
-def largest_difference(policy: Policy, obs: np.ndarray, actions: np.ndarray) -> float:
-    """The largest difference between actions and the policy's, relative to each action's range.
+def largest_difference(actions: np.ndarray, expected: np.ndarray, box: spaces.Box) -> float:
+    """The largest difference between actions, relative to each action's range.
 
     Args:
-        policy: to compare with.
-        obs: flat observations, `(N, obs_dim)`.
-        actions: `(N, action_dim)`, float32.
+        actions: `(N, *box)`, or flat.
+        expected: `(N, *box)`.
+        box: of the actions.
     """
-    own = policy.from_flat(obs.astype(policy.dtype)).reshape(len(obs), -1).astype(np.float64)
-    low, high = (bound.astype(np.float64).ravel() for bound in (policy.action_space.low, policy.action_space.high))
+    actions, expected = (part.reshape(len(part), -1).astype(np.float64) for part in (actions, expected))
+    low, high = (bound.ravel().astype(np.float64) for bound in (box.low, box.high))
     fixed = low == high  # an action without a range is what it is in float32
-    difference = np.abs(actions - np.where(fixed, own.astype(np.float32), own)) / np.where(fixed, 1.0, high - low)
-    return float(difference.max())
+    expected = np.where(fixed, expected.astype(np.float32), expected)
+    return float((np.abs(actions - expected) / np.where(fixed, 1.0, high - low)).max())
 
 
 @contextlib.contextmanager
