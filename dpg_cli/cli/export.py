@@ -73,13 +73,14 @@ def _run_command(arguments: Sequence[str]) -> int:
     values = parse(arguments, keys, required=("run",), bare="run")
     force, _ = true_or_false(values, "force"), true_or_false(values, "trust")
 
-    from dpg_cli.cli.here import below_here
+    from dpg_cli.cli.here import below_here, remember
     from dpg_cli.errors import one_line
     from dpg_cli.export import export
     from dpg_cli.policy import load_policy
 
+    remember()  # an environment may change the working directory
     name, chosen = _format(values)
-    run, which = Path(values["run"]).absolute(), values.get("checkpoint", "best")  # an environment may change directory
+    run, which = Path(values["run"]).absolute(), values.get("checkpoint", "best")
     policy = load_policy(values["run"], which)
     out = _out(values, name, chosen, force=force).absolute()
     obs, origin = _observations(values, run, policy)
