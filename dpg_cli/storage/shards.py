@@ -156,11 +156,12 @@ def some_observations(replay: Path, obs_dim: int, most: int) -> np.ndarray:
             try:
                 dtype, count = _header(file)
                 obs, offset = dtype.fields["obs"][:2]  # type: ignore[index]
-                if obs.shape != (obs_dim,) or obs.base.kind != "f" or count != after - first:
-                    raise ValueError(f"holds {count} rows of {dtype}")
-                start = file.tell() + offset
+                start, size = file.tell(), os.fstat(file.fileno()).st_size
+                whole = count == after - first and start + count * dtype.itemsize == size
+                if not whole or obs.shape != (obs_dim,) or obs.base.kind != "f":
+                    raise ValueError(f"{size:,} bytes, {count} rows of {dtype}")
                 for row in rows[(rows >= first) & (rows < after)] - first:
-                    file.seek(start + int(row) * dtype.itemsize)
+                    file.seek(start + offset + int(row) * dtype.itemsize)
                     found.append(np.frombuffer(file.read(obs.itemsize), obs.base)[None])
             except (ValueError, LookupError, TypeError) as error:
                 raise UserError(f"{path}: not transitions of this policy: {error}") from error

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import toy_envs  # noqa: F401 - registers Toy/Reach-v0
 from commands import SMALL, TOY
 from policy_files import arguments_of, removed, rewrite
 
