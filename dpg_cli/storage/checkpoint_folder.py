@@ -166,7 +166,8 @@ def find(run: Path, which: str) -> Path:
             if step_of(folder) == int(which):
                 return folder
     steps = sorted({step_of(path) for path in itertools.chain.from_iterable(saved.values())})
-    raise UserError(f"checkpoint={which}: no such checkpoint; there are best, latest and {steps}")
+    names = [*(name for name, kind in LINKED.items() if saved.get(kind)), *map(str, steps)]
+    raise UserError(f"checkpoint={which}: no such checkpoint; there are {', '.join(names) or 'none'}")
 
 
 def damaged(folder: Path, error: Exception) -> UserError:

@@ -78,7 +78,7 @@ def test_a_file_elsewhere_and_the_name_of_its_function(run, export, tmp_path):
         (["format=tflite"], "format=tflite: should be onnx, pt2, c"),
         (["force=1"], "force=1: should be true or false"),
         (["trust=yes"], "trust=yes: should be true or false"),
-        (["checkpoint=7"], "checkpoint=7: no such checkpoint; there are best, latest and ["),
+        (["checkpoint=7"], "checkpoint=7: no such checkpoint; there are latest, best, "),
         (["out=a.h"], "out=a.h: add format=c; without it, the format is onnx (.onnx)"),
         (["format=pt2", "out=a.onnx"], "out=a.onnx: must end in .pt2"),
         (["format=c", "out=my-robot.h"], "my_robot.h would do"),

@@ -188,7 +188,7 @@ def test_a_crash_before_the_rename_leaves_nothing_to_find(tmp_path, monkeypatch)
     assert loaded_step(tmp_path, "latest") == 5
     with pytest.raises(UserError) as caught:
         checkpoint.find(tmp_path, "10")
-    assert "[5]" in str(caught.value)
+    assert "there are latest, 5" in str(caught.value)
 
 
 def test_a_step_written_twice_stays_whole(tmp_path):
