@@ -135,7 +135,7 @@ def test_imports_point_one_way():
     assert importers("config") == {"cli"}
     assert importers("trainer") == {"cli"}
     for name in below_the_trainer:
-        users = {"config", "policy"} if name == "storage" else set()
+        users = {"config", "policy", "export"} if name == "storage" else set()
         assert importers(name) <= {"cli", "trainer"} | below_the_trainer | users
     assert importers("policy") <= {"cli", "export"}
     assert importers("export") <= {"cli"}
