@@ -84,7 +84,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     policy = load_policy(values["run"], which)
     out = _out(values, name, chosen, force=force).absolute()
     obs, origin = _observations(values, run, policy)
-    difference = export(policy, chosen, {**policy.metadata, "run": str(below_here(run))}, obs, out)
+    metadata = {name: value for name, value in policy.metadata.items() if name != "network"}
+    difference = export(policy, chosen, metadata | {"run": str(below_here(run))}, obs, out)
     size = out.stat().st_size
     print(one_line(f"{below_here(out)}: {policy.env_id}, checkpoint {which} (step {policy.step:,}), {size:,} bytes"))
     if difference is None:
