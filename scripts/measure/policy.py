@@ -12,14 +12,13 @@ import statistics
 import sys
 import time
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported
-
 from dpg_cli.cli.arguments import parse, run_script, whole
 
 
 def main() -> None:
     values = parse(sys.argv[1:], ("run", "repetitions", "calls"), required=("run",), bare="run")
     repetitions, calls = whole(values, "repetitions", 50, minimum=1), whole(values, "calls", 1_000, minimum=1)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported
     start = time.perf_counter()
     from dpg_cli import load_policy
 
