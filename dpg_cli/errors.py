@@ -15,6 +15,10 @@ class SimulatorError(Exception):
     """An environment raised during a run: names its class and what it raised. Exit code 1."""
 
 
+class ExportError(Exception):
+    """An exported file does not act as the policy. Exit code 1."""
+
+
 class DiskError(Exception):
     """The disk is full, read-only or failing: names the file and the free space. Exit code 1."""
 
@@ -28,3 +32,8 @@ def one_line(error: object) -> str:
     if len(line) > LONGEST:
         line = f"{line[:LONGEST]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def first_line(error: object) -> str:
+    """The first non-empty line of a message, or the name of the error's type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from dpg_cli import config
+from dpg_cli.bootstrap import interval
 from dpg_cli.cli.arguments import PICTURES, output_file, parse, run_script
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import untrusted
@@ -71,13 +72,6 @@ def returns(runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def interval(means: np.ndarray) -> np.ndarray:
-    """95% interval of the mean over seeds, percentile bootstrap: `(runs, T)` to `(2, T)`."""
-    resamples = np.random.default_rng(0).integers(len(means), size=(10_000, len(means)))
-    bounds: np.ndarray = np.percentile(means[resamples].mean(axis=1), (2.5, 97.5), axis=0)
-    return bounds
 
 
 def name_of(run: Path) -> str:

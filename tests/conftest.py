@@ -14,6 +14,7 @@ from moments import at
 
 from dpg_cli.cli import device, signals
 from dpg_cli.cli import eval as eval_command
+from dpg_cli.cli import export as export_command
 from dpg_cli.cli import train as train_command
 from dpg_cli.config import GROUPS, register
 
@@ -90,6 +91,11 @@ def train(command):
 @pytest.fixture
 def evaluate(command):
     return lambda *arguments: command(eval_command.main, *arguments)
+
+
+@pytest.fixture
+def export(command):
+    return lambda *arguments: command(export_command.main, *arguments)
 
 
 @pytest.fixture(scope="session")

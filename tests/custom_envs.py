@@ -397,6 +397,35 @@ class ChangesDirectory(Plain):
         os.chdir("/")
 
 
+class Draws(Plain):
+    """Renders pictures whose brightness is ten times the step of the episode; ends after 20 steps."""
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 20}  # noqa: RUF012
+    shown = 0
+
+    def __init__(self, render_mode=None, kind="picture"):
+        self.render_mode, self.kind = render_mode, kind
+
+    def reset(self, *, seed=None, options=None):
+        self.at = 0
+        Draws.shown += self.render_mode == "human"
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.at += 1
+        Draws.shown += self.render_mode == "human"
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, self.at == 20, truncated, info
+
+    def render(self):
+        match self.kind:
+            case "raises":
+                raise RuntimeError("no OpenGL here")
+            case "none":
+                return None
+        return np.full((16, 17, 3), 10 * self.at, float if self.kind == "float" else np.uint8)
+
+
 class Prints(Plain):
     """Prints to stdout, from Python, from C and without either."""
 
@@ -456,7 +485,7 @@ gym.register("Endless-v0", Endless)
 for _class in (
     *(Plain, OwnCurriculum, UncopyableCurriculum, Phases, Late, ClassCurriculum, IgnoresSeed, Noisy),
     *(Global, Sharing, Holds, Traces, Licences, Rewards, NoneLater, OldStep, OldReset, NoSeed, Success),
-    *(Single, Dies, TakesSignals, ChangesDirectory, Prints, Scalar, Reads, Counted),
+    *(Single, Dies, TakesSignals, ChangesDirectory, Draws, Prints, Scalar, Reads, Counted),
 ):
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=50)
 

@@ -1,13 +1,18 @@
 """The pages that are made from the code, and the commands that a page shows."""
 
 import itertools
+import json
+import shutil
 import subprocess
 import sys
 
 import keys
+import numpy as np
 import pytest
 import tutorial
+from commands import SMALL
 
+from dpg_cli import load_policy
 from dpg_cli.cli.resume import CHANGEABLE
 
 BLOCKS = list(tutorial.blocks(tutorial.PAGE.read_text(encoding="utf-8")))
@@ -90,6 +95,70 @@ def test_what_is_shown_is_compared_without_what_depends_on_the_machine():
 )
 def test_lines_of_slow_machines(line, skipped):
     assert bool(tutorial.OF_SLOW_MACHINES.search(line)) == skipped
+
+
+USING = list(tutorial.blocks((tutorial.ROOT / "docs" / "using_a_policy.md").read_text(encoding="utf-8")))
+
+
+def of_language(language):
+    return [block.text for block in USING if block.language == language]
+
+
+@pytest.fixture
+def used(trained, export, tmp_path):
+    """A run and its exported files, as the page on using a policy has them."""
+    pytest.importorskip("onnxruntime")
+    run = trained("env=HalfCheetah-v4", *SMALL)
+    for arguments in ([], ["format=pt2"], ["format=c", "out=cheetah.h"]):
+        assert export(str(run), *arguments)[0] == 0
+    return run
+
+
+class Robot:
+    """Runs for two steps."""
+
+    def __init__(self):
+        self.actions = []
+
+    def running(self):
+        return len(self.actions) < 2
+
+    def observe(self):
+        return np.zeros(17)
+
+    def apply(self, action):
+        self.actions.append(action)
+
+
+def test_the_python_of_the_page_on_using_a_policy(used, capfd):
+    obs, robot = np.linspace(-1, 1, 17), Robot()
+    expected = load_policy(used)(obs)
+    acted = 0
+    for text in of_language("python"):
+        names = {"obs": obs, "robot": robot}
+        exec(compile(text.replace("RUN_DIR", str(used)), "using_a_policy.md", "exec"), names)
+        if "act" in names:
+            names["action"] = names["act"](obs[None])[0]
+        if "action" in names:
+            np.testing.assert_allclose(names["action"], expected, atol=1e-5)
+            acted += 1
+    assert (acted, len(robot.actions)) == (4, 2)
+    assert json.loads(capfd.readouterr().out) == "HalfCheetah-v4"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
+def test_the_c_of_the_page_on_using_a_policy(used, tmp_path):
+    (text,) = of_language("c")
+    (tmp_path / "control.c").write_text(text)
+    command = ["gcc", "-std=c99", "-O2", "-ffreestanding", "-Wall", "-Wextra", "-Werror", "-c", "control.c"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+
+
+def test_the_container_has_what_the_package_is_built_from():
+    (text,) = of_language("dockerfile")
+    copied = {name for line in text.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]}
+    assert copied == {"pyproject.toml", "README.md", "LICENSE", "configs", "dpg_cli"}
+    assert all((tutorial.ROOT / name).exists() for name in copied)
 
 
 @pytest.mark.slow

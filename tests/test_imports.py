@@ -8,12 +8,23 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from commands import SMALL, TOY
 
 import dpg_cli
 
 PACKAGE = Path(dpg_cli.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CORE = ("dpg_cli.algorithms", "dpg_cli.networks", "dpg_cli.noise", "dpg_cli.replay")
+HEAVY = (
+    "torch",
+    "hydra",
+    "omegaconf",
+    "tensorboard",
+    "pydantic",
+    "mujoco",
+    "gymnasium.envs.mujoco",
+    "gymnasium.envs.classic_control",
+)
 FORBIDDEN = ("hydra", "omegaconf", "gymnasium", "tensorboard", "torch.utils.tensorboard")
 
 
@@ -85,6 +96,19 @@ def test_processes_that_step_environments_do_not_import_torch():
     assert done.stdout.split() == ["False"]
 
 
+def test_a_policy_needs_no_torch_no_config_no_logger_and_no_environment(trained):
+    run = trained(TOY, *SMALL)
+    program = (
+        f"import sys, dpg_cli\n"
+        f"assert 'numpy' not in sys.modules\n"
+        f"policy = dpg_cli.load_policy({str(run)!r})\n"
+        f"policy([0.0, 1.0])\n"
+        f"print(*[name for name in sys.modules if name.startswith({(*HEAVY, 'toy_envs')})])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_the_command_line_and_the_config_know_hydra(path):
     known = {name.split(".")[0] for name in imported(path)} & {"hydra", "omegaconf"}
@@ -111,7 +135,10 @@ def test_imports_point_one_way():
     assert importers("config") == {"cli"}
     assert importers("trainer") == {"cli"}
     for name in below_the_trainer:
-        assert importers(name) <= {"cli", "trainer"} | below_the_trainer | ({"config"} if name == "storage" else set())
+        users = {"config", "policy", "export"} if name == "storage" else set()
+        assert importers(name) <= {"cli", "trainer"} | below_the_trainer | users
+    assert importers("policy") <= {"cli", "export"}
+    assert importers("export") <= {"cli"}
     graph = parts()
     assert below_the_trainer - {"replay", "captured_learner", "capture"} <= graph["trainer"]
     assert {"replay", "metrics"} <= graph["learner"]

@@ -8,6 +8,7 @@ import checkpoint_cost
 import cold
 import costs
 import footprint
+import policy
 import pytest
 import revisions
 import scaling
@@ -149,3 +150,10 @@ def test_every_part_around_an_update_is_timed(script, tmp_path):
 @pytest.mark.parametrize(("varied", "size"), [("batch", 4), ("width", 8), ("num_seeds", 2), ("num_envs", 2)])
 def test_every_size_can_be_varied(varied, size):
     assert scaling.milliseconds("td3", varied, threads=1, size=size, updates=1) > 0
+
+
+def test_a_call_of_a_policy_is_timed(command, trained, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # so that what the script sets is taken back
+    code, out, _ = command(ended(policy.main), str(trained(TOY, *SMALL)), "repetitions=2", "calls=3")
+    assert code == 0
+    assert "toy_envs:Toy/Reach-v0: a call takes" in out

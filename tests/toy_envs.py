@@ -81,6 +81,39 @@ class Spaces(Reach):
             self.observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
+class Parts(Reach):
+    """Reach that observes a dictionary, in another order than that of its keys, with unequal bounds in float64."""
+
+    observation_space = gym.spaces.Dict(
+        [
+            ("position", gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)),
+            ("contact", gym.spaces.Discrete(3, start=-1)),
+            ("kinds", gym.spaces.MultiDiscrete(np.array([[2, 3], [4, 2]]))),
+            ("flags", gym.spaces.Tuple([gym.spaces.MultiBinary(2), gym.spaces.Box(0, 255, (1, 2), np.int16)])),
+        ]
+    )
+    action_space = gym.spaces.Box(np.array([[-0.1], [0.3]]), np.array([[0.7], [30.1]]), dtype=np.float64)
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return super().step(action[0])
+
+    def _obs(self):
+        sign = int(np.sign(round(self.x, 1)))
+        kinds = np.array([[sign == 0, 1 + sign], [2 + sign, sign > 0]], np.int64)
+        flags = np.array([sign > 0, sign < 0], np.int8), np.array([[int(abs(self.x) * 9), 7]], np.int16)
+        return {"flags": flags, "contact": sign, "kinds": kinds, "position": np.array([self.x])}
+
+
+class Scalar(Reach):
+    """Reach whose action is an array without axes."""
+
+    action_space = gym.spaces.Box(-1.0, 3.0, (), np.float32)
+
+    def step(self, action):
+        return super().step(np.array([action]))
+
+
 class Odd(Reach):
     """Reach with something in it that cannot be copied."""
 
@@ -231,6 +264,8 @@ gym.register("Toy/Scripted-v0", entry_point=Scripted)
 gym.register("Toy/Alone-v0", entry_point=Alone, max_episode_steps=20)
 gym.register("Toy/Drawing-v0", entry_point=Drawing, max_episode_steps=20)
 gym.register("Toy/Odd-v0", entry_point=Odd, max_episode_steps=20)
+gym.register("Toy/Parts-v0", entry_point=Parts, max_episode_steps=20)
+gym.register("Toy/Scalar-v0", entry_point=Scalar, max_episode_steps=20)
 gym.register("Toy/Reach-v0", entry_point=Reach, max_episode_steps=20)
 gym.register("Toy/Endless-v0", entry_point=Reach, kwargs={"endless": True})
 gym.register("Toy/Sharing-v0", entry_point=Sharing, max_episode_steps=20)

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import logging
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,7 +16,7 @@ from dpg_cli.cli.memory import check_memory
 from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.group import Env, EnvGroup, Kind, LocalEnvs
-from dpg_cli.environments.make import LogOnce, make_env
+from dpg_cli.environments.make import FlatEnv, LogOnce, make_env
 from dpg_cli.environments.pool import Pool, Renewal
 from dpg_cli.environments.probe import Findings, probe
 from dpg_cli.environments.processes import EnvProcesses
@@ -26,6 +27,7 @@ from dpg_cli.noise import NOISES, Noise
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.replay import Replay
 from dpg_cli.seeding import Purpose, generator
+from dpg_cli.storage.policy_file import metadata
 from dpg_cli.trainer import Schedule
 
 log = logging.getLogger(__name__)
@@ -190,3 +192,12 @@ def sizes(env: Env) -> tuple[int, int]:
     assert acting is not None
     (obs_dim,), (action_dim,) = observed, acting
     return obs_dim, action_dim
+
+
+def policy_metadata(config: TrainConfig, training: Training) -> Mapping[str, Any]:
+    """What the policy files of a training say about themselves."""
+    env = training.environments.envs.example
+    assert isinstance(env, FlatEnv)
+    own = env.env
+    network = training.algorithm.actor.description()
+    return metadata(config.env.id, own.observation_space, own.action_space, network, config.algo["name"])

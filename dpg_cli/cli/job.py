@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpg_cli.cli.build import Checked, build, check
+from dpg_cli.cli.build import Checked, build, check, policy_metadata
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.disk import check_disk
 from dpg_cli.cli.folder import begin, config_of_member, logging_to
@@ -226,6 +226,7 @@ def _train(
             if own is not None:
                 rewind(path, own, Disk())
         recorders, checkpoints, versions = [], [], run_dir.versions()
+        metadata = policy_metadata(config, training)
         for member, (path, own) in enumerate(zip(names.folders, starts, strict=True)):
             hyperparameters = config_of_member(config, member).model_dump()
             files = None if own is None else own.state["files"]
@@ -233,7 +234,7 @@ def _train(
             opened.callback(recorder.close)
             recorders.append(recorder)
             keep, keep_replay = config.checkpoint.keep, config.checkpoint.replay
-            checkpoints.append(Checkpoints(path, versions, keep, start=own, keep_replay=keep_replay))
+            checkpoints.append(Checkpoints(path, versions, keep, start=own, keep_replay=keep_replay, metadata=metadata))
         with watcher.display:
             return train(
                 *training,

@@ -14,12 +14,13 @@ from dpg_cli.config.composition import (
     user_error,
     validate,
 )
-from dpg_cli.config.files import asks_for_trust, dump, load, load_from, load_yaml, read_yaml, store_hydra
+from dpg_cli.config.files import asks_for_trust, dump, load, load_from, store_hydra
 from dpg_cli.config.names_elsewhere import counterpart
 from dpg_cli.config.overrides import check_given_once, check_spaces, parse_value, search_folders
 from dpg_cli.config.schema import TrainConfig, changed, difference
 from dpg_cli.config.sweeps import combinations, of_preset, without_sweeps
 from dpg_cli.config.tree import GROUPS, choices, config_dir, register
+from dpg_cli.storage.untrusted import load_yaml, read_yaml
 
 __all__ = [
     "GROUPS",

@@ -14,11 +14,11 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dpg_cli.config.messages import Known, explain, first_line
+from dpg_cli.config.messages import Known, explain
 from dpg_cli.config.overrides import parse, search_folders
 from dpg_cli.config.schema import TrainConfig, check, whole_numbers
 from dpg_cli.config.tree import GROUPS, config_dir
-from dpg_cli.errors import UserError
+from dpg_cli.errors import UserError, first_line
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

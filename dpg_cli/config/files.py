@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from dpg_cli.config.messages import first_line
 from dpg_cli.config.schema import TrainConfig, check
 from dpg_cli.errors import UserError
-from dpg_cli.storage.untrusted import read
-
-MAX_STORED = 100_000  # bytes of a config.yaml; a hostile file could take gigabytes
+from dpg_cli.storage.untrusted import load_yaml, read_yaml
 
 
 def dump(config: TrainConfig) -> str:
@@ -32,62 +29,6 @@ def load_from(run: Path) -> TrainConfig:
         UserError: there is no `config.yaml`, or it is not a valid config.
     """
     return check(read_yaml(run / "config.yaml"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of plain data from a YAML file, which may be untrusted.
-
-    Raises:
-        UserError: the file cannot be read, or `load_yaml` rejects it.
-    """
-    return load_yaml(read(path, MAX_STORED), str(path))
-
-
-def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
-    """A mapping of plain data from YAML: no tags, no aliases, at most `MAX_STORED` bytes.
-
-    Args:
-        text: the YAML.
-        where: the name of its file, for messages.
-
-    Raises:
-        UserError: it is not such a mapping.
-    """
-    import yaml
-
-    def whole(loader: Any, node: Any) -> int:
-        value: int = loader.construct_yaml_int(node)
-        if abs(value) >= 10**18:  # Python refuses to print thousands of digits
-            raise yaml.YAMLError("a number that is too large")
-        return value
-
-    class Plain(yaml.SafeLoader):
-        """No dates, no sets and no aliases: with aliases, a small file can expand to gigabytes."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("aliases are not allowed")
-            return super().compose_node(parent, index)
-
-    Plain.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    Plain.yaml_constructors = {
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
-    }
-    Plain.add_constructor("tag:yaml.org,2002:int", whole)
-    if len(text) > MAX_STORED:
-        raise UserError(f"{where}: has {len(text):,} bytes, too many for a config")
-    try:
-        tree = yaml.load(text, Plain)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid number; lists nested too deeply
-        raise UserError(f"{where}: {first_line(error)}") from error
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UserError(f"{where}: must be a mapping")
-    return tree
 
 
 def asks_for_trust(config: TrainConfig) -> str | None:

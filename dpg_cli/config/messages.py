@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from dpg_cli.config.names_elsewhere import counterpart
 from dpg_cli.config.tree import GROUPS, choices, keys_by_choice
+from dpg_cli.errors import first_line
 
 
 class Known(NamedTuple):
@@ -100,11 +101,6 @@ def unknown_key(key: str, known: Known) -> str:
     close = min(same, key=lambda k: k.count("."))
     owner = _owner(close, known.chosen)
     return f"{key}: unknown key; did you mean {close}" + (f", {owner}?" if owner else "?")
-
-
-def first_line(error: object) -> str:
-    """The first non-empty line of a message, or the name of the error's type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _missing(path: str, options: Sequence[str], folders: Sequence[Path]) -> str:

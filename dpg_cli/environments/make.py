@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dpg_cli.errors import UserError
+from dpg_cli.spaces import own_actions, scale
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
         box = env.action_space
         assert isinstance(box, spaces.Box)
         self._box = box
-        self._low = box.low.astype(np.float64).ravel()
-        self._half_range = 0.5 * (box.high.astype(np.float64).ravel() - self._low)
+        self._low, self._half_range = scale(box)
         self.action_space = spaces.Box(-1.0, 1.0, (self._low.size,), np.float32)
 
     def reset(
@@ -102,14 +102,8 @@ class FlatEnv(gym.Wrapper[Any, Any, Any, Any]):
         return self._flat(obs), reward, terminated, truncated, info
 
     def own_actions(self, action: np.ndarray) -> np.ndarray:
-        """Map `(..., n)` from [-1, 1]^n to the box, `(..., *box)`; clipped, so that rounding never leaves the box."""
-        scaled = np.asarray(action, np.float64) + 1.0
-        scaled *= self._half_range
-        scaled += self._low
-        shaped: np.ndarray = scaled.reshape(scaled.shape[:-1] + self._box.shape).astype(self._box.dtype)
-        np.maximum(shaped, self._box.low, out=shaped)  # faster than np.clip; of shape (), the result stays an array
-        np.minimum(shaped, self._box.high, out=shaped)
-        return shaped
+        """Map `(..., n)` from [-1, 1]^n to the box, `(..., *box)`."""
+        return own_actions(action, self._low, self._half_range, self._box)
 
     def _flat(self, obs: Any) -> np.ndarray:
         if not isinstance(self._observed, spaces.Box):

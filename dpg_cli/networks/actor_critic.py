@@ -7,7 +7,7 @@ critics each. A single member has an axis of size 1. Inputs are `(S, B, features
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,16 @@ class Actor(Network):
     ):
         super().__init__(list(pairwise([obs_dim, *hidden_sizes, action_dim])), generators, dtype, normalizer)
         self.obs_dim, self.action_dim, self.dtype = obs_dim, action_dim, dtype
+
+    def description(self) -> list[dict[str, Any]]:
+        """The layers in order, with the names of their `tensors()`, as plain data for a policy file; see `layers`."""
+        found: list[dict[str, Any]] = []
+        if self.normalizer is not None:
+            constants = {"epsilon": self.normalizer.EPSILON, "clip": self.normalizer.CLIP}
+            found.append({"type": "normalize", "mean": "normalizer.mean", "var": "normalizer.var", **constants})
+        for i in range(len(self.layers)):
+            found += [{"type": "dense", "weight": f"layers.{i}.weight", "bias": f"layers.{i}.bias"}, {"type": "relu"}]
+        return [*found[:-1], {"type": "tanh"}]
 
     def forward(self, obs: Tensor, *, exact: bool = False) -> Tensor:
         """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact` ignores the lower precision of `products`."""

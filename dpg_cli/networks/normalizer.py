@@ -16,6 +16,7 @@ class Normalizer(nn.Module):
     var: Tensor
     count: Tensor
 
+    EPSILON = 1e-8  # added to the variance
     CLIP = 10.0
 
     def __init__(self, num_seeds: int, obs_dim: int):
@@ -38,6 +39,6 @@ class Normalizer(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """`(S, B, obs_dim)`, normalised and clipped to ±10."""
-        std = (self.var + 1e-8).sqrt()
+        std = (self.var + self.EPSILON).sqrt()
         normalized = (obs - self.mean.to(obs.dtype)) / std.to(obs.dtype)
         return normalized.clamp(-self.CLIP, self.CLIP)

@@ -80,6 +80,28 @@ def write_whole(disk: Disk, path: Path, data: bytes | memoryview) -> None:
         raise
 
 
+@contextlib.contextmanager
+def appearing(disk: Disk, path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, for the block to write. It gets the name of `path` if the block does not raise.
+
+    Raises:
+        OSError: a write fails.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            disk.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        disk.rename(temporary, path)
+        disk.sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            disk.remove(temporary)
+
+
 def remove_leftovers(disk: Disk, folder: Path) -> None:
     """Remove temporary files and folders that a crash left in a folder."""
     for leftover in folder.glob(".*.*"):

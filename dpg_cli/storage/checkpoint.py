@@ -9,7 +9,6 @@ in shards that are written once and never changed: `rows_000000010000_0000000200
 
 import contextlib
 import errno
-import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,8 @@ from dpg_cli.networks import Actor, Normalizer
 from dpg_cli.storage import shards as transitions_on_disk
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.checkpoint_folder import (
-    MANIFEST,
+    DAMAGED,
+    damaged,
     folder_name,
     link,
     read_file,
@@ -37,13 +37,12 @@ from dpg_cli.storage.checkpoint_folder import (
     step_of,
     write_folder,
 )
+from dpg_cli.storage.checkpoint_folder import find as find
+from dpg_cli.storage.policy_file import POLICY, with_metadata
 from dpg_cli.storage.shards import Transitions, bounds, shards_in
 from dpg_cli.storage.state_tree import pack, unpack
 
-POLICY = "policy.safetensors"
 TREE, TENSORS = "state.json", "state.safetensors"
-DAMAGED = ": damaged checkpoint: "
-LINKED = {"latest": "step", "best": "best"}  # the kind of folder that each link names
 
 
 class NoReplayError(UserError):
@@ -85,6 +84,7 @@ class Checkpoints:
         disk: to write to.
         start: the checkpoint that the run resumes from; None for a new run.
         keep_replay: whether to write the transitions. Without them, the run cannot be resumed.
+        metadata: what `policy_file.metadata` returned, so that the policy can be used alone; None: it is left out.
     """
 
     def __init__(
@@ -96,12 +96,14 @@ class Checkpoints:
         start: Loaded | None = None,
         *,
         keep_replay: bool = True,
+        metadata: Mapping[str, Any] | None = None,
     ):
         self._run, self._root, self._replay = run, run / "checkpoints", run / "replay"
         self._versions, self._keep, self._keep_replay = versions, keep, keep_replay
         self._disk = disk or Disk()
         self._shards: dict[str, Any] = {} if start is None else dict(start.shards)
         self._best = None if start is None else start.best
+        self._metadata = metadata
 
     @property
     def stored(self) -> int:
@@ -141,7 +143,11 @@ class Checkpoints:
             first = max(self.stored, oldest)
             shards |= transitions_on_disk.write(self._replay, first, rows, self._disk)
         tree, tensors = pack(state)
-        files = {POLICY: _to_bytes(policy), TREE: json.dumps(tree).encode(), TENSORS: save_tensors(tensors)}
+        files = {
+            POLICY: self._policy_file(step, policy),
+            TREE: json.dumps(tree).encode(),
+            TENSORS: save_tensors(tensors),
+        }
         about = {"shards": shards, "best": self._best}
         folder = write_folder(self._root, "step", step, files, self._versions, about, self._disk)
         try:
@@ -168,10 +174,17 @@ class Checkpoints:
             self._save_best(step, policy)
 
     def _save_best(self, step: int, policy: Mapping[str, Tensor]) -> None:
-        write_folder(self._root, "best", step, {POLICY: _to_bytes(policy)}, self._versions, {}, self._disk)
+        files = {POLICY: self._policy_file(step, policy)}
+        write_folder(self._root, "best", step, files, self._versions, {}, self._disk)
         link(self._root, "best", folder_name("best", step), self._disk)
         self._best = step
         self._drop_unneeded()
+
+    def _policy_file(self, step: int, policy: Mapping[str, Tensor]) -> bytes:
+        data = save_tensors({name: tensor.contiguous() for name, tensor in policy.items()})
+        if self._metadata is None:
+            return data
+        return with_metadata(data, {**self._metadata, "step": step, "dpg_cli": self._versions.get("dpg_cli")})
 
     def _drop_unneeded(self) -> None:
         """Remove shards and best policies that belong to no kept checkpoint."""
@@ -261,7 +274,7 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
     except NoReplayError:
         raise
     except Exception as error:
-        raise _damaged(folder, error) from error
+        raise damaged(folder, error) from error
     return Loaded(step, state, transitions, manifest["best"], manifest["versions"], manifest["shards"])
 
 
@@ -285,7 +298,7 @@ def newest_algorithm(run: Path, most: int) -> tuple[int, Mapping[str, Any], list
             if not isinstance(state["algorithm"], dict):
                 raise ValueError("the algorithm has no state")
         except Exception as error:
-            problems.append(str(_damaged(folder, error)))
+            problems.append(str(damaged(folder, error)))
         else:
             return step_of(folder), state["algorithm"], problems
     if not problems and saved_folders(root, "best"):
@@ -324,29 +337,6 @@ def rewind(run: Path, start: Loaded, disk: Disk) -> None:
         link(root, "best", folder_name("best", start.best), disk)
 
 
-def find(run: Path, which: str) -> Path:
-    """The folder of `best`, `latest` or a step.
-
-    The links are not read: copies may have followed them, dropped them or made them text files. The newest folder of
-    either kind is the one that its link should name.
-
-    Raises:
-        UserError: there is no such checkpoint; the message names the existing ones.
-    """
-    root = run / "checkpoints"
-    kinds = [] if root.is_symlink() else ["step", "best"]
-    saved = {kind: [path for path in saved_folders(root, kind) if (path / MANIFEST).is_file()] for kind in kinds}
-    if which in LINKED and (found := saved.get(LINKED[which])):
-        return found[-1]
-    if which.isdecimal():
-        for folder in itertools.chain.from_iterable(saved.values()):
-            if step_of(folder) == int(which):
-                return folder
-    steps = sorted({step_of(path) for path in itertools.chain.from_iterable(saved.values())})
-    names = [*(name for name, kind in LINKED.items() if saved.get(kind)), *map(str, steps)]
-    raise UserError(f"checkpoint={which}: no such checkpoint; there are {', '.join(names) or 'none'}")
-
-
 def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
     """Rebuild one member's policy from a checkpoint, after checking its files against the manifest.
 
@@ -364,12 +354,7 @@ def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
         manifest = read_manifest(folder)
         return _actor(load_tensors(read_file(folder, POLICY, manifest, most))), step_of(folder)
     except Exception as error:
-        raise _damaged(folder, error) from error
-
-
-def _damaged(folder: Path, error: Exception) -> UserError:
-    what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return UserError(f"{folder}{DAMAGED}{what}")
+        raise damaged(folder, error) from error
 
 
 def _actor(state: dict[str, Tensor]) -> Actor:
@@ -386,7 +371,3 @@ def _actor(state: dict[str, Tensor]) -> Actor:
     actor = Actor(obs_dim, action_dim, sizes[1:-1], generators, weights[0].dtype, normalizer)
     actor.load(state)
     return actor
-
-
-def _to_bytes(policy: Mapping[str, Tensor]) -> bytes:
-    return save_tensors({key: tensor.contiguous() for key, tensor in policy.items()})

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -10,11 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import Disk
 from dpg_cli.storage.shards import described
 from dpg_cli.storage.untrusted import read, read_json
 
 MANIFEST = "manifest.json"
+DAMAGED = ": damaged checkpoint: "
+LINKED = {"latest": "step", "best": "best"}  # the kind of folder that each link names
 MAX_JSON = 2**28  # bytes of a manifest, which names every shard, or of a tree, which holds a stride's averages
 
 
@@ -141,3 +145,32 @@ def link(root: Path, name: str, target: str, disk: Disk) -> None:
         with contextlib.suppress(OSError):
             disk.remove(temporary)
         raise
+
+
+def find(run: Path, which: str) -> Path:
+    """The folder of `best`, `latest` or a step.
+
+    The links are not read: copies may have followed them, dropped them or made them text files. The newest folder of
+    either kind is the one that its link should name.
+
+    Raises:
+        UserError: there is no such checkpoint; the message names the existing ones.
+    """
+    root = run / "checkpoints"
+    kinds = [] if root.is_symlink() else ["step", "best"]
+    saved = {kind: [path for path in saved_folders(root, kind) if (path / MANIFEST).is_file()] for kind in kinds}
+    if which in LINKED and (found := saved.get(LINKED[which])):
+        return found[-1]
+    if which.isdecimal():
+        for folder in itertools.chain.from_iterable(saved.values()):
+            if step_of(folder) == int(which):
+                return folder
+    steps = sorted({step_of(path) for path in itertools.chain.from_iterable(saved.values())})
+    names = [*(name for name, kind in LINKED.items() if saved.get(kind)), *map(str, steps)]
+    raise UserError(f"checkpoint={which}: no such checkpoint; there are {', '.join(names) or 'none'}")
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """The error of a checkpoint that cannot be read."""
+    what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return UserError(f"{folder}{DAMAGED}{what}")

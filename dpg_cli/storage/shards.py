@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import Disk, write_whole
 from dpg_cli.storage.untrusted import opened
 
@@ -130,6 +131,41 @@ def check(replay: Path, shards: Mapping[str, Any], added: int, size: int) -> Tra
     if len(dtypes) > 1:
         raise ValueError("the shards hold transitions of different types")
     return Transitions(tuple(found), dtypes.pop() if dtypes else np.dtype(np.float32), size)
+
+
+def some_observations(replay: Path, obs_dim: int, most: int) -> np.ndarray:
+    """Observations from all over a replay, which may come from a stranger. Only as much as is returned is read.
+
+    Args:
+        replay: the folder; it may be missing.
+        obs_dim: size of an observation.
+        most: how many.
+
+    Returns:
+        `(N, obs_dim)` with N at most `most`.
+
+    Raises:
+        UserError: a file is not a shard with such observations.
+    """
+    paths = [] if replay.is_symlink() else shards_in(replay)
+    firsts = np.cumsum([0, *(after - first for first, after in (bounds(path.name) for path in paths))])
+    rows = np.unique(np.linspace(0, firsts[-1] - 1, most).astype(int)) if firsts[-1] > 0 else np.empty(0, int)
+    found = [np.empty((0, obs_dim), np.float32)]
+    for path, first, after in zip(paths, firsts, firsts[1:], strict=False):
+        with opened(path) as file:
+            try:
+                dtype, count = _header(file)
+                obs, offset = dtype.fields["obs"][:2]  # type: ignore[index]
+                start, size = file.tell(), os.fstat(file.fileno()).st_size
+                whole = count == after - first and start + count * dtype.itemsize == size
+                if not whole or obs.shape != (obs_dim,) or obs.base.kind != "f":
+                    raise ValueError(f"{size:,} bytes, {count} rows of {dtype}")
+                for row in rows[(rows >= first) & (rows < after)] - first:
+                    file.seek(start + offset + int(row) * dtype.itemsize)
+                    found.append(np.frombuffer(file.read(obs.itemsize), obs.base)[None])
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(f"{path}: not transitions of this policy: {error}") from error
+    return np.concatenate(found)
 
 
 def _header(file: BinaryIO) -> tuple[np.dtype[Any], int]:

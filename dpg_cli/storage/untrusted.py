@@ -13,10 +13,11 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from dpg_cli.errors import UserError
+from dpg_cli.errors import UserError, first_line
 
 MAX_LINE = 1_000_000  # bytes of a line of metrics.jsonl or evaluations.jsonl
 MAX_RUN_FILE = 1_000_000  # bytes of run.json
+MAX_CONFIG = 100_000  # bytes of a config.yaml; a hostile file could take gigabytes
 LINKS = re.compile(r"latest|best|\.(latest|best)\.\d+")  # in checkpoints/; a crash leaves those with a number
 
 
@@ -80,6 +81,62 @@ def read_json(path: Path, most: int) -> Any:
         UserError: it is missing, not a file, larger, or not JSON.
     """
     return _parsed(read(path, most), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping of plain data from a YAML file, which may be untrusted.
+
+    Raises:
+        UserError: the file cannot be read, or `load_yaml` rejects it.
+    """
+    return load_yaml(read(path, MAX_CONFIG), str(path))
+
+
+def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
+    """A mapping of plain data from YAML: no tags, no aliases, at most `MAX_CONFIG` bytes.
+
+    Args:
+        text: the YAML.
+        where: the name of its file, for messages.
+
+    Raises:
+        UserError: it is not such a mapping.
+    """
+    import yaml
+
+    def whole(loader: Any, node: Any) -> int:
+        value: int = loader.construct_yaml_int(node)
+        if abs(value) >= 10**18:  # Python refuses to print thousands of digits
+            raise yaml.YAMLError("a number that is too large")
+        return value
+
+    class Plain(yaml.SafeLoader):
+        """No dates, no sets and no aliases: with aliases, a small file can expand to gigabytes."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases are not allowed")
+            return super().compose_node(parent, index)
+
+    Plain.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Plain.yaml_constructors = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
+    Plain.add_constructor("tag:yaml.org,2002:int", whole)
+    if len(text) > MAX_CONFIG:
+        raise UserError(f"{where}: has {len(text):,} bytes, too many for a config")
+    try:
+        tree = yaml.load(text, Plain)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid number; lists nested too deeply
+        raise UserError(f"{where}: {first_line(error)}") from error
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UserError(f"{where}: must be a mapping")
+    return tree
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

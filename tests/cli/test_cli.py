@@ -429,64 +429,6 @@ def test_a_file_in_the_working_directory_hides_no_installed_module(train, tmp_pa
         assert process.wait(60) == 0, process.stderr.read()
 
 
-def test_eval_takes_the_folder_as_a_bare_word(train, evaluate, tmp_path):
-    arguments = ["env=Pendulum-v1", *SMALL, "env.max_episode_steps=20"]
-    folders = ["hydra.sweep.dir=sweeps/a", 'hydra.sweep.subdir="s=${seed}"']
-    assert train("-m", *arguments, "seed=0,1", *folders)[0] == 0
-    assert train(*arguments, "num_seeds=2", "hydra.run.dir=two")[0] == 0
-    code, out, err = evaluate("sweeps/a/s=0", "episodes=2")
-    assert (code, err) == (0, "")
-    assert evaluate("run=sweeps/a/s=0", "episodes=2") == (0, out, "")
-    assert evaluate("two/seed_1", "episodes=2")[0] == 0
-    below = ["sweeps/a/s=0", "sweeps/a/s=1", "two/seed_0", "two/seed_1"]
-    for parent, runs in ((".", below), ("sweeps", below[:2]), ("two", below[2:]), (str(tmp_path), below)):
-        code, out, err = evaluate(parent)
-        assert (code, err) == (2, f"dpg-eval: {parent}: holds {len(runs)} runs; name one of them\n")
-        assert [os.path.relpath(line) for line in out.splitlines()] == runs
-
-
-def test_eval(train, evaluate, tmp_path):
-    assert train(TOY, *SMALL, "algo.normalize_obs=true", "hydra.run.dir=run")[0] == 0
-    code, out, err = evaluate("run=run", "episodes=3", "trust=true")
-    assert (code, err) == (0, "")
-    assert "3 episodes" in out
-    assert evaluate("run=run", "episodes=3", "trust=true")[1] == out
-    assert evaluate("run=run", "episodes=3", "trust=true", "seed=1")[1] != out
-    for which in ("best", "latest", "60"):
-        assert evaluate("run=run", f"checkpoint={which}", "trust=true")[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run=nowhere"], "run=nowhere: no such folder"),
-        (["run=."], ".: holds 1 run; name one of them"),
-        (["empty"], "run=empty: not a run folder"),
-        (["nowhere"], "run=nowhere: no such folder"),
-        (["x" * 300], "no such folder"),
-        (["run=~/x"], "write run=$HOME/x"),
-        (["run", "--episodes"], "--episodes: not of the form key=value"),
-        (["episodes=3"], "run: missing"),
-        (["run=run", "episode=3"], "episode: unknown key; did you mean episodes?"),
-        (["run=run", "episodes=0"], "episodes=0"),
-        (["run=run", "episodes=1.5"], "episodes=1.5"),
-        (["run=run", "seed=-1"], "seed=-1"),
-        (["run=run", "run"], "run: given twice"),
-        (["run=run", "run=run"], "given twice"),
-        (["run=run"], "trust=true"),
-        (["run=run", "trust=true", "checkpoint=31"], "there are latest, best, 0, "),
-        (["run=run", "trust=true", "checkpoint=../../x"], "no such checkpoint"),
-    ],
-)
-def test_eval_mistakes(finished, evaluate, arguments, message):
-    finished(TOY, *SMALL, "checkpoint.keep=3")
-    os.mkdir("empty")
-    code, _out, err = evaluate(*arguments)
-    assert code == 2
-    assert message in err
-    assert err.count("\n") == 1
-
-
 @contextlib.contextmanager
 def installed(program, *arguments, cwd):
     """The installed command in a process of its own, with the signals of a foreground job; never left behind."""

@@ -422,6 +422,18 @@ LINKS = {
     "a file with two names": hard_linked,
     "a seed elsewhere": several(members_elsewhere),
 }
+EXPORTED = {
+    **{name: CONFIGS[name] for name in ("a python tag", "aliases that unfold", "a list in a list in a list")},
+    **{name: CONFIGS[name] for name in CONFIGS if name.startswith(("a config ", "a number "))},
+    **POLICIES,
+    "a policy of a terabyte": sparse(f"{STEP}/policy.safetensors", seals=True),
+    **{name: STATES[name] for name in STATES if name.startswith(("a shard of", "a shard that", "a pickle as a shard"))},
+    "a zip as a shard": STATES["a zip as a shard"],
+    "a shard of a terabyte": lambda run, *_: os.truncate(min((run / "replay").glob("*.npy")), TERABYTE),
+    "a shard that is a link": linked("replay/*.npy"),
+    "a shard that is a pipe": piped("replay/rows_000000000000_000000000030.npy"),
+    "no replay, and a module": lambda run, *rest: [shutil.rmtree(run / "replay"), module(run, *rest)],
+}
 CURVES = {
     "curves elsewhere": linked("evaluations.jsonl"),
     "a pipe": piped("evaluations.jsonl"),
@@ -500,6 +512,22 @@ def test_a_best_checkpoint_elsewhere_is_not_read(place, evaluate):
         path.write_bytes(b"")
     assert guarded(lambda: evaluate("run=run", "episodes=1")) == own
     assert own[0] == 0
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_hostile_run_is_not_exported(place, export, name, monkeypatch):
+    monkeypatch.syspath_prepend(str(place))
+    which = "latest" if name == "a policy of a terabyte" else "best"
+    rejected(place, EXPORTED[name], lambda: export("run=run", "format=pt2", f"checkpoint={which}"))
+    assert not (place / "policy.pt2").exists()
+
+
+def test_a_replay_elsewhere_is_not_read(place, export):
+    linked("replay")(place / "run", place / "outside", place / "sentinel")
+    for path in (place / "outside" / "run" / "replay").iterdir():
+        path.write_bytes(b"")
+    code, out, _ = guarded(lambda: export("run=run", "format=pt2"))
+    assert (code, "of evaluation episodes" in out) == (0, True)
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -1,0 +1,142 @@
+"""What `dpg-eval` prints and writes."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dpg_cli.bootstrap import interval
+from dpg_cli.cli.folder import load_config
+from dpg_cli.cli.notes import SEED_IGNORED
+from dpg_cli.cli.play import Played, Settings, play
+from dpg_cli.cli.progress import EvaluationProgress
+from dpg_cli.config import TrainConfig
+from dpg_cli.errors import DivergedError, SimulatorError, UserError, one_line
+from dpg_cli.storage.atomic import Disk, explaining, write_whole
+from dpg_cli.storage.run_dir import versions
+
+
+def evaluate_one(run: Path, config: TrainConfig, settings: Settings, out: Path | None) -> int:
+    """Evaluate one run and print a table of its episodes; returns the exit code.
+
+    Args:
+        run: the run folder.
+        config: of the run.
+        settings: how to evaluate.
+        out: a JSON file to write; None for none.
+    """
+    played = play(run, config, settings, EvaluationProgress("dpg-eval"))
+    if played.ignores_seed:
+        print(f"note: {played.env_id}: {SEED_IGNORED}")
+    table = _table(["episode", "return", "length"])
+    for episode, (value, length) in enumerate(zip(played.returns, played.lengths, strict=True)):
+        table.add_row(str(episode), f"{value:.2f}", str(length))
+    returns, console = played.returns, _console()
+    console.print(table)
+    number = f"{len(returns)} {'episode' if len(returns) == 1 else 'episodes'}"
+    console.print(
+        f"{played.env_id}, checkpoint {settings.checkpoint} (step {played.step:,}), {number}: "
+        f"return {returns.mean():.2f} ± {returns.std():.2f}, length {played.lengths.mean():.1f}",
+        soft_wrap=True,
+    )
+    if played.info:
+        means = ", ".join(f"{one_line(key)} {mean:.4g}" for key, mean in played.info.items())
+        console.print(f"info at the end of an episode: {means}", soft_wrap=True)
+    if settings.video is not None:
+        console.print(f"video: {settings.video}, {played.frames:,} frames", soft_wrap=True)
+    if out is not None:
+        _write(out, _as_json(run, settings, played))
+    return 0
+
+
+def evaluate_all(folder: Path, runs: Sequence[Path], trust: str, settings: Settings, out: Path | None) -> int:
+    """Evaluate every run below a folder and print one table; returns the exit code.
+
+    A run that cannot be evaluated does not end the others.
+
+    Args:
+        folder: that holds them.
+        runs: the run folders.
+        trust: as `load_config` takes it.
+        settings: how to evaluate.
+        out: a JSON file to write; None for none.
+
+    Raises:
+        UserError: none of the runs can be evaluated, because of mistakes of the user.
+    """
+    table = _table(["run", "environment", "step", "return", "length"])
+    done: dict[Path, Played] = {}
+    errors: dict[Path, Exception] = {}
+    for number, run in enumerate(runs):
+        name = one_line(run.relative_to(folder))
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{number + 1} of {len(runs)}: {name}", end="", file=sys.stderr, flush=True)
+        try:
+            config = load_config("run", run, trust)
+            played = done[run] = play(run, config, settings, EvaluationProgress("dpg-eval"))
+        except Exception as error:
+            errors[run] = error
+            table.add_row(name, "", "", "failed", "")
+        else:
+            value = f"{played.returns.mean():.2f} ± {played.returns.std():.2f}"
+            table.add_row(name, played.env_id, f"{played.step:,}", value, f"{played.lengths.mean():.1f}")
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if not done and all(isinstance(raised, UserError) for raised in errors.values()):
+        raise UserError(f"none of {len(runs)} runs can be evaluated; {runs[0]}: {errors[runs[0]]}")
+    console = _console()
+    console.print(table)
+    if len({played.env_id for played in done.values()}) == 1 < len(done):
+        means = [played.returns.mean() for played in done.values()]
+        console.print(f"mean over {len(done)} runs: {np.mean(means):.2f} ± {np.std(means):.2f}")
+    for env_id in {played.env_id for played in done.values() if played.ignores_seed}:
+        console.print(f"note: {env_id}: {SEED_IGNORED}", soft_wrap=True)
+    for run, raised in errors.items():
+        known = isinstance(raised, UserError | DivergedError | SimulatorError)
+        reason = one_line(raised if known else f"{type(raised).__name__}: {raised}")
+        print(f"dpg-eval: {one_line(shlex.quote(str(run)))}: {reason}", file=sys.stderr)
+    if out is not None:
+        _write(out, {"runs": [_as_json(run, settings, played) for run, played in done.items()]})
+    return 1 if errors else 0
+
+
+def _as_json(run: Path, settings: Settings, played: Played) -> dict[str, Any]:
+    returns = played.returns
+    low, high = interval(returns).tolist() if len(returns) > 1 else (None, None)
+    return {
+        "run": str(run),
+        "env_id": played.env_id,
+        "checkpoint": settings.checkpoint,
+        "step": played.step,
+        "seed": settings.seed,
+        "returns": returns.tolist(),
+        "lengths": played.lengths.tolist(),
+        "info": played.info,
+        "mean": float(returns.mean()),
+        "std": float(returns.std()),
+        "low": low,
+        "high": high,
+        "versions": dict(versions()),
+    }
+
+
+def _write(out: Path, content: dict[str, Any]) -> None:
+    with explaining(out):
+        write_whole(Disk(), out, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _table(headers: Sequence[str]) -> Table:
+    table = Table(box=None, header_style="", pad_edge=False)
+    for header in headers:
+        table.add_column(header, justify="left" if header in ("run", "environment") else "right", overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False)

@@ -1,0 +1,177 @@
+"""`dpg-export`: write a trained policy to a file for other programs."""
+
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dpg_cli.export import Format
+    from dpg_cli.policy import Policy
+
+OBSERVATIONS = 1_000  # for the check of a file
+HELP = """\
+dpg-export: write a trained policy to a file for other programs.
+
+Examples
+  dpg-export outputs/Pendulum-v1/ddpg/2026-11-22_13-27-16-377661
+  dpg-export RUN_DIR format=c out=pendulum.h         void pendulum_act(const float *obs, float *action)
+  dpg-export RUN_DIR format=pt2 checkpoint=latest
+
+Keys
+  run         the run folder; run=RUN_DIR is the same as RUN_DIR
+  checkpoint  best (default), latest, or a step
+  format      onnx (default); pt2: PyTorch's format, loaded without dpg-cli; c: a C99 header without dependencies
+  out         the file (default policy.onnx, policy.pt2 or policy.h); NAME.h defines NAME_act
+  force       true: overwrite an existing file (default false)
+  trust       true: the environment may import modules and open files that the run names, as for dpg-eval; it runs only
+              if the run has no replay (default false)
+
+Flags
+  --version   versions of dpg-cli, torch, gymnasium, mujoco and others
+
+Input: the flattened observation, float32. Output: the action in the environment's units, within its bounds. The file is
+kept only if its actions for up to 1,000 observations are the policy's, to 1e-5 of their range.
+"""
+
+
+def main() -> None:
+    """The console script."""
+    from dpg_cli.cli.machine import require_posix
+    from dpg_cli.errors import DiskError, ExportError, UserError, one_line
+
+    try:
+        require_posix()
+        sys.exit(_run_command(sys.argv[1:]))
+    except UserError as error:
+        print(f"dpg-export: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (DiskError, ExportError) as error:
+        print(f"dpg-export: failed: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        print(f"dpg-export: failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(HELP, end="")
+        return 0
+
+    from dpg_cli.cli.arguments import parse, print_versions, true_or_false
+
+    if "--version" in arguments:
+        print_versions()
+        return 0
+    keys = ("run", "checkpoint", "format", "out", "force", "trust")
+    values = parse(arguments, keys, required=("run",), bare="run")
+    force, _ = true_or_false(values, "force"), true_or_false(values, "trust")
+
+    from dpg_cli.cli.here import below_here, remember
+    from dpg_cli.errors import one_line
+    from dpg_cli.export import export
+    from dpg_cli.policy import load_policy
+
+    remember()  # an environment may change the working directory
+    name, chosen = _format(values)
+    run, which = Path(values["run"]).absolute(), values.get("checkpoint", "best")
+    policy = load_policy(values["run"], which)
+    out = _out(values, name, chosen, force=force).absolute()
+    obs, origin = _observations(values, run, policy)
+    metadata = {name: value for name, value in policy.metadata.items() if name != "network"}
+    difference = export(policy, chosen, metadata | {"run": str(below_here(run))}, obs, out)
+    size = out.stat().st_size
+    print(one_line(f"{below_here(out)}: {policy.env_id}, checkpoint {which} (step {policy.step:,}), {size:,} bytes"))
+    if difference is None:
+        print(f"not verified: there is no working C compiler here ({', '.join(chosen.tools)})")
+    else:
+        where = f"{len(obs):,} observations {origin}"
+        print(f"verified with {chosen.runner} on {where}: largest difference {difference:.1e} of the action's range")
+    return 0
+
+
+def _format(values: Mapping[str, str]) -> tuple[str, "Format"]:
+    """The format that is asked for, by name.
+
+    Raises:
+        UserError: there is no such format, or a package that it needs is not installed.
+    """
+    from dpg_cli.errors import UserError
+    from dpg_cli.export import FORMATS
+
+    name = values.get("format", "onnx")
+    if name not in FORMATS:
+        raise UserError(f"format={name}: should be {', '.join(FORMATS)}")
+    if missing := [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]:
+        raise UserError(f"format={name}: needs {', '.join(missing)}; pip install 'dpg-cli[export]'")
+    return name, FORMATS[name]
+
+
+def _out(values: Mapping[str, str], name: str, chosen: "Format", *, force: bool) -> Path:
+    """The file to write.
+
+    Raises:
+        UserError: it exists, cannot be written, or has a name that does not fit the format.
+    """
+    from dpg_cli.cli.arguments import output_file
+    from dpg_cli.errors import UserError
+    from dpg_cli.export import FORMATS, check_name
+
+    default = f"policy{chosen.suffix}"
+    out = Path(values.get("out", default))
+    for other, described in FORMATS.items():
+        if "format" not in values and other != name and out.suffix == described.suffix:
+            raise UserError(f"out={out}: add format={other}; without it, the format is {name} ({chosen.suffix})")
+    if name == "c":
+        check_name(out)
+    if out.exists() and not force:
+        raise UserError(f"out={out}: already exists; force=true overwrites it")
+    return output_file(values, "out", default, [chosen.suffix])
+
+
+def _observations(values: Mapping[str, str], run: Path, policy: "Policy") -> tuple["np.ndarray", str]:
+    """Flat observations for the check, `(N, obs_dim)`, and where they are from.
+
+    Raises:
+        UserError: the replay is damaged, or there is none and the environment cannot be created.
+    """
+    import numpy as np
+
+    from dpg_cli.storage.shards import some_observations
+
+    def finite(obs: np.ndarray) -> np.ndarray:
+        kept: np.ndarray = obs[np.isfinite(obs).all(axis=-1)]
+        return kept
+
+    stored = finite(some_observations(run / "replay", policy.obs_dim, OBSERVATIONS))
+    if len(stored) > 1:
+        return stored, "of the replay"
+
+    from dpg_cli.cli.build import environment_pool, sizes
+    from dpg_cli.cli.folder import load_config
+    from dpg_cli.environments.make import FlatEnv
+    from dpg_cli.errors import UserError
+    from dpg_cli.seeding import Purpose, integer
+
+    settings = load_config("run", run, values.get("trust", "false"))
+    env = environment_pool(settings)()
+    assert isinstance(env, FlatEnv)
+    if sizes(env) != (policy.obs_dim, policy.action_space.low.size):
+        raise UserError(f"env.id={settings.env.id}: its observations or actions are not those of the policy")
+    found: list[np.ndarray] = []
+    ended, episodes = True, 0
+    while len(found) < OBSERVATIONS:
+        if ended:
+            seen, _ = env.reset(seed=integer(0, Purpose.TEST, episodes))
+            episodes += 1
+        found.append(seen.copy())
+        seen, _, terminated, truncated, _ = env.step_own(policy.from_flat(seen))
+        ended = terminated or truncated
+    env.close()
+    return finite(np.array(found)), "of evaluation episodes"

@@ -1,0 +1,145 @@
+"""Films of episodes: `dpg-eval RUN_DIR video=FILE.mp4`."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+
+from dpg_cli.environments.state import Env
+from dpg_cli.errors import UserError, one_line
+
+RENDER_FPS = 30  # of environments that name no rate
+
+
+def has_display() -> bool:
+    """Whether windows can be shown."""
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def render_without_display() -> None:
+    """Let MuJoCo render without a display. It must be called before mujoco is imported."""
+    if sys.platform == "linux" and not has_display():
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def require_imageio() -> None:
+    """Check that the extra is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        import imageio  # noqa: F401
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"video= needs imageio; pip install 'dpg-cli[video]' ({error})") from error
+
+
+class Film:
+    """A film of one or more episodes. It appears under its name when it is complete.
+
+    Args:
+        path: of the file, whose ending says the format.
+    """
+
+    def __init__(self, path: Path):
+        self.frames = 0
+        self._path = path
+        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        self._writer: Any = None
+
+    def __enter__(self) -> Self:
+        """Start a film."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the film its name; after an error, remove it."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        if error is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+    def add(self, frame: np.ndarray, fps: float) -> None:
+        """Add a frame, `(height, width, 3)` bytes."""
+        import imageio.v2 as imageio
+
+        if self._writer is None:
+            self._writer = imageio.get_writer(self._path and self._partial, fps=fps, macro_block_size=1)
+        self._writer.append_data(_even(frame))
+        self.frames += 1
+
+
+class Filmed(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment whose every step is filmed.
+
+    Args:
+        env: created with `render_mode="rgb_array"`.
+        name: of the environment, for messages.
+        film: receives the frames.
+    """
+
+    def __init__(self, env: Env, name: str, film: Film):
+        super().__init__(env)
+        self._name, self._film = name, film
+
+    def reset(self, **kwargs: Any) -> Any:
+        """Start an episode."""
+        result = self.env.reset(**kwargs)
+        self._add()
+        return result
+
+    def step(self, action: Any) -> Any:
+        """Make one step."""
+        result = self.env.step(action)
+        self._add()
+        return result
+
+    def _add(self) -> None:
+        try:
+            frame: Any = self.env.render()
+        except Exception as error:
+            reason = one_line(error) or type(error).__name__
+            hint = "; without a display, MuJoCo needs MUJOCO_GL=egl or osmesa" if "gl" in reason.lower() else ""
+            raise UserError(f"env.id={self._name}: cannot render: {reason}{hint}") from error
+        if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3):
+            shown = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise UserError(f"env.id={self._name}: cannot render: render() returned {shown}, not a picture")
+        self._film.add(frame, float(self.env.metadata.get("render_fps") or RENDER_FPS))
+
+
+def rendering(create: Callable[[str], Env], name: str, mode: str) -> Env:
+    """An environment that renders.
+
+    Args:
+        create: creates one, given its `render_mode`.
+        name: of the environment, for messages.
+        mode: `rgb_array` or `human`.
+
+    Raises:
+        UserError: it cannot render.
+    """
+    try:
+        env = create(mode)
+    except UserError as error:
+        raise UserError(f"env.id={name}: cannot render: {str(error).partition(': ')[2]}") from error
+    modes = env.metadata.get("render_modes", [])
+    if env.render_mode != mode or mode not in modes:
+        env.close()
+        raise UserError(f"env.id={name}: cannot render: it has no mode {mode}; it has {', '.join(modes) or 'none'}")
+    return env
+
+
+def _even(frame: np.ndarray) -> np.ndarray:
+    """Without the last row or column of an odd size, which common video formats do not have."""
+    height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+    return frame[:height, :width]

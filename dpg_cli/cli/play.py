@@ -1,0 +1,147 @@
+"""Episodes of a trained policy, without exploration noise."""
+
+import functools
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dpg_cli.cli.build import environment_pool, sizes
+from dpg_cli.cli.film import Film, Filmed, rendering
+from dpg_cli.cli.memory import most_bytes
+from dpg_cli.cli.progress import EvaluationProgress
+from dpg_cli.config import TrainConfig
+from dpg_cli.environments.evaluation import Trajectories, mean_info, run_episodes
+from dpg_cli.environments.group import LocalEnvs
+from dpg_cli.environments.make import make_env
+from dpg_cli.environments.probe import ignores_seed
+from dpg_cli.environments.state import Env
+from dpg_cli.errors import UserError
+from dpg_cli.networks import Actor
+from dpg_cli.precision import PRECISIONS
+from dpg_cli.seeding import Purpose, integer
+from dpg_cli.storage import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to play.
+
+    Attributes:
+        checkpoint: `best`, `latest` or a step.
+        episodes: how many.
+        seed: of the episodes.
+        video: the file of a film; None for no film.
+        film_all: whether to film every episode, not only the first.
+        watch: whether to show the episodes on the display.
+    """
+
+    checkpoint: str
+    episodes: int
+    seed: int
+    video: Path | None = None
+    film_all: bool = False
+    watch: bool = False
+
+
+class Played(NamedTuple):
+    """What came of it."""
+
+    env_id: str
+    step: int  # at which the policy was saved
+    returns: np.ndarray  # (N,)
+    lengths: np.ndarray  # (N,), steps
+    info: dict[str, float]  # the numbers in `info` at the end of an episode, averaged
+    frames: int  # of the film
+    ignores_seed: bool  # whether the environment ignores the seed of `reset`
+
+
+def play(run: Path, config: TrainConfig, settings: Settings, progress: EvaluationProgress) -> Played:
+    """Run episodes with a policy of a run.
+
+    Each episode has the same actions, bit for bit, whether it is filmed, alone or one of many.
+
+    Args:
+        run: the run folder.
+        config: of the run.
+        settings: how.
+        progress: says how far it is.
+
+    Raises:
+        UserError: there is no such checkpoint, or the environment cannot be created, cannot render or does not fit.
+        DivergedError: an action, a reward or an observation is not finite.
+    """
+    env_id, pool = config.env.id, environment_pool(config)
+    single = config.eval.episodes == 0  # only one environment may exist
+    seed_ignored = ignores_seed(pool, single=single)
+    example = pool()
+    obs_dim, action_dim = sizes(example)
+    pool.keep(example)
+    most = most_bytes(config, obs_dim, action_dim)
+    actor, step = checkpoint.load_policy(checkpoint.find(run, settings.checkpoint), most)
+    if (obs_dim, action_dim) != (actor.obs_dim, actor.action_dim):
+        raise UserError(
+            f"env.id={env_id}: an observation has {obs_dim} numbers and an action {action_dim}; the policy expects "
+            f"{actor.obs_dim} and {actor.action_dim}"
+        )
+    env_seeds = [integer(settings.seed, Purpose.TEST, episode) for episode in range(settings.episodes)]
+
+    def run_rows(envs: LocalEnvs, rows: Sequence[int], what: str = "evaluating") -> Trajectories:
+        act = functools.partial(_act, actor, settings.episodes, rows)
+        seeds = [env_seeds[row] for row in rows]
+        shown = functools.partial(progress, what=what)
+        return run_episodes(act, envs, [seeds], seeds=[settings.seed], step=step, progress=shown)
+
+    rendered = range(settings.episodes if settings.watch or settings.film_all else settings.video is not None)
+    others = range(len(rendered), settings.episodes)
+    played = []
+    with ExitStack() as opened:
+        opened.callback(pool.close)
+        if rendered:
+            if single:
+                pool.close()
+            film = None if settings.video is None else opened.enter_context(Film(settings.video))
+            doing = "showing" if film is None else "filming"
+            for row in rendered:
+                with closing(LocalEnvs([_rendering(config, film)], "evaluation")) as envs:
+                    played.append(run_rows(envs, [row], f"{doing} episode {row}"))
+        if others:
+            at_once = 1 if single else len(others)
+            with closing(LocalEnvs([pool() for _ in range(at_once)], "evaluation")) as envs:
+                played += [run_rows(envs, others[i : i + at_once]) for i in range(0, len(others), at_once)]
+    return Played(
+        env_id,
+        step,
+        np.concatenate([part.returns[0] for part in played]),
+        np.concatenate([part.lengths[0] for part in played]),
+        mean_info(numbers for part in played for numbers in part.infos[0]),
+        film.frames if rendered and film is not None else 0,
+        seed_ignored,
+    )
+
+
+@torch.no_grad()
+def _act(actor: Actor, episodes: int, rows: Sequence[int], obs: np.ndarray) -> np.ndarray:
+    """Actions for some of the episodes, `(1, n, obs_dim)` to `(1, n, action_dim)`.
+
+    A product of matrices rounds differently with another number of rows, so there are always as many as episodes.
+    """
+    padded = torch.zeros(1, episodes, obs.shape[-1], dtype=actor.dtype)
+    padded[:, list(rows)] = torch.from_numpy(obs).to(actor.dtype)
+    action: np.ndarray = actor(padded)[:, list(rows)].numpy()
+    return action
+
+
+def _rendering(config: TrainConfig, film: Film | None) -> Env:
+    env, dtype = config.env, PRECISIONS[config.precision].observations
+
+    def create(mode: str) -> Env:
+        return make_env(env.id, {**env.kwargs, "render_mode": mode}, env.max_episode_steps, dtype, lambda _: None)
+
+    if film is None:
+        return rendering(create, env.id, "human")
+    return Filmed(rendering(create, env.id, "rgb_array"), env.id, film)
