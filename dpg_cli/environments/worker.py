@@ -4,11 +4,13 @@ Neither this module nor what it imports may import torch, which would cost each 
 """
 
 import contextlib
+import io
 import logging
 import logging.handlers
 import os
 import pickle
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import parent_process
@@ -74,6 +76,8 @@ def _end_with_the_main_process() -> None:
 def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, Part], renewal: Renewal) -> None:
     """Make environments and answer messages until the main process closes the connection or ends."""
     Thread(target=_end_with_the_main_process, daemon=True).start()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # it is a file while there is a panel
     install = signal.signal
 
     def ignore_signals() -> None:
