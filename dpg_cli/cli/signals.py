@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+AGAIN = 0.2  # seconds between installations of the handlers: each costs as much as a step of a simple environment
 GRACE = 1.0  # seconds in which a repeated signal counts as one request: a closing terminal sends two
 
 
@@ -35,7 +36,7 @@ class StopRequest:
     """While active, the first signal of `HANDLED` requests a stop, and a later one raises `ForcedStop`.
 
     A signal that was ignored at the start, for example by nohup, stays ignored. A simulator may install handlers of its
-    own: those that it installs from Python have no effect while this is active, and each call takes back what it has
+    own: those that it installs from Python have no effect while this is active, and calls take back what it has
     installed otherwise, as robot middleware does.
 
     Args:
@@ -45,13 +46,15 @@ class StopRequest:
     def __init__(self, notify: Callable[[str], None] = lambda line: say(line)) -> None:
         self.signal: int | None = None
         self._notify = notify
-        self._when = 0.0
+        self._when = self._installed = 0.0
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""
-        for number in self._before:
-            install(number, self._handle)
+        if time.monotonic() - self._installed > AGAIN:
+            self._installed = time.monotonic()
+            for number in self._before:
+                install(number, self._handle)
         return self.signal is not None
 
     def __enter__(self) -> Self:
