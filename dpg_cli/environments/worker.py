@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import parent_process
@@ -24,6 +25,7 @@ import numpy as np
 from dpg_cli.environments.group import Env, Kind, LocalEnvs, Stepped
 from dpg_cli.environments.pool import Renewal
 
+AGAIN = 0.2  # seconds between calls that ignore the signals
 IGNORED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}  # the main process handles them
 KINDS: tuple[Kind, ...] = ("training", "evaluation")
 STEP = {kind: bytes([number]) for number, kind in enumerate(KINDS)}
@@ -116,10 +118,13 @@ def serve(connection: Connection, make: Callable[[], Env], parts: Mapping[Kind, 
             os.write(connection.fileno(), REPLY)
             connection.send(Reply(result, error, said))
 
+    ignored = time.monotonic()
     with contextlib.suppress(OSError, EOFError):  # the main process has ended
         answer(make_all)
         while message := os.read(connection.fileno(), 1):
-            ignore_signals()  # also those that a simulator handles from C
+            if time.monotonic() - ignored > AGAIN:
+                ignored = time.monotonic()
+                ignore_signals()  # also those that a simulator has handled from C since
             if message == CALL:
                 kind, method, arguments = connection.recv()
                 obs = () if method == "get_states" else (rows[kind]["obs"],)
