@@ -136,7 +136,22 @@ def rendering(create: Callable[[str], Env], name: str, mode: str) -> Env:
     if env.render_mode != mode or mode not in modes:
         env.close()
         raise UserError(f"env.id={name}: cannot render: it has no mode {mode}; it has {', '.join(modes) or 'none'}")
+    _follow(env)
     return env
+
+
+def _follow(env: Env) -> None:
+    """Let MuJoCo's camera follow the robot, which otherwise leaves the picture in HalfCheetah and Ant.
+
+    Gymnasium 1.4 has a free camera unless a camera is chosen; only some environments let it follow a body.
+    """
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    model = getattr(env.unwrapped, "model", None)
+    if renderer is None or model is None or renderer.camera_id != -1:
+        return
+    if "trackbodyid" not in (renderer.default_cam_config or {}):
+        mujoco = sys.modules["mujoco"]
+        renderer.camera_id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # -1 without one
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
