@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dpg_cli.errors import UserError, one_line
+from dpg_cli.errors import DiskError, DivergedError, ExportError, SimulatorError, UserError, one_line
 
 PICTURES = (".svg", ".png", ".pdf")
 
@@ -144,6 +144,29 @@ def output_folder(values: Mapping[str, str], key: str, default: str) -> Path:
     except OSError as error:
         raise UserError(f"{key}={path}: {error.strerror}") from error
     return path
+
+
+def run_command(name: str, command: Callable[[Sequence[str]], int]) -> None:
+    """Run a console script and exit: with its code, or with that of its error, which is printed in one line.
+
+    Args:
+        name: of the console script.
+        command: given the command line; returns the exit code.
+    """
+    from dpg_cli.cli.machine import require_posix
+
+    try:
+        require_posix()
+        sys.exit(command(sys.argv[1:]))
+    except UserError as error:
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        known = isinstance(error, DiskError | DivergedError | ExportError | SimulatorError)
+        print(f"{name}: failed: {one_line(error if known else f'{type(error).__name__}: {error}')}", file=sys.stderr)
+        sys.exit(1)
 
 
 def run_script(name: str, main: Callable[[], None]) -> None:

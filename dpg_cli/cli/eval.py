@@ -1,6 +1,5 @@
 """`dpg-eval`: run a trained policy."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,23 +34,9 @@ KEYS = ("run", "checkpoint", "episodes", "seed", "out", "video", "video_episodes
 
 def main() -> None:
     """The console script."""
-    from dpg_cli.cli.machine import require_posix
-    from dpg_cli.errors import DiskError, DivergedError, SimulatorError, UserError, one_line
+    from dpg_cli.cli.arguments import run_command
 
-    try:
-        require_posix()
-        sys.exit(_run_command(sys.argv[1:]))
-    except UserError as error:
-        print(f"dpg-eval: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (DiskError, DivergedError, SimulatorError) as error:
-        print(f"dpg-eval: failed: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        print(f"dpg-eval: failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+    run_command("dpg-eval", _run_command)
 
 
 def _run_command(arguments: Sequence[str]) -> int:

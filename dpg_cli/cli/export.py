@@ -1,7 +1,6 @@
 """`dpg-export`: write a trained policy to a file for other programs."""
 
 import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,23 +39,9 @@ kept only if its actions for up to 1,000 observations are the policy's, to 1e-5 
 
 def main() -> None:
     """The console script."""
-    from dpg_cli.cli.machine import require_posix
-    from dpg_cli.errors import DiskError, ExportError, UserError, one_line
+    from dpg_cli.cli.arguments import run_command
 
-    try:
-        require_posix()
-        sys.exit(_run_command(sys.argv[1:]))
-    except UserError as error:
-        print(f"dpg-export: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (DiskError, ExportError) as error:
-        print(f"dpg-export: failed: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        print(f"dpg-export: failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+    run_command("dpg-export", _run_command)
 
 
 def _run_command(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import io
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -146,8 +147,8 @@ def _with_home(argument: str) -> str:
     from dpg_cli.cli.arguments import check_home
 
     key, equals, value = argument.partition("=")
-    if equals and value.startswith("~/") and key.lstrip("+").startswith("env.kwargs."):
-        return f"{key}={Path.home()}{value[1:]}"
+    if equals and key.lstrip("+").startswith("env.kwargs."):
+        return f"{key}=" + re.sub(r"(^|[\[,]) *~/", rf"\g<1>{Path.home()}/", value)
     check_home(argument)
     return argument
 

@@ -94,7 +94,7 @@ def run_episodes(
         if len(rewards) == LONGEST_EPISODE and running.any() and not has_time_limit(envs.example):
             raise UserError(
                 f"{when}: an episode has not ended after {LONGEST_EPISODE:,} steps, and the environment has no "
-                "time limit; set one, such as env.max_episode_steps=1000"
+                "time limit; a run with env.max_episode_steps=1000 has one, and init=RUN_DIR gives it these networks"
             )
     return Trajectories(np.stack(observations), np.stack(rewards), np.stack(made), terminated, infos)
 

@@ -375,7 +375,7 @@ def test_an_action_of_no_dimensions(train):
 def test_paths_in_arguments_are_stored_absolute(train, evaluate, tmp_path, monkeypatch):
     (tmp_path / "model.xml").write_text("a model")
     monkeypatch.setenv("HOME", str(tmp_path))
-    given = [env("Reads"), *SHORT, "+env.kwargs.others=[../x,ant.xml,./a/../b]"]
+    given = [env("Reads"), *SHORT, "+env.kwargs.others=[../x,ant.xml,./a/../b,~/c]"]
     for folder, path in {"here": "./model.xml", "home": "~/model.xml"}.items():
         assert train(*given, f"env.kwargs.path={path}", f"hydra.run.dir={folder}")[0] == 0
     monkeypatch.chdir("/")
@@ -383,6 +383,7 @@ def test_paths_in_arguments_are_stored_absolute(train, evaluate, tmp_path, monke
         stored = (tmp_path / folder / "config.yaml").read_text()
         assert f"path: {tmp_path}/model.xml" in stored
         assert [f"- {path}" in stored for path in (tmp_path.parent / "x", "ant.xml", tmp_path / "b")] == [True] * 3
+        assert f"- {tmp_path}/c" in stored
         assert evaluate(str(tmp_path / folder), "trust=true")[0] == 0
 
 
