@@ -87,6 +87,8 @@ def probe(
     try:
         try:
             first = tried.seeded_episode(original)
+        except ReturnError:
+            raise
         except (TypeError, ValueError, AttributeError):
             explain_old_interface(env_id, original)
             raise
