@@ -224,9 +224,13 @@ class Global(Plain):
 
 
 class Sharing(Plain):
-    """Two attributes share an object that resets and steps change."""
+    """Two attributes, or one and the class, share an object or memory that resets and steps change."""
+
+    HOME = np.ones(1)
 
     def __init__(self, kind):
+        self.table = np.arange(1.0, 21.0)
+        self.goal = self.table[:1]
         self.kind = kind
         self.params = {"gain": 1.0}
         self.dynamics = self.params
@@ -241,12 +245,42 @@ class Sharing(Plain):
             self.rng = self.np_random
         if self.kind == "restart":
             self.dynamics = self.params = {"gain": 3.0}
+        if self.kind == "view":
+            i = self.np_random.integers(20)
+            self.goal = self.table[i : i + 1]
+        if self.kind == "constant":
+            self.goal = self.HOME
         return result
 
     def reward(self):
         self.params["gain"] += 0.25
+        if self.kind == "view":
+            self.goal += 0.1
+        if self.kind == "constant":
+            self.goal = self.goal + 0.1
         drawn = self.np_random.random() + self.rng.random() if self.rng else 0.0
-        return -self.dynamics["gain"] * float(self.s[0] ** 2) + drawn
+        return -self.dynamics["gain"] * float(self.s[0] ** 2) + drawn - self.goal.sum() - self.table.sum()
+
+
+def spawned():
+    generator = np.random.default_rng(0)
+    generator.spawn(1)
+    return generator
+
+
+def default(x, memory=[]):  # noqa: B006
+    return x
+
+
+def counting():
+    count = 0
+
+    def call():
+        nonlocal count
+        count += 1
+        return count
+
+    return call
 
 
 class Point(NamedTuple):
@@ -273,6 +307,10 @@ class Holds(Plain):
             "longdouble": lambda: np.zeros(2, np.longdouble),
             "foreign": lambda: random.Random(7).random,
             "inner": lambda: Plain(),
+            "default": lambda: default,
+            "closure": counting,
+            "spawned": spawned,
+            "memory": lambda: np.frombuffer(bytearray(16)),
             "nothing": lambda: None,
         }[kind]()
 
@@ -284,10 +322,29 @@ class Holds(Plain):
                 assert self.held.x == 0.0
             case "ordered":
                 self.held.move_to_end("a")
+            case "closure":
+                self.held()
         return super().step(action)
 
 
 server, started = None, set()
+
+
+class Slotted(Plain):
+    """Keeps something in a slot."""
+
+    __slots__ = ("kept",)
+
+
+class NewSpace(Plain):
+    """Replaces a space of its own."""
+
+    def __init__(self):
+        self.goal_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def step(self, action):
+        self.goal_space = spaces.Box(-2.0, 2.0, (1,))
+        return super().step(action)
 
 
 class Traces(Plain):
@@ -484,7 +541,21 @@ class Endless(Plain):
 gym.register("Endless-v0", Endless)
 for _class in (
     *(Plain, OwnCurriculum, UncopyableCurriculum, Phases, Late, ClassCurriculum, IgnoresSeed, Noisy),
-    *(Global, Sharing, Holds, Traces, Licences, Rewards, NoneLater, OldStep, OldReset, NoSeed, Success),
+    *(
+        Global,
+        Sharing,
+        Holds,
+        Slotted,
+        NewSpace,
+        Traces,
+        Licences,
+        Rewards,
+        NoneLater,
+        OldStep,
+        OldReset,
+        NoSeed,
+        Success,
+    ),
     *(Single, Dies, TakesSignals, ChangesDirectory, Draws, Prints, Scalar, Reads, Counted),
 ):
     gym.register(f"{_class.__name__}-v0", _class, max_episode_steps=50)

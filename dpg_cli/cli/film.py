@@ -74,7 +74,7 @@ class Film:
         import imageio.v2 as imageio
 
         if self._writer is None:
-            self._writer = imageio.get_writer(self._path and self._partial, fps=fps, macro_block_size=1)
+            self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=1)
         self._writer.append_data(_even(frame))
         self.frames += 1
 

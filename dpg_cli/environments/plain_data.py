@@ -21,7 +21,7 @@ from dpg_cli.environments import mujoco_data
 PLAIN = (bool, int, float, str, types.NoneType)
 GENERATORS: dict[str, type[np.random.BitGenerator]] = {"PCG64": np.random.PCG64, "PCG64DXSM": np.random.PCG64DXSM}
 CONTAINERS: dict[type, str] = {list: "list", dict: "dict", tuple: "tuple", deque: "deque"}
-PLAIN_KINDS = {"number", "text", "none", "array", "deque", "tuple", "list", "dict"}
+PLAIN_KINDS = {"number", "text", "none", "array", "view", "deque", "tuple", "list", "dict"}
 MAY_BE_NONE = {"generator", "method", "function", "enum", "dataclass"}
 
 
@@ -41,7 +41,7 @@ def kind_of(value: Any, where: str, owner: Any) -> str:
         CannotCopy: values of its type cannot be copied. Subclasses may behave differently, so they cannot either.
     """
     cls = type(value)
-    if isinstance(value, enum.Enum) and _named(owner, cls.__qualname__) is cls:
+    if isinstance(value, enum.Enum) and value.name in cls.__members__ and _named(owner, cls.__qualname__) is cls:
         return "enum"
     if isinstance(value, np.ndarray | np.generic):
         if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8 or not value.dtype.isnative:
@@ -49,7 +49,11 @@ def kind_of(value: Any, where: str, owner: Any) -> str:
         if isinstance(value, np.generic):
             return "number"
         if cls is np.ndarray:
-            return "array"
+            if value.base is None:
+                return "array"
+            if type(root := _root(value)) is np.ndarray and root.flags.c_contiguous:
+                return "view"
+            raise CannotCopy(f"{where} is a view of memory that is no array")
     elif cls in (bool, int, float):
         return "number"
     elif cls is str:
@@ -58,14 +62,15 @@ def kind_of(value: Any, where: str, owner: Any) -> str:
         return "none"
     elif cls in CONTAINERS:
         return CONTAINERS[cls]
-    elif cls is np.random.Generator and type(value.bit_generator).__name__ in GENERATORS:
+    elif cls is np.random.Generator and _can_restore(value):
         return "generator"
     elif isinstance(value, types.MethodType) and value == getattr(owner, value.__name__, None):
         return "method"
-    elif isinstance(value, types.FunctionType) and _named(owner, value.__name__) is value:
+    elif isinstance(value, types.FunctionType) and has_no_state(value) and _named(owner, value.__name__) is value:
         return "function"
-    elif dataclasses.is_dataclass(value) and hasattr(value, "__dict__") and _named(owner, cls.__qualname__) is cls:
-        return "dataclass"
+    elif dataclasses.is_dataclass(value) and cls.__base__ is object and _named(owner, cls.__qualname__) is cls:
+        if hasattr(value, "__dict__"):
+            return "dataclass"
     elif isinstance(value, spaces.Space):
         return "space"
     elif mujoco_data.is_a(value, "MjModel"):
@@ -73,6 +78,12 @@ def kind_of(value: Any, where: str, owner: Any) -> str:
     elif mujoco_data.is_a(value, "MjData"):
         return "data"
     raise CannotCopy(f"{where} is a {cls.__name__}")
+
+
+def has_no_state(function: types.FunctionType) -> bool:
+    """Whether a function keeps nothing between calls in its attributes or the defaults of its arguments."""
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return not vars(function) and all(isinstance(default, (*PLAIN, type)) for default in defaults)
 
 
 def kind_of_tree(tree: Any) -> str:
@@ -110,6 +121,11 @@ class Encoder:
             self._numbers[id(value)] = len(self._seen)
             self._seen.append(value)
         match kind:
+            case "view":
+                root = _root(value)
+                offset = value.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+                place = [offset, list(value.shape), list(value.strides), value.dtype.str]
+                return {"view": [self._encode(root, where, owner), *place]}
             case "enum":
                 return {"enum": [type(value).__qualname__, value.name]}
             case "array":
@@ -138,12 +154,14 @@ class Encoder:
 class Decoder:
     """Makes values of an encoder's trees, in the same order.
 
-    It changes the objects that attributes hold at present where it can, because others may hold them too.
+    Args:
+        in_place: whether to change the present objects where that is possible, because others may hold them too.
+            Otherwise all objects are new: the present ones may be those of a class.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_place: bool = False) -> None:
         self.objects: list[Any] = []  # by the encoder's number
-        self._used: set[int] = set()
+        self._in_place = in_place
 
     def decode(self, tree: Any, current: Any, where: str, owner: Any) -> Any:
         """The value of a tree.
@@ -159,18 +177,21 @@ class Decoder:
             ValueError: it is invalid.
         """
         if isinstance(tree, np.ndarray):
-            if not (isinstance(current, np.ndarray) and (current.shape, current.dtype) == (tree.shape, tree.dtype)):
+            own = self._reusable(current, np.ndarray)
+            if own is None or (own.shape, own.dtype) != (tree.shape, tree.dtype) or not own.flags.writeable:
                 return self._register(tree.copy())
-            if not current.flags.writeable or id(current) in self._used:
-                return self._register(tree.copy())
-            current[...] = tree
-            return self._register(current)
+            own[...] = tree
+            return self._register(own)
         if not isinstance(tree, dict):
             return tree
         ((kind, content),) = [(k, v) for k, v in tree.items() if k != "maxlen"]
         match kind:
             case "alias":
                 return self.objects[content]
+            case "view":
+                root, offset, shape, strides, dtype = content
+                buffer = self.decode(root, None, where, owner)
+                return np.ndarray(shape, dtype, buffer, offset, strides)  # checks that it lies in the buffer
             case "scalar":
                 return content.reshape(())[()]
             case "tuple":
@@ -231,12 +252,11 @@ class Decoder:
 
     def _register(self, made: Any) -> Any:
         self.objects.append(made)
-        self._used.add(id(made))
         return made
 
     def _reusable(self, current: Any, cls: type) -> Any:
-        """The present object, if it has the type and is not part of the new value of another attribute."""
-        return current if type(current) is cls and id(current) not in self._used else None
+        """The present object, if it may be changed and has the type."""
+        return current if self._in_place and type(current) is cls else None
 
     def _generator(self, state: dict[str, Any], current: Any) -> np.random.Generator:
         cls = GENERATORS[state["bit_generator"]]
@@ -246,6 +266,20 @@ class Decoder:
         generator: np.random.Generator = self._register(own)
         generator.bit_generator.state = state
         return generator
+
+
+def _root(view: np.ndarray) -> Any:
+    """The array whose memory a view shows, or whatever else holds that memory."""
+    root: Any = view
+    while isinstance(root, np.ndarray) and root.base is not None:
+        root = root.base
+    return root
+
+
+def _can_restore(generator: np.random.Generator) -> bool:
+    """Whether a generator's state is all that it has; one that has spawned others counts them elsewhere."""
+    bits = generator.bit_generator
+    return type(bits).__name__ in GENERATORS and not getattr(bits.seed_seq, "n_children_spawned", 0)
 
 
 def _named(owner: Any, name: str) -> Any:

@@ -98,7 +98,7 @@ def _attributes(holder: Any, prefix: str, owner: Env) -> dict[str, Place]:
 
 
 def _put_back(holder: Any, name: str, value: Any, before: Any, owner: Env) -> None:
-    setattr(holder, name, Decoder().decode(value, before, name, owner))
+    setattr(holder, name, Decoder(in_place=True).decode(value, before, name, owner))
 
 
 def _equal(a: Any, b: Any) -> bool:

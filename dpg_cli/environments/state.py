@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from dpg_cli.environments.plain_data import (
@@ -23,6 +24,7 @@ from dpg_cli.environments.plain_data import (
     CannotCopy,
     Decoder,
     Encoder,
+    has_no_state,
     kind_of,
     kind_of_tree,
 )
@@ -34,12 +36,17 @@ CACHED_SPEC = "_cached_spec"  # of a wrapper, set when somebody asks for `spec`
 CONSTANT_NAMES = {"metadata", "mujoco_renderer", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", CACHED_SPEC}
 CONSTANT_TYPES = (EnvSpec, types.ModuleType)
 
-Constants = Sequence[Mapping[str, Any]]  # for each layer, the stateless attributes of an environment as it was created
+# For each layer, the attributes without a state and the spaces of an environment as it was created. With each are
+# the values that a function has taken from its surroundings, which it may change.
+Constants = Sequence[Mapping[str, tuple[Any, Sequence[Any]]]]
 
 
 def constants(env: Env) -> Constants:
-    """The stateless attributes of an environment that was just created, for `get_state` and `put_back`."""
-    return [{n: v for n, v in vars(layer).items() if _is_stateless(v, layer)} for layer in layers(env)]
+    """What does not change in an environment that was just created, for `get_state` and `put_back`."""
+    return [
+        {n: (v, _cells(v)) for n, v in vars(layer).items() if _is_stateless(v, layer) or isinstance(v, spaces.Space)}
+        for layer in layers(env)
+    ]
 
 
 def get_state(env: Env, fixed: Constants) -> list[dict[str, Any]]:
@@ -53,6 +60,12 @@ def get_state(env: Env, fixed: Constants) -> list[dict[str, Any]]:
         CannotCopy: an attribute cannot be copied.
     """
     encoder = Encoder()
+    for layer, own in zip(layers(env), fixed, strict=True):
+        if slots := [cls for cls in type(layer).__mro__ if getattr(cls, "__slots__", None)]:
+            raise CannotCopy(f"{slots[0].__name__} has __slots__")
+        for name, value in vars(layer).items():
+            if isinstance(value, spaces.Space) and own.get(name, (None,))[0] is not value:
+                raise CannotCopy(f"{type(layer).__name__}.{name} is a space that was replaced")
     return [
         {
             name: encoder.encode(value, f"{type(layer).__name__}.{name}", layer)
@@ -101,7 +114,7 @@ def put_back(env: Env, state: list[dict[str, Any]], fixed: Constants) -> None:
         for name, value in list(vars(layer).items()):
             if not _is_constant(layer, name, value, own) and not (name in values and _can_copy(value, layer)):
                 delattr(layer, name)
-        for name, value in own.items():
+        for name, (value, _) in own.items():
             setattr(layer, name, value)
     set_state(env, state)
 
@@ -127,7 +140,10 @@ def _settable(layer: Any, name: str) -> bool:
 def _is_constant(layer: Any, name: str, value: Any, fixed: Mapping[str, Any]) -> bool:
     if _has_constant_name(layer, name) or isinstance(value, CONSTANT_TYPES):
         return True
-    return name in fixed and fixed[name] is value
+    if isinstance(value, spaces.Space) or name not in fixed:
+        return False
+    known, cells = fixed[name]
+    return known is value and all(a is b for a, b in zip(_cells(value), cells, strict=True))
 
 
 def _has_constant_name(layer: Any, name: str) -> bool:
@@ -141,17 +157,20 @@ def _is_stateless(value: Any, owner: Any) -> bool:
     if isinstance(value, types.BuiltinFunctionType):
         return value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     if isinstance(value, types.FunctionType):
-        return all(_is_harmless(cell, owner) for cell in value.__closure__ or ())
+        harmless = all(cell is owner or isinstance(cell, (*PLAIN, type, types.ModuleType)) for cell in _cells(value))
+        return harmless and has_no_state(value)
     return isinstance(value, type)
 
 
-def _is_harmless(cell: types.CellType, owner: Any) -> bool:
-    """Whether what a function has taken from its surroundings has no state, or is the environment itself."""
-    try:
-        content = cell.cell_contents
-    except ValueError:  # empty
-        return True
-    return content is owner or isinstance(content, (*PLAIN, type, types.ModuleType))
+def _cells(value: Any) -> list[Any]:
+    """What a function has taken from its surroundings; nothing for other values."""
+    found = []
+    for cell in getattr(value, "__closure__", None) or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # empty
+            found.append(None)
+    return found
 
 
 def _can_copy(value: Any, owner: Any) -> bool:

@@ -123,17 +123,35 @@ def test_an_ignored_seed_is_named_by_both_commands(train, evaluate):
     assert evaluate("noisy", "trust=true")[1].startswith("note: custom_envs:Noisy-v0: reset(seed=")
 
 
-@pytest.mark.parametrize("kind", ["same", "cycle", "generator", "restart"])
-def test_attributes_that_share_an_object_still_do_so(train, signalled, trained, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["same", "cycle", "generator", "restart", "view", "constant"])
+def test_attributes_that_share_an_object_still_do_so(train, signalled, trained, tmp_path, monkeypatch, kind):
     given = [env("Sharing"), *SHORT, f"env.kwargs.kind={kind}"]
     assert signalled("step", 130, [signal.SIGTERM], *given)[0] == 143
     code, _, err = train("resume=run", "trust=true")
     assert (code, err) == (0, "")
     assert differences(tmp_path / "run", trained(*given)) == []
     assert "cannot be saved" not in (tmp_path / "run/train.log").read_text()
+    assert list(custom_envs.Sharing.HOME) == [1.0]
+    monkeypatch.setattr("dpg_cli.environments.pool.Instance.put_back", lambda _: False)  # all are created again
+    assert train(*given, "hydra.run.dir=again")[0] == 0
+    assert scores(tmp_path / "run") == scores(tmp_path / "again")
 
 
-ODD = ["defaultdict", "counter", "namedtuple", "ordered", "slots", "philox", "longdouble", "foreign", "inner"]
+ODD = [
+    "defaultdict",
+    "counter",
+    "namedtuple",
+    "ordered",
+    "slots",
+    "philox",
+    "longdouble",
+    "foreign",
+    "inner",
+    "default",
+    "closure",
+    "spawned",
+    "memory",
+]
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -141,9 +159,16 @@ def test_an_attribute_that_cannot_be_copied_harms_nothing(train, tmp_path, kind)
     """The numbers are those of an environment that does not have it."""
     code, out, err = train(env("Holds"), *SHORT, f"env.kwargs.kind={kind}")
     assert (code, err) == (0, "")
-    assert "its state cannot be saved in the middle of an episode (Holds.held is a" in out
+    assert re.search(r"its state cannot be saved in the middle of an episode \(Holds.held is an? ", out)
     assert train(env("Holds"), *SHORT, "env.kwargs.kind=nothing", "hydra.run.dir=nothing")[0] == 0
     assert scores(tmp_path / "run") == scores(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("Slotted", "Slotted has __slots__"), ("NewSpace", "NewSpace.goal_space is a space that was")]
+)
+def test_what_attributes_do_not_show_cannot_be_copied(train, name, reason):
+    assert f"in the middle of an episode ({reason}" in train(env(name), *SHORT)[1]
 
 
 @pytest.mark.parametrize("what", ["class", "module", "server"])
