@@ -70,39 +70,43 @@ def evaluate_all(folder: Path, runs: Sequence[Path], trust: str, settings: Setti
     Raises:
         UserError: none of the runs can be evaluated, because of mistakes of the user.
     """
-    table = _table(["run", "environment", "step", "return", "length"])
+    table = _table(["run", "algorithm", "environment", "step", "return", "length"])
+    means_of: dict[tuple[str, str], list[float]] = {}
     done: dict[Path, Played] = {}
     errors: dict[Path, Exception] = {}
     for number, run in enumerate(runs):
         name = one_line(run.relative_to(folder))
         if sys.stderr.isatty():
-            print(f"\r\x1b[K{number + 1} of {len(runs)}: {name}", end="", file=sys.stderr, flush=True)
+            print(f"{number + 1} of {len(runs)}: {name}", file=sys.stderr)
         try:
             config = load_config("run", run, trust)
             played = done[run] = play(run, config, settings, EvaluationProgress("dpg-eval"))
         except Exception as error:
             errors[run] = error
-            table.add_row(name, "", "", "failed", "")
+            table.add_row(name, "", "", "", "failed", "")
         else:
             value = f"{played.returns.mean():.2f} ± {played.returns.std():.2f}"
-            table.add_row(name, played.env_id, f"{played.step:,}", value, f"{played.lengths.mean():.1f}")
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            algo = str(config.algo["name"])
+            means_of.setdefault((played.env_id, algo), []).append(float(played.returns.mean()))
+            table.add_row(name, algo, played.env_id, f"{played.step:,}", value, f"{played.lengths.mean():.1f}")
     if not done and all(isinstance(raised, UserError) for raised in errors.values()):
         raise UserError(f"none of {len(runs)} runs can be evaluated; {runs[0]}: {errors[runs[0]]}")
     console = _console()
     console.print(table)
-    if len({played.env_id for played in done.values()}) == 1 < len(done):
-        means = [played.returns.mean() for played in done.values()]
-        console.print(f"mean over {len(done)} runs: {np.mean(means):.2f} ± {np.std(means):.2f}")
+    for (env_id, algo), means in means_of.items():
+        if len(means) > 1:
+            mean = f"{np.mean(means):.2f} ± {np.std(means):.2f}"
+            console.print(f"{algo} on {env_id}, mean over {len(means)} runs: {mean}", soft_wrap=True)
     for env_id in {played.env_id for played in done.values() if played.ignores_seed}:
         console.print(f"note: {env_id}: {SEED_IGNORED}", soft_wrap=True)
+    failed = {}
     for run, raised in errors.items():
         known = isinstance(raised, UserError | DivergedError | SimulatorError)
         reason = one_line(raised if known else f"{type(raised).__name__}: {raised}")
+        failed[str(run)] = reason
         print(f"dpg-eval: {one_line(shlex.quote(str(run)))}: {reason}", file=sys.stderr)
     if out is not None:
-        _write(out, {"runs": [_as_json(run, settings, played) for run, played in done.items()]})
+        _write(out, {"runs": [_as_json(run, settings, played) for run, played in done.items()], "failed": failed})
     return 1 if errors else 0
 
 
@@ -134,7 +138,9 @@ def _write(out: Path, content: dict[str, Any]) -> None:
 def _table(headers: Sequence[str]) -> Table:
     table = Table(box=None, header_style="", pad_edge=False)
     for header in headers:
-        table.add_column(header, justify="left" if header in ("run", "environment") else "right", overflow="fold")
+        table.add_column(
+            header, justify="left" if header in ("run", "algorithm", "environment") else "right", overflow="fold"
+        )
     return table
 
 

@@ -29,7 +29,7 @@ from dpg_cli.storage import checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to play.
+    """How to evaluate.
 
     Attributes:
         checkpoint: `best`, `latest` or a step.
@@ -49,7 +49,7 @@ class Settings:
 
 
 class Played(NamedTuple):
-    """What came of it."""
+    """The result of an evaluation."""
 
     env_id: str
     step: int  # at which the policy was saved
@@ -63,7 +63,7 @@ class Played(NamedTuple):
 def play(run: Path, config: TrainConfig, settings: Settings, progress: EvaluationProgress) -> Played:
     """Run episodes with a policy of a run.
 
-    Each episode has the same actions, bit for bit, whether it is filmed, alone or one of many.
+    With the same number of episodes, each has the same actions, bit for bit, whether it is filmed or not.
 
     Args:
         run: the run folder.
@@ -96,15 +96,17 @@ def play(run: Path, config: TrainConfig, settings: Settings, progress: Evaluatio
         shown = functools.partial(progress, what=what)
         return run_episodes(act, envs, [seeds], seeds=[settings.seed], step=step, progress=shown)
 
-    rendered = range(settings.episodes if settings.watch or settings.film_all else settings.video is not None)
+    every = settings.watch or settings.film_all
+    rendered = range(settings.episodes if every else 1 if settings.video is not None else 0)
     others = range(len(rendered), settings.episodes)
-    played = []
+    played, film = [], None
     with ExitStack() as opened:
         opened.callback(pool.close)
         if rendered:
             if single:
                 pool.close()
-            film = None if settings.video is None else opened.enter_context(Film(settings.video))
+            if settings.video is not None:
+                film = opened.enter_context(Film(settings.video))
             doing = "showing" if film is None else "filming"
             for row in rendered:
                 with closing(LocalEnvs([_rendering(config, film)], "evaluation")) as envs:
@@ -119,7 +121,7 @@ def play(run: Path, config: TrainConfig, settings: Settings, progress: Evaluatio
         np.concatenate([part.returns[0] for part in played]),
         np.concatenate([part.lengths[0] for part in played]),
         mean_info(numbers for part in played for numbers in part.infos[0]),
-        film.frames if rendered and film is not None else 0,
+        0 if film is None else film.frames,
         seed_ignored,
     )
 

@@ -39,7 +39,7 @@ def test_every_run_below_a_folder_is_evaluated(train, evaluate, tmp_path):
         rows = out.splitlines()[1:]
         assert [row.split()[0] for row in rows[:-1]] == [os.path.relpath(run, parent) for run in runs]
         assert all(alone[run] in row for run, row in zip(runs, rows, strict=False))
-        assert rows[-1].startswith(f"mean over {len(runs)} runs: -")
+        assert rows[-1].startswith(f"td3 on Pendulum-v1, mean over {len(runs)} runs: -")
         written = json.loads((tmp_path / "result.json").read_text())["runs"]
         assert [os.path.relpath(own["run"]) for own in written] == runs
 
@@ -49,8 +49,9 @@ def test_a_run_that_cannot_be_evaluated_does_not_end_the_others(train, evaluate,
     assert train("-m", *arguments)[0] == 0
     for path in (tmp_path / "sweep/1/checkpoints").glob("best_*/policy.safetensors"):
         path.write_bytes(b"damaged")
-    code, out, err = evaluate("sweep", "episodes=2")
+    code, out, err = evaluate("sweep", "episodes=2", "out=result.json")
     assert code == 1
+    assert list(json.loads((tmp_path / "result.json").read_text())["failed"]) == [f"{tmp_path}/sweep/1"]
     assert [row.split()[-1] for row in out.splitlines()[1:4]][1] == "failed"
     assert "mean over 2 runs" in out
     assert err.startswith(f"dpg-eval: {tmp_path}/sweep/1: ")
