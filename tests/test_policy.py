@@ -188,7 +188,7 @@ INVALID = {
     "unbounded actions": entries(action_space=BOX | {"low": ["-inf"]}),
     "whole actions": entries(action_space=BOX | {"dtype": "int64", "low": [0], "high": [1]}),
     "actions of no box": entries(action_space={"type": "Discrete", "n": 1, "start": 0}),
-    "a name that is none": entries(env_id=3),
+    "an invalid name": entries(env_id=3),
     "another step": entries(step=7),
     "no step": lambda strings: {name: text for name, text in strings.items() if name != "step"},
     "no JSON": lambda strings: strings | {"env_id": "toy"},

@@ -124,7 +124,7 @@ def _observations(values: Mapping[str, str], run: Path, policy: "Policy") -> tup
     """Flat observations for the check, `(N, obs_dim)`, and where they are from.
 
     Raises:
-        UserError: the replay is damaged, or there is none and the environment cannot be created.
+        UserError: the replay is damaged; or it is missing, and the environment cannot be created.
     """
     import numpy as np
 

@@ -133,7 +133,7 @@ def ignores_seed(pool: Pool, *, single: bool) -> bool:
     """Whether two environments that are reset with one seed differ.
 
     Args:
-        pool: gives the environments, and gets them back.
+        pool: gives the environments.
         single: whether only one environment can exist; it is then compared with itself, if it can be put back.
     """
     one = pool()
@@ -147,11 +147,12 @@ def ignores_seed(pool: Pool, *, single: bool) -> bool:
         differs = False
     finally:
         shared.restore()
-        for env in {id(env): env for env in (one, other)}.values():
-            if pool.put_back(env) or single:
-                pool.keep(env)
-            else:
-                pool.discard(env)
+        if single:
+            pool.put_back(one)
+            pool.keep(one)
+        else:  # no probe has shown that they can be reused
+            pool.discard(one)
+            pool.discard(other)
     return differs
 
 

@@ -203,7 +203,7 @@ def run(path: Path, obs: np.ndarray, stem: str) -> np.ndarray | None:
 
 
 def _compile(compiler: str, folder: Path, driver: str) -> str | None:
-    """Compile a program that includes the header; returns the first error, None if there is none."""
+    """Compile a program that includes the header; returns the first error, or None."""
     (folder / "driver.c").write_text(driver)
     command = [compiler, "-std=c99", "-O2", "-o", str(folder / "driver"), str(folder / "driver.c")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
