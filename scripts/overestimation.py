@@ -3,7 +3,7 @@
 
     python scripts/overestimation.py sweep=outputs/sweeps/TIMESTAMP [out=outputs/overestimation.png]
 
-Needs the extra `plot`: pip install -e '.[plot]'
+Needs the extra `report`: pip install -e '.[report]'
 """
 
 import sys
@@ -20,7 +20,7 @@ from dpg_cli.storage import untrusted
 try:
     import matplotlib.pyplot as plt
 except ImportError:
-    sys.exit('scripts/overestimation.py: matplotlib is missing; install it with: pip install -e ".[plot]"')
+    sys.exit('scripts/overestimation.py: matplotlib is missing; install it with: pip install -e ".[report]"')
 
 NAMES = {1: "DDPG (one critic)", 2: "clipped double Q (two critics)"}
 TAGS = {"value/bias": "Q(s, μ(s)) minus the discounted return", "eval/return_mean": "return of the evaluation"}

@@ -5,7 +5,7 @@
     python scripts/speed_chart.py out=docs/images/speed.svg     # that of the documentation
 
 The figures are those of the first table of docs/performance.md, which says how and where they were measured.
-Needs the extra `plot`: pip install -e '.[plot]'
+Needs the extra `report`: pip install -e '.[report]'
 """
 
 import sys
@@ -20,7 +20,7 @@ TIMES_AS_FAST = {"stable-baselines3": (1.72, 1.69, 1.77), "sbx": (1.31, 1.26, 1.
 def main() -> None:
     image = output_file(parse(sys.argv[1:], ("out",), required=()), "out", "outputs/speed.svg", PICTURES)
     if find_spec("matplotlib") is None:
-        raise UserError("matplotlib is missing; pip install -e '.[plot]'")
+        raise UserError("matplotlib is missing; pip install -e '.[report]'")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -4,7 +4,7 @@
     python scripts/theorem.py                    # three pictures in outputs/
     python scripts/theorem.py out=docs/images    # those of the documentation
 
-Needs the extra `plot`: pip install -e '.[plot]'
+Needs the extra `report`: pip install -e '.[report]'
 """
 
 import sys
@@ -16,7 +16,7 @@ from torch import Tensor
 try:
     import matplotlib.pyplot as plt
 except ImportError:
-    sys.exit('scripts/theorem.py: matplotlib is missing; install it with: pip install -e ".[plot]"')
+    sys.exit('scripts/theorem.py: matplotlib is missing; install it with: pip install -e ".[report]"')
 
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli.arguments import output_folder, parse, run_script

@@ -336,6 +336,8 @@ def print_summary(
             tell(f"  evaluate     dpg-eval run={quoted(folder)}{which}{trusting}")
     if not brief:
         tell(f"  curves       tensorboard --logdir {quoted(folders[0].parent)}")
+        if len(folders) > 1:
+            tell(f"  compare      dpg-report {quoted(folders[0].parent)}")
 
 
 def quoted(path: Path) -> str:

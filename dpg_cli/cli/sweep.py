@@ -196,6 +196,7 @@ class Sweep:
         folder = below_here(self._folder)
         console.print(f"  sweep folder {folder}", soft_wrap=True)
         console.print(f"  curves       tensorboard --logdir {quoted(folder / CURVES)}", soft_wrap=True)
+        console.print(f"  compare      dpg-report {quoted(folder)}", soft_wrap=True)
 
     def failures(self) -> dict[str, str]:
         """The reason of every failed job, by its number, or by its folder if another process ran it."""

@@ -7,7 +7,7 @@
 TD3 on HalfCheetah-v4 with its own 256-256 and batch of 256, except the one size that is varied. An update is timed
 with sampling; `width` is that of both hidden layers, an update of `num_seeds` seeds is one update of all of them.
 Against `num_envs` stands the time of one environment step while acting, without updates. Every size is measured once a
-repetition, in turns; the table has the medians. Needs the extra `plot`: pip install -e '.[plot]'
+repetition, in turns; the table has the medians. Needs the extra `report`: pip install -e '.[report]'
 """
 
 import itertools
@@ -52,7 +52,7 @@ def main() -> None:
     repetitions, updates = whole(values, "repetitions", 5, minimum=1), whole(values, "updates", 50, minimum=1)
     most = whole(values, "threads", min(affinity(), 2), minimum=1)
     if find_spec("matplotlib") is None:
-        raise UserError("matplotlib is missing; pip install -e '.[plot]'")
+        raise UserError("matplotlib is missing; pip install -e '.[report]'")
 
     cases = [
         (varied, threads, size)

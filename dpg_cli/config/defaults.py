@@ -1,0 +1,39 @@
+"""The defaults of this version, for configs that an earlier version wrote."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from dpg_cli.config.tree import config_dir
+from dpg_cli.storage.untrusted import read_yaml
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config with the keys that it lacks: those added since it was written, with their defaults.
+
+    Keys whose default depends on others are left out.
+
+    Args:
+        config: by dotted key, such as `algo.tau`.
+    """
+    found = dict(_defaults("", "train"))
+    for group in ("algo", "noise"):
+        found |= _defaults(group, str(config.get(f"{group}.name")))
+    return found | dict(config)
+
+
+@functools.cache
+def _defaults(group: str, name: str) -> dict[str, Any]:
+    path = config_dir() / group / f"{name}.yaml"
+    known = path in (config_dir() / group).glob("*.yaml")  # the name comes from a run folder, perhaps a stranger's
+    return _plain(read_yaml(path), f"{group}." if group else "") if known else {}
+
+
+def _plain(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _plain(value, f"{prefix}{key}.")
+        elif key != "defaults" and not (isinstance(value, str) and "${" in value):
+            found[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+    return found

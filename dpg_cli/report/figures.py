@@ -1,0 +1,275 @@
+"""The figures of a report: learning curves of each environment, and the performance profile. Needs matplotlib."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dpg_cli.report.groups import Group
+from dpg_cli.report.published import Published, published_for
+from dpg_cli.report.scores import TAUS, Aggregate, last10
+from dpg_cli.report.statistics import interval
+
+# Okabe and Ito 2008, without black and yellow, which vanish on a dark or a white page; then the same dashed.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", (0, (5, 1)), (0, (1, 1)))
+PUBLISHED = "#777777"
+OTHERS = "#999999"  # of groups beyond the first eighteen
+FOREGROUND = "#010203"  # stands for the text color of the page
+SUFFIXES = ("svg", "pdf", "png")
+POINTS = 200  # of a curve over hours, whose points differ between seeds
+PAPER_WIDTH = 5.5  # inches: the text width of NeurIPS and ICLR
+RC: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # names come from the runs
+    "svg.hashsalt": "dpg-report",  # the same figure is the same file
+    "pdf.fonttype": 42,  # conferences reject Type 3 fonts
+    "lines.linewidth": 1.4,
+}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Color and line style of each group, the same in all figures."""
+
+    of: Mapping[str, tuple[str, Any]]
+
+    def __call__(self, name: str) -> tuple[str, Any]:
+        """Color and line style of a group."""
+        return self.of.get(name, (OTHERS, "-"))
+
+
+def looks(groups: Sequence[Group]) -> Looks:
+    """Give the groups their looks; with many groups, those with the highest mean rank have colors."""
+    ranks: dict[str, list[int]] = {}
+    for env in {group.env_id for group in groups}:
+        own = sorted((group for group in groups if group.env_id == env), key=lambda group: -last10(group).mean())
+        for rank, group in enumerate(own):
+            ranks.setdefault(group.label, []).append(rank)
+    kinds = [(color, style) for style in STYLES for color in COLORS]
+    names = list(dict.fromkeys(group.label for group in groups))
+    if len(names) > len(kinds):
+        names = sorted(names, key=lambda name: np.mean(ranks[name]))
+    return Looks(dict(zip(names, kinds, strict=False)))
+
+
+def write_curves(
+    folder: Path, by_env: Mapping[str, Sequence[Group]], looks: Looks, x: str, min_seeds: int, tick: Callable[[], None]
+) -> dict[str, str]:
+    """Write a figure for each environment, and one with all of them as `curves`; returns the SVGs for the page.
+
+    Args:
+        folder: of the files.
+        by_env: the groups, by environment.
+        looks: of the groups.
+        x: `steps` or `hours`.
+        min_seeds: a group with fewer shows its seeds instead of an interval.
+        tick: called after each figure.
+    """
+    svgs = {}
+    for env, groups in by_env.items():
+        with _style():
+            figure = Figure(figsize=(PAPER_WIDTH, 3.2), layout="constrained")
+            handles = _draw(figure.add_subplot(), env, groups, looks, x, min_seeds)
+            _legend(figure, handles, columns=3)
+            _save(figure, folder / file_name(env))
+        with _style(page=True):
+            figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+            handles = _draw(figure.add_subplot(), env, groups, looks, x, min_seeds, title=False)
+            _legend(figure, handles, columns=4)
+            svgs[env] = _for_page(figure, f"Learning curves on {env}")
+        tick()
+    if len(by_env) > 1:
+        columns = min(3, len(by_env))
+        rows = math.ceil(len(by_env) / columns)
+        with _style():
+            figure = Figure(figsize=(PAPER_WIDTH * (1 if columns > 1 else 0.6), 1.9 * rows + 0.4), layout="constrained")
+            legend: dict[str, Line2D] = {}
+            for place, (env, groups) in enumerate(by_env.items()):
+                ax = figure.add_subplot(rows, columns, place + 1)
+                legend |= _draw(ax, env, groups, looks, x, min_seeds, first=place % columns == 0, alone=False)
+            _legend(figure, legend, columns=3)
+            _save(figure, folder / "curves")
+        tick()
+    return svgs
+
+
+def write_profile(folder: Path, aggregate: Aggregate, looks: Looks) -> str:
+    """Write the performance profile; returns the SVG for the page."""
+
+    def draw(figure: Figure) -> None:
+        ax = figure.add_subplot()
+        handles = {}
+        for name, (profile, low, high) in aggregate.profiles.items():
+            color, style = looks(name)
+            (handles[name],) = ax.plot(TAUS, profile, color=color, linestyle=style)
+            ax.fill_between(TAUS, low, high, color=color, alpha=0.2, linewidth=0)
+        ax.set(xlabel="normalised score τ", ylabel="share of seeds with a score > τ", ylim=(0, 1.02))
+        _legend(figure, handles, columns=3)
+
+    with _style():
+        figure = Figure(figsize=(PAPER_WIDTH, 3.0), layout="constrained")
+        draw(figure)
+        _save(figure, folder / "profile")
+    with _style(page=True):
+        figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+        draw(figure)
+        return _for_page(figure, "Performance profile")
+
+
+def file_name(env_id: str) -> str:
+    """The stem of an environment's figures: no separators, no leading dot."""
+    return re.sub(r"[^\w.+-]", "_", env_id).lstrip(".")[:100] or "_"
+
+
+def _draw(
+    ax: Axes,
+    env: str,
+    groups: Sequence[Group],
+    looks: Looks,
+    x: str,
+    min_seeds: int,
+    *,
+    title: bool = True,
+    first: bool = True,
+    alone: bool = True,
+) -> dict[str, Line2D]:
+    """Draw the curves of an environment; returns the legend.
+
+    Args:
+        ax: to draw on.
+        env: the environment's id.
+        groups: of the environment.
+        looks: of the groups.
+        x: `steps` or `hours`.
+        min_seeds: a group with fewer shows its seeds instead of an interval.
+        title: whether to write the environment above.
+        first: whether this is the first panel of its row.
+        alone: whether the legend is for this panel alone, and not for several environments.
+    """
+    handles: dict[str, Line2D] = {}
+    # Groups without a color first, below the others.
+    for group in sorted(groups, key=lambda own: own.label in looks.of):
+        color, style = looks(group.label)
+        at, returns = _curves(group, x)
+        if not len(at):
+            continue
+        colored = color != OTHERS
+        (line,) = ax.plot(at, returns.mean(axis=0), color=color, linestyle=style, zorder=3 if colored else 2)
+        if 1 < len(returns) < min_seeds and colored:
+            ax.plot(at, returns.T, color=color, linewidth=0.5, alpha=0.6)
+        elif len(returns) > 1 and colored:
+            ax.fill_between(at, *interval(returns), color=color, alpha=0.2, linewidth=0)
+        number = f" ({len(returns)} {'seed' if len(returns) == 1 else 'seeds'})"
+        name = f"{group.name}{number}" if alone else group.label
+        handles[name if colored else "other groups"] = line
+    if x == "steps":
+        handles |= _draw_published(ax, groups)
+    ax.set(xlabel="hours" if x == "hours" else "environment steps")
+    if title:
+        ax.set_title(env, fontsize=min(9, 190 / len(env)))
+    if first:
+        ax.set_ylabel("return" if groups[0].evaluated else "return of training episodes")
+    ax.grid(alpha=0.18, linewidth=0.5)
+    ax.locator_params(axis="x", nbins=5)
+    if x == "steps":
+        ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: _short(value)))
+    ax.yaxis.set_major_formatter("{x:,.0f}" if max(map(abs, ax.get_ylim())) >= 10 else "{x:g}")
+    return handles
+
+
+def _curves(group: Group, x: str) -> tuple[np.ndarray, np.ndarray]:
+    """The x axis `(P,)` and returns `(S, P)`; over hours, linear between evaluations, until the fastest seed ends."""
+    if x == "steps":
+        return group.steps, group.returns
+    if np.isnan(group.hours).any():
+        return np.empty(0), np.empty((0, 0))
+    at = np.linspace(group.hours[:, 0].max(), group.hours[:, -1].min(), POINTS)
+    return at, np.array([np.interp(at, *own) for own in zip(group.hours, group.returns, strict=True)])
+
+
+def _draw_published(ax: Axes, groups: Sequence[Group]) -> dict[str, Line2D]:
+    """The published mean, dashed: at single steps if the source has those, else the best one over the whole width."""
+    handles = {}
+    last = int(max(group.steps[-1] for group in groups))
+    for algo in dict.fromkeys(group.algo for group in groups if group.evaluated):
+        known = [own for own in published_for(groups[0].env_id) if own.algorithm.lower() == algo]
+        at = {own.steps: own for own in known if own.convention == "at_step" and own.steps and own.steps <= last}
+        best = next((own for own in known if own.convention == "max_mean" and own.steps and own.steps <= last), None)
+        if at:
+            steps = sorted(at)
+            means = [at[step].mean for step in steps]
+            (line,) = ax.plot(steps, means, color=PUBLISHED, linestyle="--", linewidth=1, marker="o", markersize=3)
+            handles[_label(at[steps[0]])] = line
+        elif best is not None:
+            line = ax.axhline(best.mean, color=PUBLISHED, linestyle="--", linewidth=1)
+            handles[f"{_label(best)}, max_mean"] = line
+    return handles
+
+
+def _label(published: Published) -> str:
+    return f"published: {published.algorithm} on {published.env_version}"
+
+
+def _short(value: float) -> str:
+    """`300k`, `1.5M`."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _legend(figure: Figure, handles: Mapping[str, Line2D], columns: int) -> None:
+    if handles:
+        widest = max(map(len, handles))
+        columns = max(1, min(columns, len(handles), 110 // (widest + 8)))
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _style(*, page: bool = False) -> AbstractContextManager[None]:
+    own = RC
+    if page:
+        keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+        own = RC | dict.fromkeys(keys, FOREGROUND) | {"svg.fonttype": "none", "font.size": 9}
+    return matplotlib.rc_context(own)
+
+
+def _save(figure: Figure, stem: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # names in a script that the font lacks
+        for suffix in SUFFIXES:
+            dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+            figure.savefig(stem.with_name(f"{stem.name}.{suffix}"), dpi=200, metadata=dates)
+
+
+def _for_page(figure: Figure, title: str) -> str:
+    """An SVG to put into HTML: it takes the page's text color and width."""
+    file = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{_attribute(title)}"', svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return svg.replace(FOREGROUND, "currentColor")
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace("\\", "")

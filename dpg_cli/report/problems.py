@@ -1,0 +1,130 @@
+"""What a reader of a report must know before trusting its numbers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dpg_cli.errors import one_line
+from dpg_cli.report.groups import Group, differing, text
+from dpg_cli.report.runs import Run
+from dpg_cli.report.scores import LAST, last10
+
+SATURATED = 0.95  # share of action components at ±1
+
+
+def problems(groups: Sequence[Group], unreadable: Mapping[Path, str], min_seeds: int) -> list[str]:
+    """One line each, the worst first.
+
+    Args:
+        groups: all of the report.
+        unreadable: folders that could not be read, and why.
+        min_seeds: below which an interval is marked.
+    """
+    lines = [f"not in the numbers: {reason}" for reason in unreadable.values()]
+    for group in groups:
+        lines += _left_out(group)
+    for group in groups:
+        lines += _unfinished(group)
+    for group in groups:
+        lines += _never_learned(group)
+    for group in groups:
+        lines += _of_group(group, min_seeds)
+    for env in dict.fromkeys(group.env_id for group in groups):
+        lines += _of_environment([group for group in groups if group.env_id == env])
+    return [one_line(line) for line in lines]
+
+
+def never_learned(group: Group) -> list[int]:
+    """Seeds whose last10 is no higher than the best episode of the untrained policies of the group."""
+    untrained = [run.untrained for run in group.runs if len(run.untrained)]
+    if not untrained or group.steps[-1] == 0:
+        return []
+    spread = np.concatenate(untrained)
+    return [seed for seed, score in zip(group.seeds, last10(group), strict=True) if score <= spread.max()]
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Seeds in words: `seed 3`, `seeds 0, 2 and 5`, `seeds 0 to 9`."""
+    if len(numbers) == 1:
+        return f"seed {numbers[0]}"
+    if list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))) and len(numbers) > 2:
+        return f"seeds {numbers[0]} to {numbers[-1]}"
+    shown = [str(number) for number in numbers[:20]] + (["more"] if len(numbers) > 20 else [])
+    return f"seeds {', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _name(group: Group) -> str:
+    return f"{group.env_id}, {group.name}"
+
+
+def _left_out(group: Group) -> list[str]:
+    return [
+        f"not in the numbers: {left.run.folder} ({_name(group)}, seed {left.run.seed}): {left.reason}"
+        + (f"; {left.run.error}" if left.run.error else "")
+        for left in group.left_out
+    ]
+
+
+def _unfinished(group: Group) -> list[str]:
+    seeds: dict[str, list[int]] = {}
+    words = {"failed": "failed", "interrupted": "stopped early", "running": "still running"}
+    for run in (run for run in group.runs if run.status in words):
+        reason = f": {run.error}" if run.error else ""
+        what = f"{words[run.status]} (last evaluation at step {run.steps[-1]:,}){reason}"
+        seeds.setdefault(what, []).append(run.seed)
+    return [f"{_name(group)}: {listed(own)} {what}" for what, own in seeds.items()]
+
+
+def _never_learned(group: Group) -> list[str]:
+    seeds = never_learned(group)
+    if not seeds:
+        return []
+    saturated = [run.seed for run in group.runs if run.seed in seeds and run.saturation >= SATURATED]
+    cause = f"; policy/saturation is near 1 in {listed(saturated)}" if saturated else ""
+    never = "has" if len(seeds) == 1 else "have"
+    return [
+        f"{_name(group)}: {listed(seeds)} {never} not learned: last10 is within the untrained policy's spread{cause}"
+    ]
+
+
+def _of_group(group: Group, min_seeds: int) -> list[str]:
+    lines = []
+    ends = sorted({int(run.steps[-1]) for run in group.runs})
+    if len(ends) > 1:
+        lines.append(f"ends between {ends[0]:,} and {ends[-1]:,} steps; cut to {group.steps[-1]:,}")
+    if len(group.steps) < len(set().union(*(run.steps[run.steps <= group.steps[-1]].tolist() for run in group.runs))):
+        lines.append("not all runs were evaluated at the same steps; the others are left out")
+    if group.mixed:
+        lines.append(f"mixes runs that differ in {', '.join(group.mixed)}; a seed counts once, as the mean of its runs")
+    if group.evaluated and len(group.steps) < LAST:
+        first = ", the untrained policy's among them" if group.steps[0] == 0 else ""
+        lines.append(f"has {len(group.steps)} evaluations, and last10 is their mean{first}")
+    if not group.evaluated:
+        lines.append(
+            "made no evaluations: scores are the mean of the last ten training episodes, with exploration noise"
+        )
+    if len(group.seeds) < min_seeds:
+        alone = len(group.seeds) == 1
+        lines.append("one seed: no interval" if alone else f"{len(group.seeds)} seeds: the intervals are too narrow")
+    return [f"{_name(group)}: {line}" for line in lines]
+
+
+def _of_environment(groups: Sequence[Group]) -> list[str]:
+    lines = []
+    env, runs = groups[0].env_id, [run for group in groups for run in group.runs]
+    ends = sorted({int(group.steps[-1]) for group in groups})
+    if len(ends) > 1:
+        lines.append(f"{env}: groups end between {ends[0]:,} and {ends[-1]:,} steps; each row is at its own last step")
+    for package in ("mujoco", "gymnasium"):
+        if len(versions := sorted({_version(run, package) for run in runs} - {""})) > 1:
+            lines.append(f"{env}: runs of different versions of {package}: {', '.join(versions)}")
+    if any(key.startswith("env.kwargs") for key in differing(runs)):
+        lines.append(f"{env}: the runs differ in env.kwargs, so not all have the same task")
+    return lines
+
+
+def _version(run: Run, package: str) -> str:
+    versions = run.record.get("versions")
+    found = versions.get(package) if isinstance(versions, dict) else None
+    return text(found) if isinstance(found, str) else ""

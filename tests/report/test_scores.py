@@ -1,0 +1,177 @@
+"""Rows, comparisons, published numbers and aggregates, computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from made_runs import make_run
+
+from dpg_cli.config.defaults import completed
+from dpg_cli.report import scores
+from dpg_cli.report.groups import group
+from dpg_cli.report.published import published_for, reference
+from dpg_cli.report.runs import find, read
+
+
+def groups_of(folder):
+    return group([read(run, part, completed) for run, part in find([folder])], ())
+
+
+@pytest.fixture
+def two(tmp_path):
+    """DDPG with three seeds at 10, 20 and 30; TD3 with five, of which the first three share their seeds."""
+    for seed, level in enumerate([10, 20, 30]):
+        make_run(tmp_path / f"ddpg_{seed}", [0] + [level] * 12, algo="ddpg", seed=seed)
+    for seed, level in enumerate([11, 22, 33, 44, 55]):
+        make_run(tmp_path / f"td3_{seed}", [0] + [level] * 11 + [level - 10], algo="td3", seed=seed)
+    return groups_of(tmp_path)
+
+
+def test_a_row(two):
+    ddpg, td3 = map(scores.row, two)
+    assert (ddpg.env, ddpg.group, ddpg.seeds, ddpg.steps) == ("HalfCheetah-v4", "ddpg", 3, 12_000)
+    assert (ddpg.last10_mean, ddpg.iqm, ddpg.max_mean, ddpg.max_mean_step) == (20, 20, 20, 1000)
+    assert ddpg.last10_std == ddpg.max_mean_std == pytest.approx(math.sqrt(200 / 3))  # ddof=0
+    assert (ddpg.last10_low, ddpg.last10_high) == (10, 30)
+    assert ddpg.hours == pytest.approx(1.2)
+    assert td3.last10_mean == pytest.approx(33 - 1)  # the last of ten evaluations is 10 lower
+    assert td3.max_mean == 33
+    assert td3.iqm == pytest.approx(np.mean([21, 32, 43]))
+
+
+def test_the_row_of_one_seed_has_no_interval(tmp_path):
+    make_run(tmp_path / "a", [0, 1])
+    (only,) = map(scores.row, groups_of(tmp_path))
+    assert math.isnan(only.last10_low)
+    assert math.isnan(only.iqm_high)
+    assert only.last10_std == 0
+
+
+def test_training_episodes_count_by_the_last_mean(tmp_path):
+    run = make_run(tmp_path / "a", [])
+    lines = [f'{{"step": {step}, "train/last_10_returns": {step}.5}}\n' for step in range(1, 30)]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    (only,) = groups_of(tmp_path)
+    assert scores.last10(only).tolist() == [29.5]
+
+
+def test_shared_seeds_are_compared_in_pairs(two):
+    (pair,) = scores.compare(two)
+    assert (pair.a, pair.b, pair.steps) == ("td3", "ddpg", 12_000)
+    assert pair.difference.paired
+    assert pair.difference.seeds == 3
+    assert pair.difference.value == pytest.approx(np.mean([0, 1, 2]))  # 10 of 100 lower: 1 each
+    assert pair.better.value == pytest.approx(2.5 / 3)  # one tie
+
+
+def test_groups_are_compared_at_the_step_that_both_have(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"a{seed}", [0, 10, 20, 30], seed=seed, algo__tau=0.1)
+        make_run(tmp_path / f"b{seed}", [0, 10], seed=seed, algo__tau=0.2)
+    (pair,) = scores.compare(groups_of(tmp_path))
+    assert (pair.steps, pair.difference.value) == (1000, 0)
+
+
+def test_with_many_groups_each_is_compared_with_the_best(tmp_path):
+    for number in range(10):
+        make_run(tmp_path / str(number), [0, number], algo__tau=number)
+    pairs = scores.compare(groups_of(tmp_path))
+    assert len(pairs) == 9
+    assert {pair.a for pair in pairs} == {"tau=9"}
+
+
+@pytest.mark.parametrize(("lead", "seeds", "best"), [(100, 5, "tau=0.2"), (100, 4, None), (0.5, 5, None)])
+def test_the_best_is_named_only_where_the_intervals_support_it(tmp_path, lead, seeds, best):
+    noise = [0, 3, -2, 1, -4]
+    for seed in range(seeds):
+        make_run(tmp_path / f"a{seed}", [0, noise[seed]], seed=seed, algo__tau=0.1)
+        make_run(tmp_path / f"b{seed}", [0, lead - noise[seed]], seed=seed, algo__tau=0.2)
+    groups = groups_of(tmp_path)
+    assert scores.clearly_best(groups, scores.compare(groups), 5) == best
+    assert scores.clearly_best(groups[:1], [], 5) is None
+
+
+def test_thresholds(two):
+    ddpg, td3 = scores.thresholds(two, 22)
+    assert ddpg.steps == (None, None, 1000)
+    assert ddpg.median() == (math.inf, math.inf)
+    assert td3.steps == (None, 1000, 1000, 1000, 1000)
+    assert td3.median() == (1000, pytest.approx(0.1))
+
+
+def test_a_published_number_stands_beside_ours_of_the_same_convention_and_step(tmp_path):
+    for seed in (0, 1):
+        steps = [0, 50_000, 100_000, 150_000]
+        make_run(tmp_path / str(seed), [0, 3000 + seed, 5000 + seed, 6000], steps=steps, seed=seed)
+    ours = {
+        (beside.published.convention, beside.published.steps, beside.published.algorithm): beside.ours
+        for beside in scores.beside_published(groups_of(tmp_path))
+    }
+    assert ours == {
+        ("at_step", 50_000, "TD3"): {"td3": (3000.5, 0.5)},
+        ("at_step", 100_000, "TD3"): {"td3": (5000.5, 0.5)},
+    }
+
+
+@pytest.mark.parametrize("settings", [{"env__kwargs": {"frame_skip": 2}}, {"env__max_episode_steps": 100}])
+def test_a_changed_environment_stands_beside_nothing(tmp_path, settings):
+    make_run(tmp_path / "a", [0, 3000], steps=[0, 50_000], **settings)
+    groups = groups_of(tmp_path)
+    assert scores.beside_published(groups) == []
+    assert scores.aggregate(groups) is None
+
+
+def test_ours_at_a_million_steps_by_both_conventions(tmp_path):
+    steps = list(range(0, 1_000_001, 50_000))
+    for seed in (0, 1):
+        returns = [100.0 * number + seed for number in range(len(steps))]
+        returns[15] = 5000 + 10 * seed
+        make_run(tmp_path / str(seed), returns, steps=steps, seed=seed)
+    ours = {
+        beside.published.convention: beside.ours["td3"]
+        for beside in scores.beside_published(groups_of(tmp_path))
+        if beside.published.env_version == "v1"
+    }
+    assert ours["max_mean"] == (5005, 5)
+    last = [*range(1100, 1500, 100), 5000, *range(1600, 2001, 100)]
+    assert ours["last10"][0] == pytest.approx(np.mean(last) + np.mean([0, (9 + 10) / 10]))
+
+
+def test_the_aggregate_normalises_each_environment(tmp_path):
+    envs = ("HalfCheetah-v4", "Hopper-v4")
+    levels = {}
+    for env in envs:
+        random, published, _ = reference(env)
+        for algo, share in (("td3", 1.0), ("ddpg", 0.25)):
+            for seed in range(2):
+                value = random + share * (published - random)
+                levels[env, algo] = value
+                returns = [value] * 12
+                make_run(tmp_path / env / f"{algo}{seed}", returns, steps=range(1, 13), seed=seed, env=env, algo=algo)
+    make_run(tmp_path / "third", [0, 1], env="Pendulum-v1", algo="ddpg")
+    make_run(tmp_path / "alone", [0, 1], env="Hopper-v4", algo="other")
+    found = scores.aggregate(groups_of(tmp_path))
+    assert list(found.steps) == list(envs)
+    assert found.missing == ("other",)
+    assert {name: pytest.approx(value) for name, (value, *_) in found.iqm.items()} == {"td3": 1, "ddpg": 0.25}
+    assert list(found.improvements) == [("td3", "ddpg")]
+    assert found.improvements["td3", "ddpg"].value == 1
+    profile, low, high = found.profiles["ddpg"]
+    assert profile[scores.TAUS < 0.24].tolist() == [1] * int((scores.TAUS < 0.24).sum())
+    assert profile[scores.TAUS > 0.26].sum() == 0
+    assert (low <= profile).all()
+    assert (profile <= high).all()
+
+
+def test_one_environment_has_no_aggregate(two):
+    assert scores.aggregate(two) is None
+
+
+def test_what_is_published():
+    found = {
+        (own.algorithm, own.convention, own.steps, own.env_version): own for own in published_for("HalfCheetah-v4")
+    }
+    table = found["TD3", "max_mean", 1_000_000, "v1"]
+    assert (table.mean, table.std, table.seeds) == (9636.95, 859.065, 10)
+    assert found["TD3", "at_step", 300_000, "v1"].mean == 7697
+    assert published_for("Nothing-v0") == []
