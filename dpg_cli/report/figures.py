@@ -1,6 +1,7 @@
 """The figures of a report: learning curves of each environment, and the performance profile. Needs matplotlib."""
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -80,28 +81,33 @@ def write_curves(
         min_seeds: a group with fewer shows its seeds instead of an interval.
         tick: called after each figure.
     """
-    svgs = {}
+    svgs, stems = {}, {"curves", "profile"}
+    panels = {}
     for env, groups in by_env.items():
+        curves = panels[env] = _curves(groups, looks, x, min_seeds)
+        stem = next(name for name in (file_name(env) + "_" * more for more in itertools.count()) if name not in stems)
+        stems.add(stem)
         with _style():
             figure = Figure(figsize=(PAPER_WIDTH, 3.2), layout="constrained")
-            handles = _draw(figure.add_subplot(), env, groups, looks, x, min_seeds)
-            _legend(figure, handles, columns=3)
-            _save(figure, folder / file_name(env))
+            _legend(figure, _draw(figure.add_subplot(title=env), curves, x), columns=3)
+            _save(figure, folder / stem)
         with _style(page=True):
             figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-            handles = _draw(figure.add_subplot(), env, groups, looks, x, min_seeds, title=False)
-            _legend(figure, handles, columns=4)
+            _legend(figure, _draw(figure.add_subplot(), curves, x), columns=4)
             svgs[env] = _for_page(figure, f"Learning curves on {env}")
         tick()
-    if len(by_env) > 1:
-        columns = min(3, len(by_env))
-        rows = math.ceil(len(by_env) / columns)
+    if len(panels) > 1:
+        columns = min(3, len(panels))
+        rows = math.ceil(len(panels) / columns)
         with _style():
-            figure = Figure(figsize=(PAPER_WIDTH * (1 if columns > 1 else 0.6), 1.9 * rows + 0.4), layout="constrained")
+            figure = Figure(figsize=(PAPER_WIDTH, 1.9 * rows + 0.4), layout="constrained")
             legend: dict[str, Line2D] = {}
-            for place, (env, groups) in enumerate(by_env.items()):
+            for place, (env, curves) in enumerate(panels.items()):
                 ax = figure.add_subplot(rows, columns, place + 1)
-                legend |= _draw(ax, env, groups, looks, x, min_seeds, first=place % columns == 0, alone=False)
+                legend |= _draw(ax, curves, x, alone=False)
+                ax.set_title(env, fontsize=min(9, 190 / len(env)))
+                if place % columns:
+                    ax.set_ylabel("")
             _legend(figure, legend, columns=3)
             _save(figure, folder / "curves")
         tick()
@@ -136,75 +142,75 @@ def file_name(env_id: str) -> str:
     return re.sub(r"[^\w.+-]", "_", env_id).lstrip(".")[:100] or "_"
 
 
-def _draw(
-    ax: Axes,
-    env: str,
-    groups: Sequence[Group],
-    looks: Looks,
-    x: str,
-    min_seeds: int,
-    *,
-    title: bool = True,
-    first: bool = True,
-    alone: bool = True,
-) -> dict[str, Line2D]:
-    """Draw the curves of an environment; returns the legend.
+@dataclass(frozen=True)
+class Curve:
+    """What is drawn of a group: its returns `(S, P)` over `at` `(P,)`, and the interval of their mean `(2, P)`."""
 
-    Args:
-        ax: to draw on.
-        env: the environment's id.
-        groups: of the environment.
-        looks: of the groups.
-        x: `steps` or `hours`.
-        min_seeds: a group with fewer shows its seeds instead of an interval.
-        title: whether to write the environment above.
-        first: whether this is the first panel of its row.
-        alone: whether the legend is for this panel alone, and not for several environments.
-    """
-    handles: dict[str, Line2D] = {}
-    # Groups without a color first, below the others.
+    group: Group
+    at: np.ndarray
+    returns: np.ndarray
+    interval: np.ndarray | None
+    color: str
+    style: Any
+
+
+def _curves(groups: Sequence[Group], looks: Looks, x: str, min_seeds: int) -> list[Curve]:
+    """The curves of an environment; those without a color first, to lie below the others."""
+    found = []
     for group in sorted(groups, key=lambda own: own.label in looks.of):
+        at, returns = (group.steps, group.returns) if x == "steps" else _over_hours(group)
         color, style = looks(group.label)
-        at, returns = _curves(group, x)
-        if not len(at):
-            continue
-        colored = color != OTHERS
-        (line,) = ax.plot(at, returns.mean(axis=0), color=color, linestyle=style, zorder=3 if colored else 2)
-        if 1 < len(returns) < min_seeds and colored:
-            ax.plot(at, returns.T, color=color, linewidth=0.5, alpha=0.6)
-        elif len(returns) > 1 and colored:
-            ax.fill_between(at, *interval(returns), color=color, alpha=0.2, linewidth=0)
-        number = f" ({len(returns)} {'seed' if len(returns) == 1 else 'seeds'})"
-        name = f"{group.name}{number}" if alone else group.label
-        handles[name if colored else "other groups"] = line
-    if x == "steps":
-        handles |= _draw_published(ax, groups)
-    ax.set(xlabel="hours" if x == "hours" else "environment steps")
-    if title:
-        ax.set_title(env, fontsize=min(9, 190 / len(env)))
-    if first:
-        ax.set_ylabel("return" if groups[0].evaluated else "return of training episodes")
-    ax.grid(alpha=0.18, linewidth=0.5)
-    ax.locator_params(axis="x", nbins=5)
-    if x == "steps":
-        ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: _short(value)))
-    ax.yaxis.set_major_formatter("{x:,.0f}" if max(map(abs, ax.get_ylim())) >= 10 else "{x:g}")
-    return handles
+        band = interval(returns) if len(returns) >= min_seeds and color != OTHERS else None
+        if len(at):
+            found.append(Curve(group, at, returns, band, color, style))
+    return found
 
 
-def _curves(group: Group, x: str) -> tuple[np.ndarray, np.ndarray]:
-    """The x axis `(P,)` and returns `(S, P)`; over hours, linear between evaluations, until the fastest seed ends."""
-    if x == "steps":
-        return group.steps, group.returns
+def _over_hours(group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Hours `(P,)` and returns `(S, P)`, linear between evaluations, until the fastest seed ends; empty if unknown."""
     if np.isnan(group.hours).any():
         return np.empty(0), np.empty((0, 0))
     at = np.linspace(group.hours[:, 0].max(), group.hours[:, -1].min(), POINTS)
     return at, np.array([np.interp(at, *own) for own in zip(group.hours, group.returns, strict=True)])
 
 
+def _draw(ax: Axes, curves: Sequence[Curve], x: str, *, alone: bool = True) -> dict[str, Line2D]:
+    """Draw the curves of an environment; returns the legend.
+
+    Args:
+        ax: to draw on.
+        curves: of the environment.
+        x: `steps` or `hours`.
+        alone: whether the legend is for this panel alone, and not for several environments.
+    """
+    handles: dict[str, Line2D] = {}
+    for curve in curves:
+        number, colored = len(curve.returns), curve.color != OTHERS
+        look = {"color": curve.color, "linestyle": curve.style, "zorder": 3 if colored else 2}
+        (line,) = ax.plot(curve.at, curve.returns.mean(axis=0), **look)
+        if curve.interval is not None:
+            ax.fill_between(curve.at, *curve.interval, color=curve.color, alpha=0.2, linewidth=0)
+        elif number > 1 and colored:
+            ax.plot(curve.at, curve.returns.T, color=curve.color, linewidth=0.5, alpha=0.6)
+        name = f"{curve.group.name} ({number} {'seed' if number == 1 else 'seeds'})" if alone else curve.group.label
+        handles[name if colored else "other groups"] = line
+    if x == "steps":
+        handles |= _draw_published(ax, [curve.group for curve in curves])
+        ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: _short(value)))
+    evaluated = all(curve.group.evaluated for curve in curves)
+    ax.set_xlabel("hours" if x == "hours" else "environment steps")
+    ax.set_ylabel("return" if evaluated else "return (also of training episodes)")
+    ax.grid(alpha=0.18, linewidth=0.5)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+    ax.yaxis.set_major_formatter("{x:,.0f}" if max(map(abs, ax.get_ylim())) >= 10 else "{x:g}")
+    return handles
+
+
 def _draw_published(ax: Axes, groups: Sequence[Group]) -> dict[str, Line2D]:
     """The published mean, dashed: at single steps if the source has those, else the best one over the whole width."""
-    handles = {}
+    handles: dict[str, Line2D] = {}
+    if not groups:
+        return handles
     last = int(max(group.steps[-1] for group in groups))
     for algo in dict.fromkeys(group.algo for group in groups if group.evaluated):
         known = [own for own in published_for(groups[0].env_id) if own.algorithm.lower() == algo]

@@ -10,6 +10,8 @@ from dpg_cli.report.groups import Group, differing, text
 from dpg_cli.report.runs import Run
 from dpg_cli.report.scores import LAST, last10
 
+UNFINISHED = {"failed": "failed", "interrupted": "stopped early", "running": "still running"}
+NAMED = 3  # groups, in one line
 SATURATED = 0.95  # share of action components at ±1
 
 
@@ -24,15 +26,22 @@ def problems(groups: Sequence[Group], unreadable: Mapping[Path, str], min_seeds:
     lines = [f"not in the numbers: {reason}" for reason in unreadable.values()]
     for group in groups:
         lines += _left_out(group)
-    for group in groups:
-        lines += _unfinished(group)
-    for group in groups:
-        lines += _never_learned(group)
-    for group in groups:
-        lines += _of_group(group, min_seeds)
+    for found in (_unfinished, _never_learned, lambda group: _of_group(group, min_seeds)):
+        lines += _merged([(_name(group), line) for group in groups for line in found(group)])
     for env in dict.fromkeys(group.env_id for group in groups):
         lines += _of_environment([group for group in groups if group.env_id == env])
     return [one_line(line) for line in lines]
+
+
+def _merged(lines: Sequence[tuple[str, str]]) -> list[str]:
+    """What is true of several groups, once."""
+    names: dict[str, list[str]] = {}
+    for name, line in lines:
+        names.setdefault(line, []).append(name)
+    return [
+        f"{'; '.join(own) if len(own) <= NAMED else f'{own[0]} and {len(own) - 1} other groups'}: {line}"
+        for line, own in names.items()
+    ]
 
 
 def never_learned(group: Group) -> list[int]:
@@ -68,12 +77,11 @@ def _left_out(group: Group) -> list[str]:
 
 def _unfinished(group: Group) -> list[str]:
     seeds: dict[str, list[int]] = {}
-    words = {"failed": "failed", "interrupted": "stopped early", "running": "still running"}
-    for run in (run for run in group.runs if run.status in words):
+    for run in (run for run in group.runs if run.status in UNFINISHED):
         reason = f": {run.error}" if run.error else ""
-        what = f"{words[run.status]} (last evaluation at step {run.steps[-1]:,}){reason}"
+        what = f"{UNFINISHED[run.status]} (last evaluation at step {run.steps[-1]:,}){reason}"
         seeds.setdefault(what, []).append(run.seed)
-    return [f"{_name(group)}: {listed(own)} {what}" for what, own in seeds.items()]
+    return [f"{listed(own)} {what}" for what, own in seeds.items()]
 
 
 def _never_learned(group: Group) -> list[str]:
@@ -83,31 +91,27 @@ def _never_learned(group: Group) -> list[str]:
     saturated = [run.seed for run in group.runs if run.seed in seeds and run.saturation >= SATURATED]
     cause = f"; policy/saturation is near 1 in {listed(saturated)}" if saturated else ""
     never = "has" if len(seeds) == 1 else "have"
-    return [
-        f"{_name(group)}: {listed(seeds)} {never} not learned: last10 is within the untrained policy's spread{cause}"
-    ]
+    return [f"{listed(seeds)} {never} not learned: last10 is within the untrained policy's spread{cause}"]
 
 
 def _of_group(group: Group, min_seeds: int) -> list[str]:
     lines = []
     ends = sorted({int(run.steps[-1]) for run in group.runs})
     if len(ends) > 1:
-        lines.append(f"ends between {ends[0]:,} and {ends[-1]:,} steps; cut to {group.steps[-1]:,}")
+        lines.append(f"runs end between {ends[0]:,} and {ends[-1]:,} steps; cut to {group.steps[-1]:,}")
     if len(group.steps) < len(set().union(*(run.steps[run.steps <= group.steps[-1]].tolist() for run in group.runs))):
         lines.append("not all runs were evaluated at the same steps; the others are left out")
     if group.mixed:
-        lines.append(f"mixes runs that differ in {', '.join(group.mixed)}; a seed counts once, as the mean of its runs")
+        lines.append(f"runs differ in {', '.join(group.mixed)}; a seed counts once, as the mean of its runs")
     if group.evaluated and len(group.steps) < LAST:
         first = ", the untrained policy's among them" if group.steps[0] == 0 else ""
-        lines.append(f"has {len(group.steps)} evaluations, and last10 is their mean{first}")
+        lines.append(f"{len(group.steps)} evaluations: last10 is their mean{first}")
     if not group.evaluated:
-        lines.append(
-            "made no evaluations: scores are the mean of the last ten training episodes, with exploration noise"
-        )
+        lines.append("no evaluations: scores are the mean of the last ten training episodes, with exploration noise")
     if len(group.seeds) < min_seeds:
         alone = len(group.seeds) == 1
         lines.append("one seed: no interval" if alone else f"{len(group.seeds)} seeds: the intervals are too narrow")
-    return [f"{_name(group)}: {line}" for line in lines]
+    return lines
 
 
 def _of_environment(groups: Sequence[Group]) -> list[str]:

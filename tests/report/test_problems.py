@@ -49,8 +49,8 @@ def test_curves_of_different_length_and_few_evaluations_and_seeds(tmp_path):
     make_run(tmp_path / "0", LEARNED, seed=0)
     make_run(tmp_path / "1", LEARNED[:4], seed=1)
     assert problems_of(tmp_path, min_seeds=5) == [
-        "HalfCheetah-v4, td3: ends between 3,000 and 12,000 steps; cut to 3,000",
-        "HalfCheetah-v4, td3: has 4 evaluations, and last10 is their mean, the untrained policy's among them",
+        "HalfCheetah-v4, td3: runs end between 3,000 and 12,000 steps; cut to 3,000",
+        "HalfCheetah-v4, td3: 4 evaluations: last10 is their mean, the untrained policy's among them",
         "HalfCheetah-v4, td3: 2 seeds: the intervals are too narrow",
     ]
 
