@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from dpg_cli import config
-from dpg_cli.bootstrap import interval
 from dpg_cli.cli.arguments import PICTURES, output_file, parse, run_script
 from dpg_cli.errors import UserError, one_line
+from dpg_cli.report.statistics import interval
 from dpg_cli.storage import untrusted
 
 
