@@ -1,8 +1,8 @@
 """Point estimates over seeds and environments, and their bootstrap intervals.
 
-All intervals are 95% percentile bootstraps (Efron 1979). Random numbers are seeded, so the same scores always have the
-same interval. An interval needs at least two scores in every resampled group; otherwise its bounds are nan. No
-function accepts an empty group.
+All intervals are 95% percentile bootstraps (Efron and Tibshirani 1993, chapter 13). Random numbers are seeded, so the
+same scores always have the same interval. An interval needs at least two scores in every resampled group; otherwise
+its bounds are nan. Groups must not be empty, and scores must be finite.
 
 Agarwal et al. 2021 is "Deep Reinforcement Learning at the Edge of the Statistical Precipice", whose library is rliable.
 """
@@ -14,15 +14,15 @@ from typing import Any, overload
 import numpy as np
 
 DRAWS = 10_000
-AT_ONCE = 2**17  # numbers resampled at once: draws of a long curve would otherwise take gigabytes
+AT_ONCE = 2**17  # numbers resampled at once: all draws of a curve would take gigabytes
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much better or how often better one group of seeds is than another, with its 95% interval.
+    """How one group of seeds compares with another, with the 95% interval.
 
-    `paired`: whether scores of the same seed were compared. `seeds`: the number of these seeds; if not paired, the
-    number in the smaller group.
+    `paired` is whether scores of the same seed were compared, `seeds` the number of these seeds. If not paired, `seeds`
+    is the number in the smaller group.
     """
 
     value: float
@@ -55,13 +55,15 @@ def bootstrap(
 def bootstrap(
     scores: np.ndarray | list[np.ndarray], estimate: Callable[[Any], np.ndarray], draws: int = DRAWS, seed: int = 0
 ) -> np.ndarray:
-    """95% percentile interval (low, high) of an estimate: scores are resampled with replacement (Efron 1979).
+    """95% percentile bootstrap interval (low, high) of an estimate: scores are resampled with replacement.
 
-    A list is resampled array by array: the bootstrap stratified by environment of Agarwal et al. 2021, section 4.1.
+    Each array of a list is resampled on its own: the bootstrap stratified by environment of Agarwal et al. 2021,
+    section 4.1.
 
     Args:
         scores: `(N, …)`, or a list with `(N_e, …)` of every environment; the lengths may differ.
-        estimate: maps resampled scores `(D, N, …)` to `(D, …)`; of a list, the list of `(D, N_e, …)`.
+        estimate: maps resampled scores `(D, N, …)`, or the list of `(D, N_e, …)`, to `(D, …)`. It is called with
+            parts of the draws.
         draws: the number of resamples.
         seed: of the random numbers.
 
@@ -98,7 +100,7 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
 
 
 def probability_better(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
-    """Probability that a run of a scores more than one of b, ties counted half, of scores by seed.
+    """Probability that a run of a scores more than a run of b, ties counted half, of scores by seed.
 
     If at least two seeds are shared: the share of shared seeds on which a scores more, seeds resampled. Otherwise the
     share of all pairs, Mann-Whitney U / (n m), a and b resampled independently (Agarwal et al. 2021, section 4.3).
@@ -172,7 +174,7 @@ def _compare(
         by_seed = of_seed(np.array([a[seed] for seed in shared]), np.array([b[seed] for seed in shared]))
         value, (low, high), seeds = by_seed.mean(), interval(by_seed), len(shared)
     else:
-        groups = [np.array(list(a.values())), np.array(list(b.values()))]
+        groups = [np.array([own[seed] for seed in sorted(own)]) for own in (a, b)]
         value, seeds = of_groups(*groups), min(len(a), len(b))
         low, high = bootstrap(groups, lambda drawn: of_groups(*drawn))
     return Comparison(float(value), float(low), float(high), paired, seeds)
