@@ -11,13 +11,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dpg_cli.bootstrap import interval
 from dpg_cli.cli.folder import load_config
 from dpg_cli.cli.notes import SEED_IGNORED
 from dpg_cli.cli.play import Played, Settings, play
 from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import DivergedError, SimulatorError, UserError, one_line
+from dpg_cli.report.statistics import interval
 from dpg_cli.storage.atomic import Disk, explaining, write_whole
 from dpg_cli.storage.run_dir import versions
 

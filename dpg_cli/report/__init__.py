@@ -1,0 +1,1 @@
+"""Compare runs: statistics over seeds, and published results to put beside them."""
