@@ -13,11 +13,11 @@ from dpg_cli.cli.arguments import run_script
 
 pytest.importorskip("matplotlib")
 import overestimation
-import plot
+import random_scores
 import speed_chart
 import theorem
 
-SCRIPTS = [keys, overestimation, plot, speed_chart, terminal, theorem, tutorial]
+SCRIPTS = [keys, overestimation, random_scores, speed_chart, terminal, theorem, tutorial]
 
 
 @pytest.fixture
@@ -50,8 +50,7 @@ def test_help_is_the_docstring(script, module):
         (overestimation, "outputs", "outputs: not of the form key=value"),
         (overestimation, "out=x.png", "sweep: missing"),
         (overestimation, "sweep=none", "sweep=none: holds no <job>/seed_<k>/metrics.jsonl"),
-        (plot, "runs=. out=x.foo", "out=x.foo: must end in .svg or .png or .pdf"),
-        (plot, "runs=. out=file/x.svg", "out=file/x.svg: File exists"),
+        (random_scores, "x=1", "x: unknown key; there are no keys"),
         (speed_chart, "out=file/x.svg", "out=file/x.svg: File exists"),
         (speed_chart, "image=x.svg", "image: unknown key; the keys are out"),
         (terminal, "out=file/x.svg", "out=file/x.svg: File exists"),

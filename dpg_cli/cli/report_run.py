@@ -1,5 +1,6 @@
 """What `dpg-report` does once its arguments are checked."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from dpg_cli.config.defaults import completed
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.report.contents import Contents, build
 from dpg_cli.report.runs import Run, find, read
-from dpg_cli.report.tables import MARK, cells_of
+from dpg_cli.report.scores import Threshold
+from dpg_cli.report.tables import MARK, cells_of, number
 from dpg_cli.report.write import PAGE, write
 
 PATIENCE = 2.0  # seconds until the progress bar appears
@@ -115,13 +117,15 @@ def _print(contents: Contents, console: Console) -> None:
         if header not in left_out:
             text = header in ("environment", "group")
             table.add_column(header, justify="left" if text else "right", no_wrap=not text, overflow="fold")
-    for number, row in enumerate(rows):
-        if number and rows[number - 1]["environment"] == row["environment"]:
+    for place, row in enumerate(rows):
+        if place and rows[place - 1]["environment"] == row["environment"]:
             row = {**row, "environment": ""}
         table.add_row(*(one_line(cell) for header, cell in row.items() if header not in left_out))
     console.print(table)
     if any(1 < row.seeds < contents.min_seeds for row in contents.rows):
         console.print(f"{MARK} fewer than {contents.min_seeds} seeds: the interval is too narrow", soft_wrap=True)
+    for found in (own for groups in contents.thresholds.values() for own in groups):
+        console.print(f"{found.env}, {found.group}: {_reached(found, contents.threshold)}", soft_wrap=True)
     if contents.problems:
         console.print("\nproblems")
         for line in contents.problems[:MAX_PROBLEMS]:
@@ -129,3 +133,11 @@ def _print(contents: Contents, console: Console) -> None:
         if (more := len(contents.problems) - MAX_PROBLEMS) > 0:
             console.print(f"  and {more} more, in the report")
         console.print()
+
+
+def _reached(found: Threshold, threshold: float | None) -> str:
+    steps, hours = found.median()
+    seeds = f"{sum(step is not None for step in found.steps)} of {len(found.steps)} seeds"
+    hours_too = f" ({number(hours)} hours)" if math.isfinite(hours) else ""
+    when = f", half of all by step {steps:,.0f}{hours_too}" if math.isfinite(steps) else ""
+    return f"{seeds} reached {threshold:g}{when}"

@@ -1,0 +1,108 @@
+"""docs/results.md says what its data says: its tables are recomputed from docs/results/."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpg_cli.config.defaults import completed
+from dpg_cli.report import tables
+from dpg_cli.report.contents import build
+from dpg_cli.report.runs import find, read
+from dpg_cli.report.statistics import interval
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
+MOST = 2_000_000  # bytes of all data
+
+
+def runs_of(name):
+    found = [read(run, part, completed) for run, part in find([DOCS / "results" / name])]
+    assert found
+    return found
+
+
+def curves(name):
+    """Steps `(T,)` and returns `(S, T)` of runs that were evaluated at the same steps."""
+    runs = runs_of(name)
+    return runs[0].steps.tolist(), np.array([run.returns for run in runs])
+
+
+def spread(name, step, *, bounds=False):
+    """`838 ± 642`, with the interval if `bounds`."""
+    steps, returns = curves(name)
+    at = returns[:, steps.index(step)]
+    low, high = interval(at)
+    return f"{at.mean():.0f} ± {at.std():.0f}" + (f" [{low:.0f}, {high:.0f}]" if bounds else "")
+
+
+def test_the_data_is_small_and_whole():
+    files = [path for path in (DOCS / "results").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"config.yaml", "evaluations.jsonl"}
+    assert sum(path.stat().st_size for path in files) < MOST
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (DOCS / "results").iterdir()))
+def test_the_page_names_its_data(name):
+    pages = PAGE + (DOCS / "theory.md").read_text(encoding="utf-8")
+    assert f"(results/{name})" in pages
+
+
+@pytest.mark.parametrize(
+    ("env", "steps"),
+    [
+        ("HalfCheetah-v4", (20_000, 50_000, 100_000)),
+        ("InvertedDoublePendulum-v4", (10_000, 20_000, 30_000)),
+        ("Pendulum-v1", (4_000, 10_000, 20_000)),
+    ],
+)
+def test_learning_curves(env, steps):
+    for step in steps:
+        last = step == steps[-1]
+        td3, ddpg = (spread(f"learning_curves/{env}_{algo}", step, bounds=last) for algo in ("td3", "ddpg"))
+        assert f"| {step:,} | {td3} | {ddpg} |" in PAGE
+
+
+def test_the_table_of_the_report():
+    contents = build(runs_of("learning_curves"), {}, (), 5, None, lambda: None)
+    written = tables.summary_md(contents.rows, contents.best, 5).splitlines()[2:]
+    assert len(written) == 6
+    for line in written:
+        assert line.rpartition("|")[0].rpartition("|")[0] + "|\n" in PAGE  # without hours, which the data lacks
+
+
+@pytest.mark.parametrize(("env", "algo"), [(e, a) for e in ("HalfCheetah-v4", "Pendulum-v1") for a in ("td3", "ddpg")])
+def test_returns_by_seed(env, algo):
+    _, returns = curves(f"learning_curves/{env}_{algo}")
+    last, best = (" | ".join(f"{value:.0f}" for value in own) for own in (returns[:, -1], returns.max(axis=1)))
+    assert f"| {env}, {algo.upper()}, last | {last} |\n| best | {best} |" in PAGE
+
+
+def test_the_seeds_that_fail_on_the_double_pendulum():
+    for algo, name in (("TD3", "td3"), ("DDPG", "ddpg")):
+        steps, returns = curves(f"learning_curves/InvertedDoublePendulum-v4_{name}")
+        early = " | ".join(f"{value:.0f}" for value in returns[:, steps.index(2_500)])
+        final = " | ".join(f"{value:.0f}" if value > 100 else f"**{value:.0f}**" for value in returns[:, -1])
+        assert f"| {algo}: return at 2,500 steps | {early} |\n| at 30,000 | {final} |" in PAGE
+
+
+@pytest.mark.parametrize("step", [100_000, 300_000, 500_000, 700_000])
+def test_the_defaults(step):
+    steps, returns = curves("defaults")
+    at = returns[:, steps.index(step)]
+    seeds = " | ".join(f"{value:.0f}" for value in at)
+    assert f"| {step:,} | {seeds} | {at.mean():.0f} ± {at.std():.0f} |" in PAGE
+
+
+@pytest.mark.parametrize("step", [5_000, 10_000, 15_000, 20_000])
+def test_the_simplifications_of_the_lecture_notes(step):
+    cells = [spread(f"lecture_notes/{name}", step) for name in ("ddpg", "terminal", "first_batch", "notes")]
+    assert f"| {step:,} | {' | '.join(cells)} |" in PAGE
+
+
+@pytest.mark.parametrize(("job", "name"), [(0, "DDPG"), (1, "clipped double Q")])
+def test_the_returns_beside_the_overestimation(job, name):
+    _, returns = curves(f"overestimation/{job}")
+    last = returns[:, -(returns.shape[1] // 3) :].mean(axis=1)
+    cells = " | ".join(f"{value:.0f}" for value in (last.mean(), *last))
+    assert f"| `eval/return_mean`, {name} | {cells} |" in (DOCS / "theory.md").read_text(encoding="utf-8")
