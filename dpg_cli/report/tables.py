@@ -128,22 +128,30 @@ def cells_of(row: Row, min_seeds: int) -> dict[str, str]:
     }
 
 
-def number(value: float) -> str:
-    """A return or a difference, with as many digits as tell something: `5214.7`, `-0.0213`."""
+def number(value: float, like: float | None = None) -> str:
+    """A return or a difference, with as many digits as tell something: `5215`, `-21.3`, `0.213`.
+
+    Args:
+        value: to show.
+        like: the number whose digits it takes, where several belong together.
+    """
     if not math.isfinite(value):
         return "–"
-    size = abs(value)
-    return f"{value:,.0f}" if size >= 1e5 else f"{value:.{1 if size >= 10 else 2 if size >= 1 else 3}f}"
+    size = abs(value if like is None else like)
+    digits = next(digits for digits, least in enumerate((1000, 10, 1, 0)) if size >= least)
+    return f"{value:,.0f}" if size >= 1e5 else f"{value:.{digits}f}"
 
 
 def with_deviation(mean: float, std: float, seeds: int) -> str:
-    """`5214.7 ± 690.2`; of one seed, no deviation."""
-    return number(mean) if seeds == 1 else f"{number(mean)} ± {number(std)}"
+    """`5215 ± 690`; of one seed, no deviation."""
+    largest = max(abs(mean), std)
+    return number(mean) if seeds == 1 else f"{number(mean, largest)} ± {number(std, largest)}"
 
 
 def bounds(low: float, high: float) -> str:
-    """`[4763.0, 5619.1]`, or a dash if there is no interval."""
-    return "–" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
+    """`[4763, 5619]`, or a dash if there is no interval."""
+    largest = max(abs(low), abs(high))
+    return "–" if math.isnan(low) else f"[{number(low, largest)}, {number(high, largest)}]"
 
 
 def _any_few(rows: Sequence[Row], min_seeds: int) -> bool:
