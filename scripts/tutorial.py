@@ -168,7 +168,7 @@ def main() -> None:
         new, others = follow(page, Path(name), install=install)
         if write:
             PAGE.write_text(new, encoding="utf-8")
-            shutil.copyfile(Path(name, "compare.png"), PICTURE)
+            shutil.copyfile(Path(name, "report", "figures", "Pendulum-v1.png"), PICTURE)
     print(f"every command succeeded, in {(time.monotonic() - start) / 60:.1f} minutes")
     if others:
         sys.exit("\n\n".join(["the page shows another output of:", *others]))

@@ -67,7 +67,7 @@ def test_a_command_of_the_tutorial_has_only_keys_and_values_that_exist(words, tr
             code, _, error = train(*job, "--cfg", "job", "--resolve")
             assert code == 0, error
     else:
-        assert command in ("tensorboard", "cmp", "python")
+        assert command in ("tensorboard", "cmp", "dpg-report")
 
 
 def test_what_is_shown_is_compared_without_what_depends_on_the_machine():
