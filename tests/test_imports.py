@@ -135,11 +135,12 @@ def test_imports_point_one_way():
     assert importers("config") == {"cli"}
     assert importers("trainer") == {"cli"}
     for name in below_the_trainer:
-        users = {"config", "policy", "export", "report"} if name == "storage" else set()
+        users = {"config", "policy", "export", "report", "sweeps"} if name == "storage" else set()
         assert importers(name) <= {"cli", "trainer"} | below_the_trainer | users
     assert importers("policy") <= {"cli", "export"}
     assert importers("export") <= {"cli"}
     assert importers("report") <= {"cli"}
+    assert importers("sweeps") <= {"cli"}
     graph = parts()
     assert below_the_trainer - {"replay", "captured_learner", "capture"} <= graph["trainer"]
     assert {"replay", "metrics"} <= graph["learner"]

@@ -20,7 +20,7 @@ from dpg_cli.cli.folder import load_config, logging_to, write_configs
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.init import check_init
 from dpg_cli.cli.memory import most_bytes
-from dpg_cli.cli.names import members
+from dpg_cli.cli.names import Label, members
 from dpg_cli.cli.progress import quoted
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import checkpoint, run_dir
@@ -52,21 +52,25 @@ def resume(arguments: Sequence[str]) -> int:
     if (config.eval.episodes == 0) != (stored.eval.episodes == 0):
         scores = "training episodes" if stored.eval.episodes == 0 else "evaluations"
         raise UserError(f"eval.episodes={config.eval.episodes}: this run has scores of {scores}, which would be mixed")
-    return go_on(config, folder, keep_device="device" not in values)
+    return go_on(config, folder, keep_device="device" not in values).exit_code
 
 
-def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True) -> int:
-    """Resume the run in a folder; returns the exit code.
+def go_on(
+    config: configs.TrainConfig, folder: Path, *, keep_device: bool = True, label: Label | None = None
+) -> job.Result:
+    """Resume the run in a folder.
 
     Args:
         config: of the run, with the changes.
         folder: of the run.
         keep_device: whether `device=auto` means the device that the run was started on.
+        label: of the job, if the run is part of a sweep; the log is then open already.
 
     Raises:
         UserError: there is no whole checkpoint in the folder, it is not a run folder, or the device cannot be used.
     """
     check_kinds(folder)
+    who = "" if label is None else f"{label.position} "
     stored_config = config
     if keep_device and config.device == "auto" and (device := run_dir.device(folder)) is not None:
         config = config.model_copy(update={"device": device})
@@ -79,7 +83,7 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
     _, folders = members(config, folder)
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
-        return _from_the_start(config, folder, folders)
+        return _from_the_start(config, folder, folders, label)
     for path in folders:
         if not path.is_dir():
             raise UserError(f"resume={folder}: {path.name} is missing; each other seed_*/ can be resumed alone")
@@ -91,11 +95,11 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
         except checkpoint.NoReplayError as error:
             if run_dir.status(folder) == "done" and config.total_steps <= error.step:
                 print(f"{folder}: done at step {error.step:,}")
-                return 0
+                return job.Result(0)
             raise UserError(f"resume={error}") from error
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= continues it")
-            return 0
+            return job.Result(0)
         check_disk(config, obs_dim, action_dim, folder)
         _warn_of_versions(starts[0])
         before, now = run_dir.device(folder), choose(config, obs_dim, action_dim).device
@@ -108,11 +112,13 @@ def go_on(config: configs.TrainConfig, folder: Path, *, keep_device: bool = True
         with explaining(folder):
             remove_leftovers(Disk(), folder)
             write_configs(stored_config, folder)
-        print(f"resuming at step {starts[0].step:,}")
-        return _train(config, folder, starts, checked)
+        print(f"{who}resuming at step {starts[0].step:,}")
+        return _train(config, folder, starts, checked, label)
 
 
-def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence[Path]) -> int:
+def _from_the_start(
+    config: configs.TrainConfig, folder: Path, folders: Sequence[Path], label: Label | None
+) -> job.Result:
     """Start again in the folder of a run that ended before its first checkpoint.
 
     Raises:
@@ -128,19 +134,25 @@ def _from_the_start(config: configs.TrainConfig, folder: Path, folders: Sequence
         for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)
         remove_leftovers(Disk(), folder)
-    print("nothing was trained yet: starting at step 0")
-    return _train(config, folder, None, checked)
+    if label is None:
+        print("nothing was trained yet: starting at step 0")
+    return _train(config, folder, None, checked, label)
 
 
 def _train(
-    config: configs.TrainConfig, folder: Path, starts: Sequence[checkpoint.Loaded] | None, checked: build.Checked
-) -> int:
-    """Train with a log, which Hydra opens only for new runs; returns the exit code."""
+    config: configs.TrainConfig,
+    folder: Path,
+    starts: Sequence[checkpoint.Loaded] | None,
+    checked: build.Checked,
+    label: Label | None,
+) -> job.Result:
+    """Train with a log, which Hydra opens only for new runs and for the jobs of a sweep."""
     logging.root.setLevel(logging.INFO)
     with contextlib.ExitStack() as opened:
-        with explaining(folder):
-            opened.enter_context(logging_to(folder / "train.log"))
-        return job.run(config, folder, run_dir.command_line(), start=starts, checked=checked).exit_code
+        if label is None:
+            with explaining(folder):
+                opened.enter_context(logging_to(folder / "train.log"))
+        return job.run(config, folder, run_dir.command_line(), label, start=starts, checked=checked)
 
 
 def _holds_a_later_step(path: Path) -> bool:

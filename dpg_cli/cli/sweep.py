@@ -4,30 +4,32 @@ import contextlib
 import json
 import math
 import os
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
 from dpg_cli.cli.here import below_here, here
-from dpg_cli.cli.init import folders_of
-from dpg_cli.cli.names import Label, member_names, members, without_seed
+from dpg_cli.cli.names import Label
 from dpg_cli.cli.progress import new_console, quoted
+from dpg_cli.cli.resume import CHANGEABLE, go_on
 from dpg_cli.cli.signals import StopRequest
+from dpg_cli.cli.sweep_plan import CURVES, Plan
+from dpg_cli.cli.sweep_scores import Scores, print_scores, scores_of
 from dpg_cli.errors import DiskError, UserError, one_line
+from dpg_cli.storage import run_dir
 from dpg_cli.storage.atomic import explaining
 from dpg_cli.storage.run_dir import claim, command_line
+from dpg_cli.storage.untrusted import run_file
+from dpg_cli.sweeps import record
 
-CURVES = "tensorboard"  # the folder of links in that of a sweep
-MAX_NAME = 200  # bytes of a link's name, of the 255 that file systems allow
+RESUMED = "sweep_job"  # the key that tells a resumed sweep's job its number and folder
+_current: "Running | None" = None  # of this process; a job in another process has none
 
 
 def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
@@ -37,197 +39,255 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
         UserError: a job has a mistake. Raised before anything is written.
     """
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
-    plan = Sweep(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
-    plan.check()
+    plan = Plan(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
+    planned = plan.check()
     claim(folder, "hydra.sweep.dir")
-    command, console = command_line(), new_console()
-    between_jobs, one_after_another, begun = StopRequest(), configs.has_basic_launcher(composed), []
+    jobs = []
+    if plan.planned:
+        jobs = [record.Job(n, plan.jobs[n], own.folder) for n, own in enumerate(planned)]
+        record.store_configs(folder, ((n, own.config.model_dump()) for n, own in enumerate(planned)))
+    launcher = str(configs.select(composed, "hydra.runtime.choices.hydra/launcher"))
+    file = record.SweepFile(folder, command_line(), launcher, jobs)
+    file.flush()
+    trust = any(configs.asks_for_trust(own.config) is not None for own in planned)
+    running = Running(plan, file, one_after_another=configs.has_basic_launcher(composed), trust=trust)
+    try:
+        with run_dir.locked([folder]):
+            return launch(running, ["-m", *overrides, f"hydra.sweep.dir={handover.quoted(folder)}"])
+    except NothingStartedError as error:
+        handover.remove(folder)
+        raise UserError(str(error)) from error
+
+
+class NothingStartedError(Exception):
+    """Hydra failed before the first job."""
+
+
+class Running:
+    """A sweep in its own process: what the jobs do, as far as this process knows.
+
+    Args:
+        plan: of the jobs.
+        file: the sweep's record.
+        one_after_another: whether the jobs run in this process.
+        trust: whether resuming needs `trust=true`.
+    """
+
+    def __init__(self, plan: Plan, file: record.SweepFile, *, one_after_another: bool, trust: bool):
+        self.plan, self.file, self.one_after_another, self.trust = plan, file, one_after_another, trust
+        self.results: dict[int, job.Result] = {}
+        self.begun = False
+
+    def started(self, number: int, overrides: Sequence[str], folder: Path) -> None:
+        """Record that a job starts."""
+        self.begun = True
+        where = os.path.relpath(folder, self.plan.folder)
+        new = {} if self.plan.planned else {"overrides": list(overrides)}
+        self.file.set(number, **new, folder=where, state="running", reason=None)
+
+    def ended(self, number: int, state: str, reason: str | None = None, result: job.Result | None = None) -> None:
+        """Record how a job ended: `done`, `failed`, or `pending` if it can be resumed."""
+        self.file.set(number, state=state, reason=reason)
+        if result is not None:
+            self.results[number] = result
+
+    def correct(self) -> None:
+        """Take the states of jobs that ran elsewhere from their folders."""
+        for entry in self.file.jobs:
+            if entry.number not in self.results:
+                state, reason = state_of(self.plan.folder / entry.folder) if entry.folder else ("pending", None)
+                self.file.set(entry.number, state=state, reason=reason)
+        for folder, number, overrides in unknown_jobs(self.plan.folder, self.file.jobs):
+            state, reason = state_of(folder)
+            where = os.path.relpath(folder, self.plan.folder)
+            self.file.set(number, overrides=overrides, folder=where, state=state, reason=reason)
+
+    def scores(self, entry: record.Job) -> Scores | None:
+        """The scores of a job."""
+        result = self.results.get(entry.number)
+        if result is not None and result.outcome is not None:
+            return Scores(result.outcome.scores(), result.outcome.evaluated)
+        return None if entry.folder is None else scores_of(self.plan.folder / entry.folder)
+
+
+def current() -> Running | None:
+    """The sweep that this process runs; None in a process that runs a single job."""
+    return _current
+
+
+def launch(running: Running, arguments: Sequence[str]) -> int:
+    """Run the jobs with Hydra and print how they went; returns the exit code.
+
+    Args:
+        running: the sweep.
+        arguments: of Hydra's command line.
+
+    Raises:
+        NothingStartedError: Hydra failed before the first job.
+        UserError: Hydra rejects the arguments.
+    """
+    global _current
+    plan, command, console = running.plan, command_line(), new_console()
+    one_after_another = running.one_after_another
+    between_jobs = StopRequest()
 
     def task(config: DictConfig) -> float:
-        begun.append(True)
-        if between_jobs.signal is not None:
-            sys.exit(128 + between_jobs.signal)  # not an Exception, so that it ends the sweep
         hydra_config = HydraConfig.get()
         where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
-        label = plan.label(number, list(hydra_config.overrides.task))
-        checked = configs.validate(config, here())
-        if not one_after_another:  # parallel jobs would compete for cores
-            given = checked.model_dump(include={"threads", "env_threads", "env_processes"})
-            checked = checked.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
+        overrides = list(hydra_config.overrides.task)
+        if RESUMED in config:
+            number = int(config[RESUMED].number)
+            checked, overrides = _stored(plan.folder, number), list(plan.jobs[number])
+        else:
+            checked = configs.validate(config, here())
+        sweep_here = current()
+        if sweep_here is not None:
+            sweep_here.begun = True
+            if between_jobs.signal is not None:
+                sys.exit(128 + between_jobs.signal)  # not an Exception, so that it ends the sweep
+            sweep_here.started(number, overrides, where)
+        label = plan.label(number, overrides)
+        if not one_after_another:
+            checked = one_thread(checked)
         plan.link_curves(number, label, checked, where)
-        result = job.run(checked, where, command, label)
-        plan.ended(number, label, where, result)
+        result = run_job(checked, where, command, label)
+        if sweep_here is not None:
+            sweep_here.ended(number, *_ending(result), result=result)
         if result.exit_code > 128:
             sys.exit(result.exit_code)
         # A failed job returns NaN: after an exception Hydra would end the sweep with the current batch of jobs.
-        return math.nan if result.outcome is None else result.outcome.score()
+        return score(where, result)
 
-    removed = False
+    _current = running
+    nothing_started = False
     try:
-        with between_jobs, explaining(folder):
-            handover.hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={handover.quoted(folder)}"])
+        with between_jobs, explaining(plan.folder):
+            handover.hand_over(task, arguments)
     except DiskError:
         raise
     except Exception as error:
-        if begun or not (one_after_another or {"multirun.yaml"}.issuperset(os.listdir(folder))):
+        nothing_started = not running.begun and (one_after_another or not _has_jobs(plan.folder))
+        if not nothing_started:
             raise
-        handover.remove(folder)
-        removed = True
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"hydra: {type(error).__name__}: {one_line(error)}") from error
+        message = str(error) if isinstance(error, UserError) else f"hydra: {type(error).__name__}: {one_line(error)}"
+        raise NothingStartedError(message) from error
     finally:
-        failed = plan.failures()
-        if not removed:
-            plan.print_scores(console, in_this_process=one_after_another)
-            for where, reason in failed.items():
-                print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
+        _current = None
+        failed = [] if nothing_started else finish(running, console)
     return 1 if failed else 0
 
 
-class Sweep:
-    """The jobs of a sweep: their names, their folders and their results.
+def finish(running: Running, console: Any) -> list[record.Job]:
+    """Correct the record, print scores, failures and what to do next; returns the failed jobs."""
+    with contextlib.suppress(DiskError):
+        running.correct()
+        running.file.flush()
+    folder, entries = running.plan.folder, running.file.jobs
+    begun = [own for own in entries if own.state != "pending" or own.number in running.results or own.reason]
+    rows = [(own, running.plan.differs(own.overrides), running.scores(own)) for own in begun]
+    if rows:
+        print_scores(console, rows)
+    if missing := len(entries) - len(begun):
+        console.print(f"{missing} {'job' if missing == 1 else 'jobs'} did not start")
+    shown = below_here(folder)
+    console.print(f"  sweep folder {shown}", soft_wrap=True)
+    console.print(f"  curves       tensorboard --logdir {quoted(shown / CURVES)}", soft_wrap=True)
+    console.print(f"  compare      dpg-report {quoted(shown)}", soft_wrap=True)
+    failed = [own for own in entries if own.state == "failed"]
+    if running.plan.planned and (failed or len(begun) < len(entries) or any(own.state != "done" for own in entries)):
+        trusting = " trust=true" if running.trust else ""
+        console.print(f"  resume       dpg-train resume={quoted(shown)}{trusting}", soft_wrap=True)
+    for own in failed:
+        print(f"dpg-train: job {own.number} failed: {own.reason}", file=sys.stderr)
+    return failed
+
+
+def run_job(config: configs.TrainConfig, folder: Path, command: Sequence[str], label: Label) -> job.Result:
+    """Train a job in its folder: from the start, from its checkpoint if it was begun, or not at all if it is done.
 
     Args:
-        folder: of the sweep.
-        jobs: the overrides of each job; where the sweeper decides on jobs as it goes, those that all will have.
-        planned: whether `jobs` are all.
-
-    Raises:
-        UserError: `jobs` is empty.
+        config: checked.
+        folder: of the job.
+        command: the command line of the sweep, for the record.
+        label: of the job.
     """
-
-    def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], *, planned: bool):
-        if not jobs:
-            raise UserError("-m: the sweep has no jobs, because a key has no values")
-        self._folder = folder
-        self._jobs = jobs
-        self._planned = planned
-        self._common = set.intersection(*(set(job) for job in jobs))
-        self._results: dict[int, tuple[str, Path, job.Result]] = {}
-
-    def label(self, number: int, overrides: Sequence[str]) -> Label:
-        """The label of a job: its position and the settings that differ. Numbers start at 0, like the folders."""
-        position = f"{number + 1}/{len(self._jobs)}" if self._planned else f"{number + 1}"
-        differs = " ".join(override.lstrip("+") for override in overrides if override not in self._common)
-        return Label(f"[{position}] job {number}", differs)
-
-    def check(self) -> None:
-        """Compose and check the config of every job.
-
-        Raises:
-            UserError: a job's config is wrong, or two jobs would be the same run or share a folder.
-        """
-        runs: dict[str, int] = {}
-        folders: dict[str, int] = {}
-        for number, overrides in enumerate(self._jobs):
-            try:
-                config = configs.compose(overrides)
-                checked = configs.validate(config, here())
-                if checked.init is not None:
-                    folders_of(checked)
-                resolved, name = configs.dump(checked), configs.job_folder(config, number)
-            except UserError as error:
-                differs = self.label(number, overrides).differs
-                raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
-            if (same := runs.setdefault(resolved, number)) != number:
-                raise UserError(f"-m: jobs {same} and {number} would be the same run ({' '.join(overrides)})")
-            if name is not None and (same := folders.setdefault(name, number)) != number:
-                raise UserError(f"hydra.sweep.subdir: jobs {same} and {number} would share the folder {name}")
-
-    def ended(self, number: int, label: Label, folder: Path, result: job.Result) -> None:
-        """Record how a job ended."""
-        self._results[number] = (label.differs, folder, result)
-
-    def link_curves(self, number: int, label: Label, config: configs.TrainConfig, folder: Path) -> None:
-        """Link the run folders of a job in `tensorboard/`, named by the settings that differ.
-
-        TensorBoard names a run by its path. The links are relative, so that the sweep can be moved. No training needs
-        them, so errors of the disk are ignored here.
-
-        Args:
-            number: of the job.
-            label: of the job.
-            config: of the job.
-            folder: of the job.
-        """
-        links = self._folder / CURVES
-        seeds, runs = members(config, folder)
-        names = member_names(label.differs or f"job {number}", seeds)
-        with contextlib.suppress(OSError):
-            links.mkdir(exist_ok=True)
-            for name, run in zip(names, runs, strict=True):
-                link, target = links / _file_name(name), os.path.relpath(run, links)
-                if link.is_symlink() and os.readlink(link) == target:  # a launcher tries a job again
-                    continue
-                if link.is_symlink():  # names that differ in a slash, or far behind
-                    link = links / f"{_file_name(name)} job {number}"
-                link.symlink_to(target, target_is_directory=True)
-
-    def print_scores(self, console: Console, *, in_this_process: bool) -> None:
-        """Print the scores of the jobs that ran in this process, the sweep folder and the command for curves."""
-        scored = [result.outcome.evaluated for *_, result in self._results.values() if result.outcome is not None]
-        mixed = any(scored) and not all(scored)
-        what = "" if mixed else " evaluations" if all(scored) else " training episodes"
-        table = _table(["job", "settings that differ", f"mean of the last ten{what}"])
-        over_seeds: dict[str, list[float]] = {}
-        for number, (differs, _, result) in self._results.items():
-            score = "failed"
-            if result.outcome is not None:
-                score = "–" if math.isnan(result.outcome.score()) else f"{result.outcome.score():.1f}"
-                if mixed:
-                    score += " (evaluations)" if result.outcome.evaluated else " (training episodes)"
-                if result.outcome.interrupted:
-                    score += ", stopped early"
-                if scores := [own for own in result.outcome.scores() if not math.isnan(own)]:
-                    over_seeds.setdefault(without_seed(differs), []).extend(scores)
-            table.add_row(str(number), differs, score)
-        if self._results:  # empty if a launcher ran the jobs in other processes
-            console.print(table)
-        if any(len(scores) > 1 for scores in over_seeds.values()):
-            console.print()
-            table = _table(["seeds", "settings that differ", "mean ± spread over seeds"])
-            for settings, scores in over_seeds.items():
-                table.add_row(str(len(scores)), settings, f"{np.mean(scores):.1f} ± {np.std(scores):.1f}")
-            console.print(table)
-        missing = len(self._jobs) - len(self._results) if self._planned and in_this_process else 0
-        if missing:
-            console.print(f"{missing} {'job' if missing == 1 else 'jobs'} did not start")
-        folder = below_here(self._folder)
-        console.print(f"  sweep folder {folder}", soft_wrap=True)
-        console.print(f"  curves       tensorboard --logdir {quoted(folder / CURVES)}", soft_wrap=True)
-        console.print(f"  compare      dpg-report {quoted(folder)}", soft_wrap=True)
-
-    def failures(self) -> dict[str, str]:
-        """The reason of every failed job, by its number, or by its folder if another process ran it."""
-        known = {folder.resolve() for _, folder, _ in self._results.values()}
-        found = {str(n): result.error for n, (_, _, result) in self._results.items() if result.error is not None}
-        for folder, reason in _failures(self._folder):
-            if folder.resolve() not in known:
-                found[os.path.relpath(folder, self._folder)] = reason
-        return found
+    try:
+        if not _is_begun(folder):
+            return job.run(config, folder, command, label)
+        stored = configs.load_from(folder)
+        if (difference := configs.difference(config, stored, without=CHANGEABLE)) is not None:
+            raise UserError(f"{folder} already holds a run, with {difference}")
+        if run_dir.status(folder) == "done" and stored.total_steps >= config.total_steps:
+            return job.Result(0)
+        return go_on(configs.changed(stored, {"total_steps": config.total_steps}), folder, label=label)
+    except UserError as error:
+        message = one_line(error)
+        print(f"dpg-train: {label.position} failed: {message}", file=sys.stderr)
+        return job.Result(1, error=message)
 
 
-def _table(headers: Sequence[str]) -> Table:
-    """A table of a number, settings and a score."""
-    table = Table(box=None, header_style="", pad_edge=False)
-    number, settings, score = headers
-    table.add_column(number, justify="right")
-    table.add_column(settings, overflow="fold")
-    table.add_column(score, justify="right")
-    return table
+def score(folder: Path, result: job.Result) -> float:
+    """The mean of the last ten evaluations over all seeds; NaN if the job failed."""
+    if result.error is not None:
+        return math.nan
+    if result.outcome is not None:
+        return result.outcome.score()
+    found = scores_of(folder)
+    return math.nan if found is None else found.mean()
 
 
-def _file_name(text: str) -> str:
-    """A name that every file system takes."""
-    return re.sub(r"[/\x00-\x1f]", "_", text).encode()[:MAX_NAME].decode(errors="ignore").strip()
+def one_thread(config: configs.TrainConfig) -> configs.TrainConfig:
+    """The config with one thread and process where `auto` would choose: parallel jobs would compete for cores."""
+    given = config.model_dump(include={"threads", "env_threads", "env_processes"})
+    return config.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
 
 
-def _failures(folder: Path) -> list[tuple[Path, str]]:
-    """Folder and reason of every failed job of a sweep."""
-    failed = []
+def state_of(folder: Path) -> tuple[str, str | None]:
+    """State and reason of a job, from its folder."""
+    content = run_file(folder)
+    status, error = content.get("status"), content.get("error")
+    if status == "done":
+        return "done", None
+    if status == "failed":
+        return "failed", one_line(error) if isinstance(error, str) else "unknown"
+    if status == "running" and run_dir.is_locked(folder):
+        return "running", None
+    return "pending", None if status is None else f"stopped at step {content.get('last_step')}"
+
+
+def unknown_jobs(folder: Path, known: Sequence[record.Job]) -> Iterator[tuple[Path, int, list[str]]]:
+    """Jobs that only their folders tell of, because a sweeper decided on them as it went."""
+    folders = {own.folder for own in known}
     for path in sorted(folder.rglob("run.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["status"] == "failed" and not (path.parents[1] / "run.json").exists():  # not the folder of one seed
-            failed.append((path.parent, content["error"]))
-    return failed
+        where = path.parent
+        if os.path.relpath(where, folder) in folders or (where.parent / "run.json").exists():
+            continue  # known, or the folder of one seed
+        with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+            node = configs.read_yaml(where / ".hydra" / "hydra.yaml")["hydra"]
+            yield where, int(node["job"]["num"]), [str(text) for text in node["overrides"]["task"]]
+
+
+def _ending(result: job.Result) -> tuple[str, str | None]:
+    if result.error is not None:
+        return "failed", result.error
+    stopped = result.exit_code > 128 or (result.outcome is not None and result.outcome.interrupted)
+    return ("pending", "stopped early") if stopped else ("done", None)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a run was begun in a folder; one that was killed while its folder was made was not."""
+    if not (folder / "run.json").exists():
+        return False
+    if run_dir.status(folder) is None and not (folder / "config.yaml").exists():
+        (folder / "run.json").unlink()
+        return False
+    return True
+
+
+def _stored(folder: Path, number: int) -> configs.TrainConfig:
+    return configs.load(json.dumps(record.stored_configs(folder)[number]))
+
+
+def _has_jobs(folder: Path) -> bool:
+    own = {record.FILE, record.CONFIGS, "multirun.yaml", ".lock"}
+    return not own.issuperset(os.listdir(folder))

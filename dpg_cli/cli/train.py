@@ -109,7 +109,10 @@ def _run_command(arguments: Sequence[str]) -> int:
         return show(own.for_hydra(flags, rest))
     if any(argument.partition("=")[0] == "resume" for argument in rest):
         from dpg_cli.cli.resume import resume
+        from dpg_cli.cli.sweep_resume import named_sweep, resume_sweep
 
+        if (sweep_folder := named_sweep(rest)) is not None:
+            return resume_sweep(sweep_folder, arguments)
         return resume(arguments)
     overrides = [openly(override) for override in rest]
     overrides += [f"hydra.searchpath=[{quoted(f'file://{folder}')},'gymnasium://']" for folder in folders]
@@ -221,7 +224,7 @@ def _go_on(config: "TrainConfig", folder: Path) -> int:
     if (difference := configs.difference(config, configs.load_from(folder))) is not None:
         raise UserError(f"{difference}, in {folder / 'config.yaml'}, the run that this requeued job started")
     print(f"requeued job {os.environ['SLURM_JOB_ID']}: resuming its own run in {below_here(folder)}")
-    return go_on(config, folder.resolve())
+    return go_on(config, folder.resolve()).exit_code
 
 
 def _help(folders: Sequence[Path]) -> str:

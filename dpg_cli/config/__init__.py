@@ -13,11 +13,12 @@ from dpg_cli.config.composition import (
     select,
     user_error,
     validate,
+    write_hydra,
 )
 from dpg_cli.config.files import asks_for_trust, dump, load, load_from, store_hydra
 from dpg_cli.config.names_elsewhere import counterpart
 from dpg_cli.config.overrides import check_given_once, check_spaces, parse_value, search_folders
-from dpg_cli.config.schema import TrainConfig, changed, difference
+from dpg_cli.config.schema import TrainConfig, changed, check, difference
 from dpg_cli.config.sweeps import combinations, of_preset, without_sweeps
 from dpg_cli.config.tree import GROUPS, choices, config_dir, register
 from dpg_cli.storage.untrusted import load_yaml, read_yaml
@@ -27,6 +28,7 @@ __all__ = [
     "TrainConfig",
     "asks_for_trust",
     "changed",
+    "check",
     "check_given_once",
     "check_spaces",
     "choices",
@@ -54,4 +56,5 @@ __all__ = [
     "user_error",
     "validate",
     "without_sweeps",
+    "write_hydra",
 ]

@@ -93,6 +93,31 @@ def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -
         done.return_value  # noqa: B018, it raises the task's exception
 
 
+def write_hydra(overrides: Sequence[str], folder: Path, number: int, config: TrainConfig) -> None:
+    """Write `.hydra/` of a sweep's job as Hydra does, where Hydra itself does not.
+
+    Args:
+        overrides: of the job.
+        folder: of the job, which has no `.hydra/` yet.
+        number: of the job.
+        config: of the job; today's YAML files may differ from those that it was composed of.
+
+    Raises:
+        UserError: today's YAML files do not fit the overrides.
+    """
+    composed = compose(overrides)
+    with read_write(composed.hydra):
+        composed.hydra.mode = RunMode.MULTIRUN
+        composed.hydra.runtime.output_dir = str(folder)
+        composed.hydra.job.num, composed.hydra.job.id = number, str(number)
+        task = list(composed.hydra.overrides.task)
+    (folder / ".hydra").mkdir(parents=True)
+    node = OmegaConf.masked_copy(composed, "hydra")
+    own = OmegaConf.create(config.model_dump())
+    for name, content in (("config", own), ("hydra", node), ("overrides", OmegaConf.create(task))):
+        OmegaConf.save(content, folder / ".hydra" / f"{name}.yaml")
+
+
 def has_basic_sweeper(composed: DictConfig) -> bool:
     """Whether Hydra's own sweeper is used. It knows all jobs before the first starts."""
     return str(select(composed, "hydra.sweeper._target_")).endswith(".BasicSweeper")

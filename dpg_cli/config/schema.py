@@ -1,6 +1,6 @@
 """The typed schema of a config: keys, types and ranges. The YAML files hold the values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -119,10 +119,18 @@ def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return check(whole_numbers(tree))
 
 
-def difference(config: TrainConfig, other: TrainConfig) -> str | None:
-    """The first key in which two configs differ, with both values; None if they are equal."""
+def difference(config: TrainConfig, other: TrainConfig, without: Collection[str] = ()) -> str | None:
+    """The first key in which two configs differ, with both values; None if they are equal.
+
+    Args:
+        config: compared with `other`.
+        other: compared with `config`.
+        without: keys that are not compared, such as `eval.every`.
+    """
 
     def walk(one: Any, two: Any, key: str) -> str | None:
+        if key.removeprefix(".") in without:
+            return None
         if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
             found = (walk(one[name], two[name], f"{key}.{name}") for name in one)
             return next((text for text in found if text), None)

@@ -72,6 +72,16 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process trains in a folder."""
+    with contextlib.suppress(OSError), (folder / ".lock").open("r+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 class RunFile:
     """`run.json`, replaced whole at every change.
 

@@ -1,0 +1,110 @@
+"""The jobs of a sweep: their names, configs and folders."""
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dpg_cli import config as configs
+from dpg_cli.cli.here import here
+from dpg_cli.cli.init import folders_of
+from dpg_cli.cli.names import Label, member_names, members
+from dpg_cli.errors import UserError
+
+CURVES = "tensorboard"  # the folder of links in that of a sweep
+MAX_NAME = 200  # bytes of a link's name, of the 255 that file systems allow
+
+
+class Planned(NamedTuple):
+    """A job before it starts; the folder is relative to the sweep's, None if Hydra only knows it later."""
+
+    config: configs.TrainConfig
+    folder: str | None
+
+
+class Plan:
+    """The jobs of a sweep.
+
+    Args:
+        folder: of the sweep.
+        jobs: the overrides of each job; where the sweeper decides on jobs as it goes, those that all will have.
+        planned: whether `jobs` are all.
+
+    Raises:
+        UserError: `jobs` is empty.
+    """
+
+    def __init__(self, folder: Path, jobs: Sequence[Sequence[str]], *, planned: bool):
+        if not jobs:
+            raise UserError("-m: the sweep has no jobs, because a key has no values")
+        self.folder = folder
+        self.jobs = jobs
+        self.planned = planned
+        self._common = set.intersection(*(set(job) for job in jobs))
+
+    def label(self, number: int, overrides: Sequence[str]) -> Label:
+        """The label of a job: its position and the settings that differ. Numbers start at 0, like the folders."""
+        position = f"{number + 1}/{len(self.jobs)}" if self.planned else f"{number + 1}"
+        return Label(f"[{position}] job {number}", self.differs(overrides))
+
+    def differs(self, overrides: Sequence[str]) -> str:
+        """The settings of a job that differ between jobs, such as `algo=td3 seed=0`."""
+        return " ".join(override.lstrip("+") for override in overrides if override not in self._common)
+
+    def check(self) -> list[Planned]:
+        """Compose and check the config of every job.
+
+        Raises:
+            UserError: a job's config is wrong, or two jobs would be the same run or share a folder.
+        """
+        found = []
+        runs: dict[str, int] = {}
+        folders: dict[str, int] = {}
+        for number, overrides in enumerate(self.jobs):
+            try:
+                config = configs.compose(overrides)
+                checked = configs.validate(config, here())
+                if checked.init is not None:
+                    folders_of(checked)
+                resolved, name = configs.dump(checked), configs.job_folder(config, number)
+            except UserError as error:
+                differs = self.differs(overrides)
+                raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
+            if (same := runs.setdefault(resolved, number)) != number:
+                raise UserError(f"-m: jobs {same} and {number} would be the same run ({' '.join(overrides)})")
+            if name is not None and (same := folders.setdefault(name, number)) != number:
+                raise UserError(f"hydra.sweep.subdir: jobs {same} and {number} would share the folder {name}")
+            found.append(Planned(checked, name))
+        return found
+
+    def link_curves(self, number: int, label: Label, config: configs.TrainConfig, folder: Path) -> None:
+        """Link the run folders of a job in `tensorboard/`, named by the settings that differ.
+
+        TensorBoard names a run by its path. The links are relative, so that the sweep can be moved. No training needs
+        them, so errors of the disk are ignored here.
+
+        Args:
+            number: of the job.
+            label: of the job.
+            config: of the job.
+            folder: of the job.
+        """
+        links = self.folder / CURVES
+        seeds, runs = members(config, folder)
+        names = member_names(label.differs or f"job {number}", seeds)
+        with contextlib.suppress(OSError):
+            links.mkdir(exist_ok=True)
+            for name, run in zip(names, runs, strict=True):
+                link, target = links / _file_name(name), os.path.relpath(run, links)
+                if link.is_symlink() and os.readlink(link) == target:  # a job that is tried again, or resumed
+                    continue
+                if link.is_symlink():  # names that differ in a slash, or far behind
+                    link = links / f"{_file_name(name)} job {number}"
+                link.symlink_to(target, target_is_directory=True)
+
+
+def _file_name(text: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[/\x00-\x1f]", "_", text).encode()[:MAX_NAME].decode(errors="ignore").strip()

@@ -1,0 +1,143 @@
+"""`dpg-train resume=SWEEP_DIR`: run what is left of a sweep, with the configs that it was started with."""
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpg_cli import config as configs
+from dpg_cli.cli import handover
+from dpg_cli.cli.here import below_here, here
+from dpg_cli.cli.import_path import add_working_directory
+from dpg_cli.cli.progress import new_console
+from dpg_cli.cli.sweep import RESUMED, NothingStartedError, Running, finish, launch, state_of
+from dpg_cli.cli.sweep_plan import Plan
+from dpg_cli.errors import UserError, one_line
+from dpg_cli.storage import run_dir
+from dpg_cli.storage.untrusted import run_file
+from dpg_cli.sweeps import record
+
+KEYS = "total_steps, trust, hydra/launcher and hydra.launcher.*"
+
+
+def named_sweep(arguments: Sequence[str]) -> Path | None:
+    """The folder of the sweep that `resume=` names; None if it names something else."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "resume" and value:
+            folder = Path(value).absolute()
+            try:
+                return folder if (folder / record.FILE).is_file() else None
+            except OSError:  # a name that is too long
+                return None
+    return None
+
+
+def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
+    """Run the jobs that are not done; returns the exit code.
+
+    Args:
+        folder: of the sweep.
+        arguments: the command line.
+
+    Raises:
+        UserError: a key cannot be changed, the sweep is damaged, needs `trust=true`, or is being run already.
+    """
+    values, hydra = _parsed(arguments)
+    file = record.load(folder)
+    stored = {number: configs.check(tree) for number, tree in record.stored_configs(folder).items()}
+    jobs = file.jobs
+    if {entry.number for entry in jobs} != stored.keys() or not jobs:
+        raise UserError(f"resume={folder}: its jobs were not known when it was started, so it cannot be resumed")
+    asks = next(filter(None, map(configs.asks_for_trust, stored.values())), None)
+    if asks is not None and values.get("trust") != "true":
+        raise UserError(f"{asks}; if you trust it, trust=true")
+    if asks is not None:
+        add_working_directory()
+    if "total_steps" in values:
+        total = {"total_steps": configs.parse_value("total_steps", values["total_steps"])}
+        stored = {number: configs.changed(config, total) for number, config in stored.items()}
+    launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else [f"hydra/launcher={file.launcher}"]
+    composed = configs.compose([*launcher, *hydra])
+    plan = Plan(folder, [entry.overrides for entry in jobs], planned=True)
+    running = Running(plan, file, one_after_another=configs.has_basic_launcher(composed), trust=asks is not None)
+    with run_dir.locked([folder]):
+        if "total_steps" in values:
+            record.store_configs(folder, ((number, config.model_dump()) for number, config in stored.items()))
+        left = _left(running, stored)
+        file.flush()
+        if not left:
+            print(f"{below_here(folder)}: all {len(jobs)} jobs are done; a larger total_steps= continues them")
+            return 1 if finish(running, new_console()) else 0
+        print(f"{below_here(folder)}: {len(jobs) - len(left)} of {len(jobs)} jobs are done")
+        _tell_differences(plan, left[0], stored)
+        for entry in left:
+            where = folder / _where(entry)
+            with contextlib.suppress(UserError, FileExistsError):  # exists if the job was begun
+                configs.write_hydra(entry.overrides, where, entry.number, stored[entry.number])
+        values_of = ",".join(f"{{number:{entry.number},folder:{handover.quoted(_where(entry))}}}" for entry in left)
+        own = [
+            *("-m", f"+{RESUMED}={values_of}", f"hydra.sweep.dir={handover.quoted(folder)}"),
+            f"hydra.sweep.subdir=${{{RESUMED}.folder}}",
+            "hydra.output_subdir=null",  # .hydra/ of a job that was begun stays
+        ]
+        try:
+            return launch(running, [*own, *launcher, *hydra])
+        except NothingStartedError as error:
+            raise UserError(str(error)) from error
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Our keys with their values, and the overrides of Hydra's launcher."""
+    values: dict[str, str] = {}
+    hydra = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key in ("hydra/launcher",) or key.lstrip("+").startswith("hydra.launcher."):
+            hydra.append(argument)
+        elif equals and key in ("resume", "total_steps", "trust"):
+            if key in values:
+                raise UserError(f"{key}: given twice")
+            values[key] = value
+        else:
+            raise UserError(f"{argument}: resume= of a sweep can only change {KEYS}")
+    if values.get("trust", "false") not in ("true", "false"):
+        raise UserError(f"trust={values['trust']}: should be true or false")
+    return values, hydra
+
+
+def _left(running: Running, stored: Mapping[int, configs.TrainConfig]) -> list[record.Job]:
+    """The jobs to run; corrects the record of the others from their folders."""
+    left = []
+    for entry in running.file.jobs:
+        folder = running.plan.folder / _where(entry)
+        state, reason = state_of(folder)
+        if state == "done" and _made(folder) < stored[entry.number].total_steps:
+            state = "pending"
+        running.file.set(entry.number, state=state, reason=reason)
+        if state != "done":
+            left.append(entry)
+    return left
+
+
+def _where(entry: record.Job) -> str:
+    return str(entry.number) if entry.folder is None else entry.folder
+
+
+def _made(folder: Path) -> int:
+    """Steps that a job has made."""
+    step: Any = run_file(folder).get("last_step")
+    return step if isinstance(step, int) else 0
+
+
+def _tell_differences(plan: Plan, first: record.Job, stored: Mapping[int, configs.TrainConfig]) -> None:
+    """Say where today's YAML files differ from the stored config, which counts."""
+    try:
+        today = configs.validate(configs.compose(plan.jobs[first.number]), here())
+    except UserError as error:
+        print(f"note: today's YAML files do not fit this sweep ({one_line(error)}); its own configs count")
+        return
+    same = ("total_steps", "threads", "env_threads", "env_processes", "device")
+    if (difference := configs.difference(today, stored[first.number], without=same)) is not None:
+        print(f"note: today's YAML files have {difference}; the sweep's own configs count", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Sweeps: the record of their jobs, and how far each is."""
