@@ -1,6 +1,7 @@
 """The jobs of a sweep: their names, configs and folders."""
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -59,24 +60,23 @@ class Plan:
         Raises:
             UserError: a job's config is wrong, or two jobs would be the same run or share a folder.
         """
-        found = []
+        found: list[Planned] = []
         runs: dict[str, int] = {}
         folders: dict[str, int] = {}
+        checked = configs.checked_jobs(self.jobs, here())
         for number, overrides in enumerate(self.jobs):
             try:
-                config = configs.compose(overrides)
-                checked = configs.validate(config, here())
-                if checked.init is not None:
-                    folders_of(checked)
-                resolved, name = configs.dump(checked), configs.job_folder(config, number)
+                config, name = next(checked)
+                if config.init is not None:
+                    folders_of(config)
             except UserError as error:
                 differs = self.differs(overrides)
                 raise UserError(f"{error} (with {differs})" if differs else str(error)) from error
-            if (same := runs.setdefault(resolved, number)) != number:
+            if (same := runs.setdefault(json.dumps(config.model_dump()), number)) != number:
                 raise UserError(f"-m: jobs {same} and {number} would be the same run ({' '.join(overrides)})")
             if name is not None and (same := folders.setdefault(name, number)) != number:
                 raise UserError(f"hydra.sweep.subdir: jobs {same} and {number} would share the folder {name}")
-            found.append(Planned(checked, name))
+            found.append(Planned(config, name))
         return found
 
     def link_curves(self, number: int, label: Label, config: configs.TrainConfig, folder: Path) -> None:

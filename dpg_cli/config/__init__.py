@@ -4,6 +4,7 @@ Only this package and `cli/` import Hydra.
 """
 
 from dpg_cli.config.composition import (
+    checked_jobs,
     compose,
     folder,
     has_basic_launcher,
@@ -31,6 +32,7 @@ __all__ = [
     "check",
     "check_given_once",
     "check_spaces",
+    "checked_jobs",
     "choices",
     "combinations",
     "compose",

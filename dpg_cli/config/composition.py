@@ -1,7 +1,8 @@
 """Compose a config with Hydra, and run a task as Hydra does."""
 
+import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import configure_log, run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dpg_cli.config.messages import Known, explain
-from dpg_cli.config.overrides import parse, search_folders
+from dpg_cli.config.overrides import is_group, parse, search_folders
 from dpg_cli.config.schema import TrainConfig, check, whole_numbers
 from dpg_cli.config.tree import GROUPS, config_dir
 from dpg_cli.errors import UserError, first_line
@@ -48,8 +50,7 @@ def validate(config: DictConfig, here: Path | None = None) -> TrainConfig:
         UserError: names the first wrong key, its value and what is expected.
     """
     try:
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        tree = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        tree = OmegaConf.to_container(_without_hydra(config), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(tree, dict)
@@ -68,6 +69,60 @@ def validate(config: DictConfig, here: Path | None = None) -> TrainConfig:
     env = checked.env.model_copy(update={"kwargs": with_paths(checked.env.kwargs)})
     init = None if checked.init is None else absolute(checked.init)
     return checked.model_copy(update={"env": env, "init": init})
+
+
+def checked_jobs(jobs: Sequence[Sequence[str]], here: Path) -> Iterator[tuple[TrainConfig, str | None]]:
+    """Config and folder of each job of a sweep, in order; the folder is relative to the sweep's.
+
+    Composing takes a tenth of a second. So jobs that differ only in plain values, such as seeds, share the composed
+    tree: their values are set in copies of it, which is what Hydra does last. If that gives another config than
+    composing for the second such job, all of them are composed.
+
+    Args:
+        jobs: the overrides of each job.
+        here: the directory that relative paths are relative to.
+
+    Raises:
+        UserError: a job's config is wrong; raised when it is that job's turn.
+    """
+    trees: dict[tuple[str, ...], DictConfig | None] = {}
+    equal: set[tuple[str, ...]] = set()
+    for number, overrides in enumerate(jobs):
+        parsed = parse(overrides)
+        values = {text: own for text, own in zip(overrides, parsed, strict=True) if _is_plain(own)}
+        key = tuple(text for text in overrides if text not in values)
+        tree = trees.get(key)
+        config = None if tree is None else _with_values(tree, list(values.values()), here)
+        if config is None or key not in equal:
+            composed = compose(overrides)
+            full = validate(composed, here)
+            if config is None and key not in trees:
+                sweep: Any = OmegaConf.to_container(composed.hydra.sweep, resolve=False)
+                trees[key] = _without_hydra(composed) if sweep["subdir"] == "${hydra.job.num}" else None
+            elif config == full:
+                equal.add(key)
+            else:
+                trees[key] = None
+            yield full, job_folder(composed, number)
+        else:
+            yield config, str(number)
+
+
+def _is_plain(override: Override) -> bool:
+    """Whether it only sets a value of the tree."""
+    key = override.key_or_group
+    return not (is_group(override) or override.is_add() or override.is_delete() or key.startswith("hydra."))
+
+
+def _with_values(tree: DictConfig, values: Sequence[Override], here: Path) -> TrainConfig | None:
+    """The config with values set in a copy of the tree; None if that is an error, which composing explains better."""
+    own = copy.deepcopy(tree)
+    try:
+        for override in values:
+            OmegaConf.update(own, override.key_or_group, override.value(), merge=True)
+        return validate(own, here)
+    except Exception:  # of many types
+        return None
 
 
 def run(composed: DictConfig, folder: Path, task: Callable[[DictConfig], Any]) -> None:
@@ -176,6 +231,12 @@ def user_error(error: Exception, overrides: Sequence[str]) -> UserError:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="train"):
         return hydra_compose("train", list(overrides), return_hydra_config=True)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    if "hydra" not in config:
+        return config
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def _known(overrides: Sequence[str]) -> Known:

@@ -28,7 +28,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         loader = GlobalHydra.instance().config_loader()  # for glob(...), which asks for a group's choices
         parsed = [_parse(text, loader) for text in overrides]
         for text, override in zip(overrides, parsed, strict=True):
-            if _is_group(override):
+            if is_group(override):
                 _check_group(text, override, loader, overrides)
     return parsed
 
@@ -42,12 +42,13 @@ def check_given_once(overrides: Sequence[str]) -> None:
     given: dict[str, str] = {}
     for text, override in zip(overrides, parse(overrides), strict=True):
         key = override.get_key_element().lstrip("+~")
-        if _is_group(override) and key in given:
+        if is_group(override) and key in given:
             raise UserError(f"{given[key]} {text}: {key} is given twice")
         given[key] = text
 
 
-def _is_group(override: Override) -> bool:
+def is_group(override: Override) -> bool:
+    """Whether an override chooses an option of a group."""
     return override.key_or_group in GROUPS or "/" in override.key_or_group
 
 

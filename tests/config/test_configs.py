@@ -271,3 +271,29 @@ def test_every_file_says_what_it_is():
 def test_small_networks_get_one_thread(monkeypatch, given, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert choose_threads(checked(*given), obs_dim=17).number == threads
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [["algo=td3", "seed=0"], ["algo=td3", "seed=1"], ["algo=ddpg", "seed=0"], ["algo=td3", "seed=2"]],
+        [["env.random_steps=7", f"seed={seed}"] for seed in range(3)],  # from which random_steps is interpolated
+        [[f"algo.batch_size={size}", "learning_starts=${algo.batch_size}"] for size in (8, 9, 10)],
+        [[f"total_steps={steps}", "eval={every: 5, episodes: 2}"] for steps in ("1e5", "2_000", "300")],
+        [[f"experiment={name}", f"seed={seed}"] for name in ("td3_paper", "our_ddpg") for seed in range(3)],
+        [[f"++env.kwargs.wind={wind}", "env=Pendulum-v1"] for wind in (1, 2, 3)],
+        [[f"algo.hidden_sizes=[{size}]", "noise=ou"] for size in (8, 9, 10)],
+    ],
+)
+def test_the_jobs_of_a_sweep_are_what_hydra_composes(jobs, tmp_path):
+    found = list(config.checked_jobs(jobs, tmp_path))
+    assert [own for own, _ in found] == [config.validate(config.compose(job), tmp_path) for job in jobs]
+    assert [folder for _, folder in found] == [str(number) for number in range(len(jobs))]
+
+
+def test_a_mistake_in_a_later_job_of_a_sweep_is_explained(tmp_path):
+    jobs = [["seed=0"], ["seed=1"], ["seed=2"], ["seed=-1"]]
+    checked = config.checked_jobs(jobs, tmp_path)
+    assert [next(checked)[0].seed for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="seed=-1: should be greater than or equal to 0"):
+        next(checked)
