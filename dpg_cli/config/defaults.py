@@ -1,6 +1,7 @@
 """The defaults of this version, for configs that an earlier version wrote."""
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from dpg_cli.storage.untrusted import read_yaml
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A flat config with the keys that it lacks: those added since it was written, with their defaults.
 
-    Keys whose default depends on others are left out.
+    Keys whose default depends on others are left out. A config that has less than half of the keys was written by
+    another program, and stays as it is.
 
     Args:
         config: by dotted key, such as `algo.tau`.
@@ -19,7 +21,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(_defaults("", "train"))
     for group in ("algo", "noise"):
         found |= _defaults(group, str(config.get(f"{group}.name")))
-    return found | dict(config)
+    return found | dict(config) if len(found.keys() & config.keys()) > len(found) / 2 else dict(config)
 
 
 @functools.cache
@@ -35,5 +37,10 @@ def _plain(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         if isinstance(value, Mapping):
             found |= _plain(value, f"{prefix}{key}.")
         elif key != "defaults" and not (isinstance(value, str) and "${" in value):
-            found[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+            found[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else _number(value)
     return found
+
+
+def _number(value: Any) -> Any:
+    """YAML takes `1e-3`, without a point, for a string."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"\d+e-?\d+", value) else value

@@ -3,7 +3,7 @@
 import difflib
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,16 +11,21 @@ import numpy as np
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.report.runs import Run, Value
 
-# Settings that change at most the last digits of a return, or only the length; and keys of `env` from which others
-# take their defaults, so that they count by those.
+# Settings that change at most the last digits of a return, or only the length or the evaluations; and keys of `env` from
+# which others take their defaults, so that they count by those.
 SAME_GROUP = (
     *("seed", "num_seeds", "total_steps", "env.total_steps", "env.random_steps", "env.paper_random_steps"),
     *("device", "threads", "env_threads", "env_processes", "compile", "share_next_obs"),
-    *("log.", "checkpoint.", "hydra."),
+    *("log.", "checkpoint.", "eval.", "hydra."),
 )
+# Keys whose default is another key's value, which may differ between environments.
+DEPENDENT = {
+    "random_steps": ("env.random_steps", "env.paper_random_steps"),
+    "learning_starts": ("random_steps", "algo.batch_size"),
+}
 UNSET = "unset"  # the value of a setting that a config lacks
-MAX_KEYS = 3  # in the search for the shortest name; more keys are added one by one
 MAX_VALUE = 40  # characters of a value in a name
+SHORT = 0.5  # of the median length of a group's runs, below which a run would cut the others too much
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def group(runs: Iterable[Run], by: Sequence[str]) -> list[Group]:
     known = {key for run in runs for key in run.settings}
     for key in by:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+            close = [f"{key}.name"] if f"{key}.name" in known else difflib.get_close_matches(key, known, n=1)
             raise UserError(f"by={key}: no run has this setting" + (f"; did you mean {close[0]}?" if close else ""))
     for run in runs:
         found[run.env_id, run.part, run.evaluated, _identity(run, by)].append(run)
@@ -103,20 +108,32 @@ def differing(runs: Sequence[Run]) -> list[str]:
     keys = dict.fromkeys(key for run in runs for key in run.settings if _matters(key))
     for run in runs:
         for key in keys:
-            values[key][run.env_id].add(run.settings.get(key, UNSET))
+            values[key][run.env_id].add(value_of(run, key))
     return [key for key in keys if any(len(own) > 1 for own in values[key].values())]
 
 
-def text(value: Value) -> str:
-    """A value as it stands in a name: `0.001`, `256-256`, `true`."""
+def value_of(run: Run, key: str) -> Value:
+    """The value of a setting; the name of another key if it is that key's value, as it is by default."""
+    value = run.settings.get(key, UNSET)
+    return next((other for other in DEPENDENT.get(key, ()) if run.settings.get(other, UNSET) == value), value)
+
+
+def text(value: Value, *, exact: bool = False) -> str:
+    """A value as it stands in a name: `0.001`, `256-256`, `true`.
+
+    Args:
+        value: of a setting.
+        exact: whether all digits and characters matter.
+    """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return f"{value:g}"
+    if isinstance(value, int | float):
+        short = f"{value:g}"
+        return short if float(short) == value or not exact else repr(value)
     if isinstance(value, tuple):
-        return "-".join(text(item) for item in value)
-    short = one_line(value)
-    return short if len(short) <= MAX_VALUE else f"{short[: MAX_VALUE - 1]}…"
+        return "-".join(text(item, exact=exact) for item in value)
+    whole = one_line(value)
+    return whole if exact or len(whole) <= MAX_VALUE else f"{whole[: MAX_VALUE - 1]}…"
 
 
 def _matters(key: str) -> bool:
@@ -128,8 +145,8 @@ def _matters(key: str) -> bool:
 def _identity(run: Run, by: Sequence[str]) -> Hashable:
     """What makes a run's group: two runs with the same are the same training with, at most, another seed."""
     if by:
-        return tuple(text(run.settings.get(key, UNSET)) for key in by)
-    return frozenset((key, value) for key, value in run.settings.items() if _matters(key))
+        return tuple(text(value_of(run, key), exact=True) for key in by)
+    return frozenset((key, value_of(run, key)) for key in run.settings if _matters(key))
 
 
 def _group(runs: Sequence[Run], name: str, label: str, by: Sequence[str], differ: Sequence[str]) -> Group:
@@ -139,12 +156,8 @@ def _group(runs: Sequence[Run], name: str, label: str, by: Sequence[str], differ
     for run in sorted(runs, key=lambda own: (-own.steps[-1], own.status != "done", str(own.folder))):
         if (first := longest.setdefault((run.seed, _identity(run, ())), run)) is not run:
             left_out.append(LeftOut(run, f"the same config and seed as {first.folder}, which is as long or longer"))
-    kept = list(longest.values())
-    # A run that stopped early would cut the others short. What was left out, and why, is listed.
-    if finished := [run.steps[-1] for run in kept if run.status in ("done", "unknown")]:
-        short = [run for run in kept if run.steps[-1] < min(finished)]
-        left_out += [LeftOut(run, f"{run.status} at step {run.steps[-1]:,}, before the others end") for run in short]
-        kept = [run for run in kept if run.steps[-1] >= min(finished)]
+    kept, short = _long_enough(list(longest.values()))
+    left_out += short
     kept, apart, steps = _with_common_steps(kept)
     left_out += apart
     kept.sort(key=lambda run: (run.seed, str(run.folder)))
@@ -170,9 +183,28 @@ def _group(runs: Sequence[Run], name: str, label: str, by: Sequence[str], differ
         returns=np.array(returns),
         hours=np.array(hours),
         evaluated=runs[0].evaluated,
-        settings={key: runs[0].settings.get(key, UNSET) for key in differ},
+        settings={key: value_of(runs[0], key) for key in differ},
         mixed=tuple(differing(kept)) if by else (),
     )
+
+
+def _long_enough(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+    """The runs that do not cut the others too much, and the others: listed, since they may have failed for a reason."""
+    finished = [run for run in runs if run.status in ("done", "unknown") and run.not_finite is None] or list(runs)
+    enough = SHORT * float(np.median([run.steps[-1] for run in finished]))
+    least = min(int(run.steps[-1]) for run in finished if run.steps[-1] >= enough)
+    kept, short = [], []
+    for run in runs:
+        end = f"step {run.steps[-1]:,}"
+        if run.steps[-1] >= least:
+            kept.append(run)
+        elif run.not_finite is not None:
+            short.append(LeftOut(run, f"its evaluation at step {run.not_finite:,} is not a finite number"))
+        elif run in finished:
+            short.append(LeftOut(run, f"ends at {end}, less than half as long as most of its group"))
+        else:
+            short.append(LeftOut(run, f"{run.status} at {end}, before the others end"))
+    return kept, short
 
 
 def _with_common_steps(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut], list[int]]:
@@ -194,8 +226,9 @@ def _names(firsts: Sequence[Run], differ: Sequence[str], by: Sequence[str]) -> l
 
     The name does so among the groups of its environment, the label among all.
     """
+    rounded = {key for key in (*differ, *by) if _clash([value_of(run, key) for run in firsts])}
     if by:
-        return [(name, name) for run in firsts if (name := _name(run, by))]
+        return [(name, name) for run in firsts if (name := _name(run, by, rounded))]
     by_algo: dict[str, list[Run]] = {}
     for run in firsts:
         by_algo.setdefault(run.algo, []).append(run)
@@ -204,47 +237,51 @@ def _names(firsts: Sequence[Run], differ: Sequence[str], by: Sequence[str]) -> l
     found = []
     for run in firsts:
         same = [own for own in by_algo[run.algo] if own.env_id == run.env_id]
-        needed = [key for key in keys[run.algo] if len({text(own.settings.get(key, UNSET)) for own in same}) > 1]
+        needed = [key for key in keys[run.algo] if len({value_of(own, key) for own in same}) > 1]
         name, label = (
-            _name(run, ["algo.name", *chosen] if several or not chosen else chosen)
+            _name(run, ["algo.name", *chosen] if several or not chosen else chosen, rounded)
             for chosen in (needed, keys[run.algo])
         )
         found.append((name, label))
     return found
 
 
+def _clash(values: Sequence[Value]) -> bool:
+    """Whether different values look the same in a name."""
+    return len({text(value) for value in values}) < len({text(value, exact=True) for value in values})
+
+
 def _telling_apart(firsts: Sequence[Run], differ: Sequence[str]) -> list[str]:
-    """The fewest keys, and of those the shortest names, that tell apart the groups of one algorithm."""
-    values = {key: [text(run.settings.get(key, UNSET)) for run in firsts] for key in differ}
+    """Few keys, with short names, that tell apart the groups of one algorithm."""
+    values = {key: [text(value_of(run, key), exact=True) for run in firsts] for key in differ}
     places = [(run.env_id, run.part, run.evaluated) for run in firsts]
 
-    def kinds(keys: Sequence[str]) -> int:
+    def kinds(keys: Iterable[str]) -> int:
         return len(set(zip(places, *(values[key] for key in keys), strict=True)))
 
-    def length(keys: Iterable[str]) -> tuple[int, int]:
+    def length(key: str) -> tuple[int, int]:
         """Choices such as `noise=ou` first; keys that some lack last."""
-        order = sum((UNSET in values[key]) - key.endswith(".name") for key in keys)
-        return order, sum(len(key.rpartition(".")[2]) + max(map(len, values[key])) for key in keys)
+        order = (UNSET in values[key]) - key.endswith(".name")
+        return order, len(key.rpartition(".")[2]) + max(map(len, values[key]))
 
     wanted = kinds(differ)
-    for number in range(MAX_KEYS + 1):
-        enough = [keys for keys in itertools.combinations(differ, number) if kinds(keys) == wanted]
-        if enough:
-            return list(min(enough, key=length))
     chosen: list[str] = []
     while kinds(chosen) < wanted:
-        chosen.append(min(differ, key=lambda key: (-kinds([*chosen, key]), length([key]))))
+        chosen.append(min(differ, key=lambda key: (-kinds([*chosen, key]), length(key))))
+    for key in list(chosen):  # an early choice may be needless after the later ones
+        if kinds(other for other in chosen if other != key) == wanted:
+            chosen.remove(key)
     return chosen
 
 
-def _name(run: Run, keys: Sequence[str]) -> str:
-    name = ", ".join(_setting(key, run, keys) for key in keys)
+def _name(run: Run, keys: Sequence[str], rounded: Collection[str]) -> str:
+    name = ", ".join(_setting(key, run, keys, exact=key in rounded) for key in keys)
     notes = [run.part, "" if run.evaluated else "training episodes"]
     return name + "".join(f" ({note})" for note in notes if note)
 
 
-def _setting(key: str, run: Run, keys: Sequence[str]) -> str:
-    value = text(run.settings.get(key, UNSET))
+def _setting(key: str, run: Run, keys: Sequence[str], *, exact: bool) -> str:
+    value = text(value_of(run, key), exact=exact)
     if key == "algo.name":
         return value
     group, _, leaf = key.rpartition(".")

@@ -39,6 +39,8 @@ class Run:
         untrained: returns of the episodes of the evaluation before the first step; empty if there is none.
         evaluated: False if the run made no evaluations; the points are then means of its last ten training episodes.
         saturation: mean of the last ten records of `policy/saturation`; NaN if there is none.
+        not_finite: the step of the first evaluation whose return is not finite, before which the curve ends; None if
+            all are.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class Run:
     untrained: np.ndarray
     evaluated: bool
     saturation: float
+    not_finite: int | None
 
     @property
     def status(self) -> str:
@@ -105,7 +108,7 @@ def read(folder: Path, part: str, completed: Callable[[Mapping[str, Value]], dic
     Args:
         folder: the run folder.
         part: of a study, as `find` gives it.
-        completed: adds the keys that a config of an earlier version of dpg-cli lacks, with the values it ran with.
+        completed: adds the keys that a config of an earlier version of dpg-cli lacks, with today's defaults.
 
     Raises:
         UserError: a required part is missing, damaged or too large.
@@ -116,11 +119,9 @@ def read(folder: Path, part: str, completed: Callable[[Mapping[str, Value]], dic
         if type(value) is not kind or not 0 < len(str(value)) <= 200:
             raise UserError(f"{folder / 'config.yaml'}: has no valid {key}")
     record = untrusted.run_file(folder)
-    versions = record.get("versions")
-    if isinstance(versions, dict) and "dpg_cli" in versions:
-        config = completed(config)
+    config = completed(config)
     metrics = _metrics(folder)
-    steps, returns, untrained = _evaluations(folder)
+    steps, returns, untrained, not_finite = _evaluations(folder)
     evaluated = bool(len(steps)) or not metrics.episodes
     if not evaluated:
         steps, returns = (np.array(column) for column in zip(*metrics.episodes.items(), strict=True))
@@ -140,6 +141,7 @@ def read(folder: Path, part: str, completed: Callable[[Mapping[str, Value]], dic
         untrained=untrained,
         evaluated=evaluated,
         saturation=float(np.mean(metrics.saturation[-10:])) if metrics.saturation else math.nan,
+        not_finite=not_finite,
     )
 
 
@@ -185,11 +187,11 @@ def _check_size(path: Path) -> None:
         raise UserError(f"{path}: has {size:,} bytes, more than the {MAX_FILE:,} allowed")
 
 
-def _evaluations(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, mean returns, and the episodes of the evaluation at step 0; up to the first return that is not finite."""
+def _evaluations(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, int | None]:
+    """Steps, mean returns, the episodes of the evaluation at step 0, and the first step that is not finite."""
     path = folder / "evaluations.jsonl"
     if not path.is_file():
-        return np.empty(0, int), np.empty(0), np.empty(0)
+        return np.empty(0, int), np.empty(0), np.empty(0), None
     _check_size(path)
     steps: list[int] = []
     means: list[float] = []
@@ -199,12 +201,12 @@ def _evaluations(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             raise UserError(f"{path}: step {one_line(step)} is out of order")
         mean = float(np.mean(returns))
         if not math.isfinite(mean):
-            break
+            return np.array(steps, int), np.array(means), untrained, step
         if step == 0:
             untrained = np.array(returns)
         steps.append(step)
         means.append(mean)
-    return np.array(steps, int), np.array(means), untrained
+    return np.array(steps, int), np.array(means), untrained, None
 
 
 @dataclass(frozen=True)
@@ -251,12 +253,15 @@ def _hours(record: Mapping[str, Any], times: Mapping[int, float], steps: np.ndar
     """Hours of training until each step, `(T,)`, without the time between an interruption and the resumption."""
     starts = sorted(when for when in map(_seconds, _starts(record)) if when is not None)
     elapsed: dict[int, float] = {}
-    before, session = 0.0, -1
+    before, latest, session = 0.0, 0.0, -1
     for step, when in times.items():
         started = bisect.bisect_right(starts, when) - 1
-        if started != session:
-            session, before = started, max(elapsed.values(), default=0.0)
+        if started < session:  # the clock was turned back
+            break
+        if started > session:
+            session, before = started, latest
         elapsed[step] = before + (when - starts[started] if started >= 0 else math.nan)
+        latest = max(latest, elapsed[step])
     return np.array([elapsed.get(int(step), math.nan) for step in steps]) / 3600
 
 
