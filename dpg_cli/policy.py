@@ -54,14 +54,14 @@ class Policy:
         flat = self._flatten(obs)
         if not np.isfinite(flat).all():
             raise UserError("the observation holds a number that is not finite (NaN or infinity)")
-        return self.from_flat(flat)
+        return own_actions(self.scaled(flat), self._low, self._half_range, self.action_space)
 
-    def from_flat(self, flat: np.ndarray) -> np.ndarray:
-        """The action for flat observations, `(..., obs_dim)` in `dtype`, which are not checked."""
+    def scaled(self, flat: np.ndarray) -> np.ndarray:
+        """The action in [-1, 1]^n, `(..., n)`, for flat observations, `(..., obs_dim)` in `dtype`, without checks."""
         x = flat
         for layer in self.layers:
             x = layer(x)
-        return own_actions(x, self._low, self._half_range, self.action_space)
+        return x
 
     def reset(self) -> None:
         """Start an episode. Policies without memory, as all are at present, need no reset: this does nothing."""
