@@ -53,7 +53,9 @@ class Policy:
         """
         flat = self._flatten(obs)
         if not np.isfinite(flat).all():
-            raise UserError("the observation holds a number that is not finite (NaN or infinity)")
+            raise UserError(
+                f"the observation holds a number that is not finite in {self.dtype} (NaN, infinite or too large)"
+            )
         return own_actions(self.scaled(flat), self._low, self._half_range, self.action_space)
 
     def scaled(self, flat: np.ndarray) -> np.ndarray:
@@ -79,7 +81,7 @@ def load_policy(run: str | os.PathLike[str], checkpoint: str | int = "best") -> 
             policy without a description of itself.
     """
     folder = Path(run)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # a name that is too long raises in Path.is_dir
         raise UserError(f"{folder}: no such folder")
     if seeds := sorted((path for path in folder.glob("seed_*") if re.fullmatch(r"seed_\d+", path.name)), key=_seed):
         names = ", ".join(path.name for path in seeds)

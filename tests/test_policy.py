@@ -114,9 +114,9 @@ def test_seeds_have_their_own_weights_and_all_else_in_common(trained):
     assert first([0.3, 1.0]) != second([0.3, 1.0])
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e300])
 def test_an_observation_that_is_not_finite(trained, number):
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match=r"not finite in float32 \(NaN, infinite or too large\)"):
         load_policy(trained(TOY, *SMALL))([0.0, number])
 
 
@@ -124,6 +124,7 @@ def test_what_is_no_run(tmp_path, finished):
     run = finished(TOY, *SMALL)
     for folder, which, message in [
         (tmp_path / "nix", "best", "no such folder"),
+        ("x" * 300, "best", "no such folder"),
         (tmp_path, "best", "not a run folder"),
         (run, 7, r"checkpoint=7: no such checkpoint; there are latest, best, .*30, 60$"),
     ]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,39 +125,59 @@ def _observations(values: Mapping[str, str], run: Path, policy: "Policy") -> tup
     """Flat observations for the check, `(N, obs_dim)`, and where they are from.
 
     Raises:
-        UserError: the replay is damaged; or it is missing, and the environment cannot be created.
+        UserError: the replay is damaged; or it is missing, and the environment cannot be used.
+        ExportError: no observation of the environment is finite in float32.
+    """
+    from dpg_cli.errors import ExportError
+    from dpg_cli.storage.shards import some_observations
+
+    stored = _finite(some_observations(run / "replay", policy.obs_dim, OBSERVATIONS))
+    if len(stored) > 1:
+        return stored, "of the replay"
+    played = _finite(_from_episodes(values, run, policy))
+    if not len(played):
+        raise ExportError(f"{policy.env_id}: no observation is finite in float32, the type of exported files")
+    return played, "of evaluation episodes"
+
+
+def _finite(obs: "np.ndarray") -> "np.ndarray":
+    """The observations that are finite in float32, the type of exported files."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        kept: np.ndarray = obs[np.isfinite(obs.astype(np.float32)).all(axis=-1)]
+    return kept
+
+
+def _from_episodes(values: Mapping[str, str], run: Path, policy: "Policy") -> "np.ndarray":
+    """Flat observations of episodes with the policy, `(OBSERVATIONS, obs_dim)`.
+
+    Raises:
+        UserError: the environment cannot be created, or its spaces are not those of the policy.
+        SimulatorError: the environment raised.
+        DivergedError: an observation, an action or a reward is not finite.
     """
     import numpy as np
 
-    from dpg_cli.storage.shards import some_observations
-
-    def finite(obs: np.ndarray) -> np.ndarray:
-        kept: np.ndarray = obs[np.isfinite(obs).all(axis=-1)]
-        return kept
-
-    stored = finite(some_observations(run / "replay", policy.obs_dim, OBSERVATIONS))
-    if len(stored) > 1:
-        return stored, "of the replay"
-
     from dpg_cli.cli.build import environment_pool, sizes
     from dpg_cli.cli.folder import load_config
-    from dpg_cli.environments.make import FlatEnv
+    from dpg_cli.environments.group import LocalEnvs
+    from dpg_cli.environments.stepper import Stepper, by_position
     from dpg_cli.errors import UserError
     from dpg_cli.seeding import Purpose, integer
 
-    settings = load_config("run", run, values.get("trust", "false"))
-    env = environment_pool(settings)()
-    assert isinstance(env, FlatEnv)
-    if sizes(env) != (policy.obs_dim, policy.action_space.low.size):
-        raise UserError(f"env.id={settings.env.id}: its observations or actions are not those of the policy")
-    found: list[np.ndarray] = []
-    ended, episodes = True, 0
-    while len(found) < OBSERVATIONS:
-        if ended:
-            seen, _ = env.reset(seed=integer(0, Purpose.TEST, episodes))
-            episodes += 1
-        found.append(seen.copy())
-        seen, _, terminated, truncated, _ = env.step_own(policy.from_flat(seen))
-        ended = terminated or truncated
-    env.close()
-    return finite(np.array(found)), "of evaluation episodes"
+    config = load_config("run", run, values.get("trust", "false"))
+    with closing(LocalEnvs([environment_pool(config)()], "evaluation")) as envs:
+        if sizes(envs.example) != (policy.obs_dim, policy.action_space.low.size):
+            raise UserError(f"env.id={config.env.id}: its observations or actions are not those of the policy")
+        stepper, obs = Stepper(envs, [0]), np.empty((1, 1, policy.obs_dim), policy.dtype)
+        found: list[np.ndarray] = []
+        ended, episodes = True, 0
+        while len(found) < OBSERVATIONS:
+            if ended:
+                envs.reset([integer(0, Purpose.TEST, episodes)], by_position(obs))
+                episodes += 1
+            found.append(obs[0, 0].copy())
+            _, terminated, truncated = stepper.step(f"step {len(found)} of the check", policy.scaled(obs), obs)
+            ended = bool(terminated | truncated)
+    return np.array(found)

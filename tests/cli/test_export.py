@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-import toy_envs  # noqa: F401 - registers Toy/Reach-v0
+import toy_envs
 from commands import SMALL, TOY
 from policy_files import arguments_of, removed, rewrite
 
@@ -172,6 +172,29 @@ def test_an_environment_that_is_a_module_needs_trust(finished, export, tmp_path)
     assert "env.id=toy_envs:Toy/Reach-v0: this would import code that the run folder names; if you trust it" in err
     assert files(tmp_path) == []
     assert export("run", "format=pt2", "trust=true")[0] == 0
+
+
+def test_an_environment_that_raises_is_named_and_closed(finished, export, tmp_path, monkeypatch):
+    run = finished(TOY, *SMALL)
+    shutil.rmtree(run / "replay")
+    closed = []
+    monkeypatch.setattr(toy_envs.Reach, "step", lambda self, action: 1 / 0)
+    monkeypatch.setattr(toy_envs.Reach, "close", lambda self: closed.append(self))
+    raised = "the environment Reach raised ZeroDivisionError: division by zero"
+    assert export("run", "format=pt2", "trust=true") == (1, "", f"dpg-export: failed: {raised}\n")
+    assert len(closed) == 1
+    assert files(tmp_path) == []
+
+
+def test_observations_beyond_float32_are_left_out(finished, export, monkeypatch):
+    """The run is in float64, exported files are in float32."""
+    run = finished(*arguments_of("float64"))
+    shutil.rmtree(run / "replay")
+    monkeypatch.setattr(toy_envs.Reach, "_obs", lambda self: np.array([1e300 if self.steps % 2 else 0.5, 1.0]))
+    assert "on 5" in export("run", "format=pt2", "trust=true")[1]
+    monkeypatch.setattr(toy_envs.Reach, "_obs", lambda self: np.array([1e300, 1.0]))
+    code, _, err = export("run", "format=pt2", "trust=true", "force=true")
+    assert (code, "no observation is finite in float32" in err, len(err.splitlines())) == (1, True, 1)
 
 
 @pytest.mark.parametrize("name", ["a dictionary and unequal float64 bounds", "float64", "an action without axes"])
