@@ -19,7 +19,7 @@ from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.init import folders_of
-from dpg_cli.cli.names import Label, member_names, members, without_seed
+from dpg_cli.cli.names import Label, member_names, members, settings_that_differ, without_seed
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.errors import DiskError, UserError, one_line
@@ -109,8 +109,7 @@ class Sweep:
     def label(self, number: int, overrides: Sequence[str]) -> Label:
         """The label of a job: its position and the settings that differ. Numbers start at 0, like the folders."""
         position = f"{number + 1}/{len(self._jobs)}" if self._planned else f"{number + 1}"
-        differs = " ".join(override.lstrip("+") for override in overrides if override not in self._common)
-        return Label(f"[{position}] job {number}", differs)
+        return Label(f"[{position}] job {number}", settings_that_differ(overrides, self._common))
 
     def check(self) -> None:
         """Compose and check the config of every job.

@@ -14,7 +14,7 @@ from dpg_cli.config.composition import (
     user_error,
     validate,
 )
-from dpg_cli.config.files import asks_for_trust, dump, load, load_from, store_hydra
+from dpg_cli.config.files import asks_for_trust, dump, given, load, load_from, store_hydra
 from dpg_cli.config.names_elsewhere import counterpart
 from dpg_cli.config.overrides import check_given_once, check_spaces, parse_value, search_folders
 from dpg_cli.config.schema import TrainConfig, changed, difference
@@ -37,6 +37,7 @@ __all__ = [
     "difference",
     "dump",
     "folder",
+    "given",
     "has_basic_launcher",
     "has_basic_sweeper",
     "job_folder",
