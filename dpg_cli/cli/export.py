@@ -1,7 +1,8 @@
 """`dpg-export`: write a trained policy to a file for other programs."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,27 +39,22 @@ kept only if its actions for up to 1,000 observations are the policy's, to 1e-5 
 """
 
 
+KEYS = ("run", "checkpoint", "format", "out", "force", "trust")
+
+
 def main() -> None:
     """The console script."""
     from dpg_cli.cli.arguments import run_command
 
-    run_command("dpg-export", _run_command)
+    run_command("dpg-export", HELP, KEYS, _export)
 
 
-def _run_command(arguments: Sequence[str]) -> int:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-        return 0
+def _export(values: Mapping[str, str]) -> int:
+    from dpg_cli.cli.arguments import readable, true_or_false
 
-    from dpg_cli.cli.arguments import parse, print_versions, true_or_false
-
-    if "--version" in arguments:
-        print_versions()
-        return 0
-    keys = ("run", "checkpoint", "format", "out", "force", "trust")
-    values = parse(arguments, keys, required=("run",), bare="run")
     force, _ = true_or_false(values, "force"), true_or_false(values, "trust")
 
+    from dpg_cli.cli import signals
     from dpg_cli.cli.here import below_here, remember
     from dpg_cli.errors import one_line
     from dpg_cli.export import export
@@ -71,14 +67,17 @@ def _run_command(arguments: Sequence[str]) -> int:
     out = _out(values, name, chosen, force=force).absolute()
     obs, origin = _observations(values, run, policy)
     metadata = {name: value for name, value in policy.metadata.items() if name != "network"}
-    difference = export(policy, chosen, metadata | {"run": str(below_here(run))}, obs, out)
+    metadata["run"] = str(below_here(run))
+    difference = export(policy, chosen, metadata, obs, out, signals.finish)
     size = out.stat().st_size
-    print(one_line(f"{below_here(out)}: {policy.env_id}, checkpoint {which} (step {policy.step:,}), {size:,} bytes"))
+    lines = [one_line(f"{below_here(out)}: {policy.env_id}, checkpoint {which} (step {policy.step:,}), {size:,} bytes")]
     if difference is None:
-        print(f"not verified: there is no working C compiler here ({', '.join(chosen.tools)})")
+        lines.append(f"not verified: there is no working C compiler here ({', '.join(chosen.tools)})")
     else:
-        where = f"{len(obs):,} observations {origin}"
-        print(f"verified with {chosen.runner} on {where}: largest difference {difference:.1e} of the action's range")
+        checked = f"verified with {chosen.runner} on {len(obs):,} observations {origin}"
+        lines.append(f"{checked}: largest difference {difference:.1e} of the action's range")
+    with readable():
+        print(*lines, sep="\n")
     return 0
 
 
@@ -93,7 +92,7 @@ def _format(values: Mapping[str, str]) -> tuple[str, "Format"]:
 
     name = values.get("format", "onnx")
     if name not in FORMATS:
-        raise UserError(f"format={name}: should be {', '.join(FORMATS)}")
+        raise UserError(f"format={name}: should be one of {', '.join(FORMATS)}")
     if missing := [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]:
         raise UserError(f"format={name}: needs {', '.join(missing)}; pip install 'dpg-cli[export]'")
     return name, FORMATS[name]
@@ -114,11 +113,13 @@ def _out(values: Mapping[str, str], name: str, chosen: "Format", *, force: bool)
     for other, described in FORMATS.items():
         if "format" not in values and other != name and out.suffix == described.suffix:
             raise UserError(f"out={out}: add format={other}; without it, the format is {name} ({chosen.suffix})")
-    if name == "c":
+    if name == "c" and out.suffix == chosen.suffix:
         check_name(out)
-    if out.exists() and not force:
+    existed = os.path.exists(out)
+    output_file(values, "out", default, [chosen.suffix])
+    if existed and not force:
         raise UserError(f"out={out}: already exists; force=true overwrites it")
-    return output_file(values, "out", default, [chosen.suffix])
+    return out
 
 
 def _observations(values: Mapping[str, str], run: Path, policy: "Policy") -> tuple["np.ndarray", str]:

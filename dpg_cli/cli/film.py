@@ -10,6 +10,7 @@ from typing import Any, Self
 import gymnasium as gym
 import numpy as np
 
+from dpg_cli.cli.signals import finish, held
 from dpg_cli.environments.state import Env
 from dpg_cli.errors import UserError, one_line
 
@@ -63,10 +64,12 @@ class Film:
         """Give the film its name; after an error, remove it."""
         if self._writer is None:
             return
-        self._writer.close()
-        if error is None:
-            self._partial.replace(self._path)
-        else:
+        try:
+            self._writer.close()
+            if error is None:
+                finish()
+                self._partial.replace(self._path)
+        finally:
             self._partial.unlink(missing_ok=True)
 
     def add(self, frame: np.ndarray, fps: float) -> None:
@@ -74,8 +77,11 @@ class Film:
         import imageio.v2 as imageio
 
         if self._writer is None:
-            self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=1)
-        self._writer.append_data(_even(frame))
+            with held():  # the first frame starts ffmpeg
+                self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=1)
+                self._writer.append_data(_even(frame))
+        else:
+            self._writer.append_data(_even(frame))
         self.frames += 1
 
 

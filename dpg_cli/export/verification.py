@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from dpg_cli.storage.atomic import Disk, appearing, explaining
 TOLERANCE = 1e-5  # of an action's range
 
 
-def export(policy: Policy, chosen: Format, metadata: Mapping[str, Any], obs: np.ndarray, out: Path) -> float | None:
+def export(
+    policy: Policy,
+    chosen: Format,
+    metadata: Mapping[str, Any],
+    obs: np.ndarray,
+    out: Path,
+    verified: Callable[[], None] = lambda: None,
+) -> float | None:
     """Export a policy to a file, which appears only after a check that it acts as the policy.
 
     Args:
@@ -28,6 +35,7 @@ def export(policy: Policy, chosen: Format, metadata: Mapping[str, Any], obs: np.
         metadata: plain data to store in the file.
         obs: flat observations for the check, `(N, obs_dim)`.
         out: the file, which is replaced if it exists.
+        verified: called when the file is about to appear.
 
     Returns:
         The largest difference between its actions and the policy's, in units of the actions' ranges; None if the file
@@ -43,6 +51,7 @@ def export(policy: Policy, chosen: Format, metadata: Mapping[str, Any], obs: np.
             file.write_bytes(chosen.write(policy, metadata, out.stem))
             actions = chosen.run(file, obs, out.stem)
         if actions is None:
+            verified()
             return None
         box = at_least_float32(policy.action_space)
         own = own_actions(policy.scaled(obs.astype(policy.dtype)), *scale(box), box)
@@ -55,6 +64,7 @@ def export(policy: Policy, chosen: Format, metadata: Mapping[str, Any], obs: np.
                 f"{out} was not kept: its actions differ from the policy's by {difference:.1e} of their range, more "
                 f"than {TOLERANCE:.0e}{reason if rounding > TOLERANCE / 4 else ''}"
             )
+        verified()
     return difference
 
 

@@ -1,7 +1,10 @@
 """dpg-export: its keys, its messages, and what it writes."""
 
 import importlib.util
+import os
 import shutil
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +12,11 @@ import toy_envs
 from commands import SMALL, TOY
 from policy_files import arguments_of, removed, rewrite
 
-from dpg_cli.export import verification
+from dpg_cli.errors import ExportError
+from dpg_cli.export import FORMATS, verification
 from dpg_cli.policy import load_policy
 from dpg_cli.storage import checkpoint
+from dpg_cli.storage.atomic import Disk
 from dpg_cli.storage.shards import some_observations
 
 KNOWN = "env=Toy/Reach-v0"  # needs no module, so no trust
@@ -75,7 +80,7 @@ def test_a_file_elsewhere_and_the_name_of_its_function(run, export, tmp_path):
     ("arguments", "message"),
     [
         (["fromat=c"], "fromat: unknown key; did you mean format?"),
-        (["format=tflite"], "format=tflite: should be onnx, pt2, c"),
+        (["format=tflite"], "format=tflite: should be one of onnx, pt2, c"),
         (["force=1"], "force=1: should be true or false"),
         (["trust=yes"], "trust=yes: should be true or false"),
         (["checkpoint=7"], "checkpoint=7: no such checkpoint; there are latest, best, "),
@@ -84,6 +89,9 @@ def test_a_file_elsewhere_and_the_name_of_its_function(run, export, tmp_path):
         (["format=c", "out=my-robot.h"], "my_robot.h would do"),
         (["format=c", "out=2wheels.h"], "policy_2wheels.h would do"),
         (["format=c", "out=ü.h"], "begins with a letter; policy.h would do"),
+        (["out="], "out=: is empty; name a file that ends in .onnx"),
+        (["out=.."], "out=..: is a folder; name a file in it that ends in .onnx"),
+        (["format=c", "out=new/my-robot.h"], "my_robot.h would do"),
         (["format=c", "out=/proc/nix/a.h"], "out=/proc/nix/a.h: No such file"),
         (["format=c", "out=~/a.h"], "~ is not expanded"),
         (["format=c", "format=c"], "format: given twice"),
@@ -151,6 +159,32 @@ def test_without_a_compiler(run, export, monkeypatch):
     code, out, _ = export(str(run), "format=c")
     assert code == 0
     assert out.splitlines()[1].startswith("not verified: there is no working C compiler here")
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["write", "run"])
+@pytest.mark.parametrize("becomes", [None, ImportError, ExportError])
+def test_a_signal_leaves_no_file(run, export, tmp_path, monkeypatch, number, moment, becomes):
+    """A library may turn the exception of a handler into one of its own."""
+
+    def interrupted(*_):
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException as error:
+            raise (becomes("other") if becomes else error) from error
+
+    monkeypatch.setitem(FORMATS, "pt2", replace(FORMATS["pt2"], **{moment: interrupted}))
+    assert export(str(run), "format=pt2", "out=new/a.pt2") == (128 + number, "", "")
+    assert files(tmp_path) == []
+
+
+def test_a_signal_after_the_check_comes_too_late(run, export, tmp_path, monkeypatch):
+    monkeypatch.setattr(Disk, "rename", lambda *_: (os.kill(os.getpid(), signal.SIGINT), os.rename(*_[1:])))
+    assert export(str(run), "format=pt2")[::2] == (0, "")
+    assert files(tmp_path) == ["policy.pt2"]
 
 
 # --- observations for the check ---
