@@ -219,7 +219,7 @@ def test_invalid_metadata(finished, name):
 def test_a_policy_of_a_later_version(finished):
     run = finished(TOY, *SMALL)
     rewrite(checkpoint.find(run, "best"), entries(network=[FIRST, {"type": "block"}, LAST]))
-    with pytest.raises(UserError, match="a layer of the type 'block', which .*, so update dpg-cli$") as caught:
+    with pytest.raises(UserError, match=r"a layer of the type 'block', which .*, so update dpg-cli$") as caught:
         load_policy(run)
     assert "damaged" not in str(caught.value)
 

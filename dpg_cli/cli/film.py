@@ -1,5 +1,6 @@
 """Films of episodes: `dpg-eval RUN_DIR video=FILE.mp4`."""
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -46,10 +47,16 @@ class Film:
 
     Args:
         path: of the file, whose ending says the format.
+        seconds: the longest that it can be; later frames are not rendered.
+
+    Attributes:
+        frames: their number.
+        full: whether it takes no more.
     """
 
-    def __init__(self, path: Path):
-        self.frames = 0
+    def __init__(self, path: Path, seconds: float = math.inf):
+        self.frames, self.full = 0, False
+        self._seconds = seconds
         self._path = path
         self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         self._writer: Any = None
@@ -77,12 +84,10 @@ class Film:
         import imageio.v2 as imageio
 
         if self._writer is None:
-            with held():  # the first frame starts ffmpeg
-                self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=1)
-                self._writer.append_data(_even(frame))
-        else:
-            self._writer.append_data(_even(frame))
+            self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=1)
+        self._writer.append_data(_even(frame))
         self.frames += 1
+        self.full = self.frames >= self._seconds * fps
 
 
 class Filmed(gym.Wrapper[Any, Any, Any, Any]):
@@ -111,6 +116,11 @@ class Filmed(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def _add(self) -> None:
+        if not self._film.full:
+            with held():  # the first frame opens a renderer and starts ffmpeg
+                self._film.add(self._frame(), float(self.env.metadata.get("render_fps") or RENDER_FPS))
+
+    def _frame(self) -> np.ndarray:
         try:
             frame: Any = self.env.render()
         except Exception as error:
@@ -120,7 +130,7 @@ class Filmed(gym.Wrapper[Any, Any, Any, Any]):
         if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3):
             shown = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
             raise UserError(f"env.id={self._name}: cannot render: render() returned {shown}, not a picture")
-        self._film.add(frame, float(self.env.metadata.get("render_fps") or RENDER_FPS))
+        return frame
 
 
 def rendering(create: Callable[[str], Env], name: str, mode: str) -> Env:
@@ -139,9 +149,14 @@ def rendering(create: Callable[[str], Env], name: str, mode: str) -> Env:
     except UserError as error:
         raise UserError(f"env.id={name}: cannot render: {str(error).partition(': ')[2]}") from error
     modes = env.metadata.get("render_modes", [])
-    if env.render_mode != mode or mode not in modes:
+    reason = None
+    if mode not in modes:
+        reason = f"it has no mode {mode}; it has {', '.join(modes) or 'none'}"
+    elif env.render_mode != mode:
+        reason = f"its render_mode is {env.render_mode}; its __init__ must set self.render_mode = render_mode"
+    if reason is not None:
         env.close()
-        raise UserError(f"env.id={name}: cannot render: it has no mode {mode}; it has {', '.join(modes) or 'none'}")
+        raise UserError(f"env.id={name}: cannot render: {reason}")
     _follow(env)
     return env
 

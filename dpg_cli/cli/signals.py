@@ -141,7 +141,7 @@ def finish() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within this context, a signal has no effect until the end: a process is being started."""
+    """Within this context, a signal has no effect until the end: it would interrupt what cannot be cleaned up."""
     stop = StopAtOnce._active
     if stop is None:
         yield

@@ -11,7 +11,13 @@ import custom_envs
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import toy_envs
 from commands import SMALL, TOY
+from gymnasium import spaces
+
+from dpg_cli.cli.folder import load_config
+from dpg_cli.cli.play import Settings, play
+from dpg_cli.cli.progress import EvaluationProgress
 
 
 def test_eval_takes_the_folder_as_a_bare_word(train, evaluate, tmp_path):
@@ -130,6 +136,10 @@ def test_a_film_shows_the_episodes_and_changes_no_number(train, evaluate, tmp_pa
     ("name", "message"),
     [
         ("Plain", "cannot render: "),
+        (
+            "Draws-v0 env.kwargs.kind=unstored",
+            "cannot render: its render_mode is None; its __init__ must set self.render_mode = render_mode",
+        ),
         ("Draws-v0 env.kwargs.kind=raises", "cannot render: no OpenGL here; without a display, MuJoCo needs"),
         ("Draws-v0 env.kwargs.kind=none", "cannot render: render() returned NoneType, not a picture"),
         ("Draws-v0 env.kwargs.kind=float", "cannot render: render() returned float64 (16, 17, 3), not a picture"),
@@ -160,6 +170,27 @@ def test_a_signal_leaves_no_film(train, evaluate, tmp_path, monkeypatch, frame):
     assert evaluate("run", "trust=true", "video=new/film.mp4") == (128 + signal.SIGTERM, "", "")
     assert not (tmp_path / "new").exists()
     assert closed
+
+
+def test_an_environment_that_the_policy_does_not_fit_is_closed(finished, evaluate, monkeypatch):
+    finished(TOY, *SMALL)
+    closed = []
+    monkeypatch.setattr(toy_envs.Reach, "observation_space", spaces.Box(-1, 1, (3,), np.float64))
+    monkeypatch.setattr(toy_envs.Reach, "_obs", lambda self: np.zeros(3))
+    monkeypatch.setattr(toy_envs.Reach, "close", lambda self: closed.append(self))
+    code, _, err = evaluate("run", "trust=true")
+    assert (code, "an observation has 3 numbers and an action 1; the policy expects 2 and 1" in err) == (2, True)
+    assert len(closed) == 3  # two were compared
+
+
+def test_no_more_is_rendered_than_a_film_keeps(trained, tmp_path, monkeypatch):
+    run, rendered = trained("env=custom_envs:Draws-v0", *SMALL), []
+    render = custom_envs.Draws.render
+    monkeypatch.setattr(custom_envs.Draws, "render", lambda self: (rendered.append(self.at), render(self))[1])
+    settings = Settings(checkpoint="best", episodes=1, seed=0, video=tmp_path / "film.mp4", film_seconds=0.5)
+    played = play(run, load_config("run", run, "true"), settings, EvaluationProgress("test"))
+    assert rendered == list(range(10))  # of 20 a second
+    assert (played.frames, played.lengths.tolist()) == (10, [20])
 
 
 def test_without_imageio_a_film_says_what_to_install(train, evaluate, monkeypatch):
