@@ -87,14 +87,14 @@ def _format(values: Mapping[str, str]) -> tuple[str, "Format"]:
     Raises:
         UserError: there is no such format, or a package that it needs is not installed.
     """
-    from dpg_cli.errors import UserError
+    from dpg_cli.errors import UserError, to_install
     from dpg_cli.export import FORMATS
 
     name = values.get("format", "onnx")
     if name not in FORMATS:
         raise UserError(f"format={name}: should be one of {', '.join(FORMATS)}")
     if missing := [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]:
-        raise UserError(f"format={name}: needs {', '.join(missing)}; pip install 'dpg-cli[export]'")
+        raise UserError(f"format={name}: needs {', '.join(missing)}; {to_install('export')}")
     return name, FORMATS[name]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dpg_cli.cli.signals import finish, held
 from dpg_cli.environments.state import Env
-from dpg_cli.errors import UserError, one_line
+from dpg_cli.errors import UserError, one_line, to_install
 
 RENDER_FPS = 30  # of environments that name no rate
 
@@ -39,7 +39,7 @@ def require_imageio() -> None:
         import imageio  # noqa: F401
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise UserError(f"video= needs imageio; pip install 'dpg-cli[video]' ({error})") from error
+        raise UserError(f"video= needs imageio ({error}); {to_install('video')}") from error
 
 
 class Film:

@@ -198,7 +198,7 @@ def test_without_imageio_a_film_says_what_to_install(train, evaluate, monkeypatc
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     code, _, err = evaluate("run", "trust=true", "video=film.mp4")
     assert code == 2
-    assert "pip install 'dpg-cli[video]'" in err
+    assert "pip install -e '.[video]' in the clone of dpg-cli" in err
 
 
 def test_episodes_are_shown_where_there_is_a_display(train, evaluate, monkeypatch):

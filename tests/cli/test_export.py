@@ -137,10 +137,8 @@ def test_a_policy_of_an_earlier_version(finished, export):
 def test_a_missing_extra(run, export, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name))
-    assert export(str(run)) == (
-        *(2, ""),
-        "dpg-export: format=onnx: needs onnx, onnxscript, onnxruntime; pip install 'dpg-cli[export]'\n",
-    )
+    needs = "needs onnx, onnxscript, onnxruntime; pip install -e '.[export]' in the clone of dpg-cli"
+    assert export(str(run)) == (2, "", f"dpg-export: format=onnx: {needs}\n")
     assert export(str(run), "format=c")[0] == 0
 
 
