@@ -1,9 +1,11 @@
 """Films of episodes: `dpg-eval RUN_DIR video=FILE.mp4`."""
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,14 +15,25 @@ import numpy as np
 
 from dpg_cli.cli.signals import finish, held
 from dpg_cli.environments.state import Env
-from dpg_cli.errors import UserError, one_line, to_install
+from dpg_cli.errors import SimulatorError, UserError, one_line, to_install
 
 RENDER_FPS = 30  # of environments that name no rate
 
 
 def has_display() -> bool:
-    """Whether windows can be shown."""
+    """Whether a display is named."""
     return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def can_show() -> bool:
+    """Whether windows can be shown. MuJoCo's viewer would end the process where the display cannot be opened."""
+    if not has_display():
+        return False
+    import glfw  # of mujoco
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its errors
+        return bool(glfw.init())
 
 
 def render_without_display() -> None:
@@ -159,6 +172,24 @@ def rendering(create: Callable[[str], Env], name: str, mode: str) -> Env:
         raise UserError(f"env.id={name}: cannot render: {reason}")
     _follow(env)
     return env
+
+
+@contextlib.contextmanager
+def shown(name: str) -> Iterator[None]:
+    """Within this context, an environment shows its episodes.
+
+    Args:
+        name: of the environment, for messages.
+
+    Raises:
+        UserError: it lacks a package for that.
+    """
+    try:
+        yield
+    except SimulatorError as error:
+        if isinstance(error.__cause__, gym.error.DependencyNotInstalled):
+            raise UserError(f"env.id={name}: cannot render: {error.__cause__}") from error
+        raise
 
 
 def _follow(env: Env) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dpg_cli.cli.build import environment_pool, sizes
-from dpg_cli.cli.film import Film, Filmed, rendering
+from dpg_cli.cli.film import Film, Filmed, rendering, shown
 from dpg_cli.cli.memory import most_bytes
 from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
@@ -90,8 +90,8 @@ def play(run: Path, config: TrainConfig, settings: Settings, progress: Evaluatio
         def run_rows(envs: LocalEnvs, rows: Sequence[int], what: str = "evaluating") -> Trajectories:
             act = functools.partial(_act, actor, settings.episodes, rows)
             seeds = [env_seeds[row] for row in rows]
-            shown = functools.partial(progress, what=what)
-            return run_episodes(act, envs, [seeds], seeds=[settings.seed], step=step, progress=shown)
+            tell = functools.partial(progress, what=what)
+            return run_episodes(act, envs, [seeds], seeds=[settings.seed], step=step, progress=tell)
 
         every = settings.watch or settings.film_all
         rendered = range(settings.episodes if every else 1 if settings.video is not None else 0)
@@ -104,7 +104,8 @@ def play(run: Path, config: TrainConfig, settings: Settings, progress: Evaluatio
                 film = opened.enter_context(Film(settings.video, settings.film_seconds))
             doing = "showing" if film is None else "filming"
             for row in rendered:
-                with closing(LocalEnvs([_rendering(config, film)], "evaluation")) as envs:
+                envs = LocalEnvs([_rendering(config, film)], "evaluation")
+                with closing(envs), shown(config.env.id):
                     played.append(run_rows(envs, [row], f"{doing} episode {row}"))
         if others:
             at_once = 1 if single else len(others)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import custom_envs
+import glfw
+import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -209,9 +211,17 @@ def test_episodes_are_shown_where_there_is_a_display(train, evaluate, monkeypatc
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     code, _, err = evaluate(*given, "render=true")
     assert (code, err) == (2, "dpg-eval: render=true: there is no display; video=FILE.mp4 films the first episode\n")
+    no_display = (code, "", err)
     monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(glfw, "init", lambda: False)
+    assert evaluate(*given, "render=true") == no_display
+    monkeypatch.setattr(glfw, "init", lambda: True)
     assert evaluate(*given, "render=true") == (0, plain, "")
     assert custom_envs.Draws.shown == 2 * 21
+    lacks = gymnasium.error.DependencyNotInstalled("pygame is not installed")
+    monkeypatch.setattr(custom_envs.Draws, "step", lambda *_: (_ for _ in ()).throw(lacks))
+    reason = "env.id=custom_envs:Draws-v0: cannot render: pygame is not installed"
+    assert evaluate(*given, "render=true") == (2, "", f"dpg-eval: {reason}\n")
 
 
 def test_eval(train, evaluate, tmp_path):
