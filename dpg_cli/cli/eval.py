@@ -53,7 +53,7 @@ def _evaluate(values: Mapping[str, str]) -> int:
 
     run = Path(values["run"]).absolute()  # an environment may change the working directory
     runs = list(runs_below(run))
-    if watch and not film.can_show():
+    if watch and not film.has_display():
         raise UserError("render=true: there is no display; video=FILE.mp4 films the first episode")
     for key in ("render", "video"):
         if runs and key in values:

@@ -21,13 +21,8 @@ RENDER_FPS = 30  # of environments that name no rate
 
 
 def has_display() -> bool:
-    """Whether a display is named."""
-    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def can_show() -> bool:
-    """Whether windows can be shown. MuJoCo's viewer would end the process where the display cannot be opened."""
-    if not has_display():
+    """Whether there is a display that can be opened. MuJoCo's viewer would end the process without one."""
+    if sys.platform != "darwin" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False
     import glfw  # of mujoco
 
