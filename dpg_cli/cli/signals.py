@@ -90,9 +90,9 @@ class StopRequest:
 class StopAtOnce:
     """While active, a signal of `HANDLED` raises `ForcedStop`, so that unfinished files and environments do not stay.
 
-    Libraries turn an exception that is raised while they are imported into another; the end of this context turns it
-    back. A signal that was ignored at the start, for example by nohup, stays ignored. Later signals are ignored, until
-    the process ends: its exit code and its files must agree. Only one can be active.
+    Some libraries turn an exception that is raised while they are imported into another; the end of this context turns
+    it back. From then on signals are ignored until the process ends, so that the exit code fits the files. A signal
+    that was ignored at the start, for example by nohup, stays ignored. At most one context is active.
     """
 
     _active: "StopAtOnce | None" = None
@@ -123,8 +123,9 @@ class StopAtOnce:
         now = time.monotonic()
         if self._finishing or (self._signal is not None and now - self._when < GRACE):
             return
+        repeated = self._signal is not None
         self._signal, self._when = self._signal or number, now
-        if not self._held:
+        if repeated or not self._held:
             raise ForcedStop(128 + self._signal)
 
 
@@ -141,7 +142,7 @@ def finish() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within this context, a signal has no effect until the end: it would interrupt what cannot be cleaned up."""
+    """Within this context, the first signal has no effect until the end: it would leave what cannot be cleaned up."""
     stop = StopAtOnce._active
     if stop is None:
         yield
