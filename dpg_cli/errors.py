@@ -34,6 +34,11 @@ def one_line(error: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def to_install(extra: str) -> str:
+    """How to install an extra: this package is installed from a clone of its repository."""
+    return f"pip install -e '.[{extra}]' in the clone of dpg-cli"
+
+
 def first_line(error: object) -> str:
     """The first non-empty line of a message, or the name of the error's type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

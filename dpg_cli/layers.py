@@ -16,7 +16,12 @@ from typing import Any
 
 import numpy as np
 
+TYPES = ("normalize", "dense", "relu", "tanh")
 MAX_LAYERS = 1_000
+
+
+class UnknownLayerError(ValueError):
+    """A layer of a type that only a later version of dpg-cli knows."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ def read_layers(description: Any, tensors: Mapping[str, np.ndarray], obs_dim: in
         action_dim: size of an action.
 
     Raises:
+        UnknownLayerError: a layer has an unknown type.
         ValueError: the layers do not fit each other or these sizes, or a number is not finite.
         LookupError, TypeError: it is not such a description.
     """
@@ -95,6 +101,11 @@ def read_layers(description: Any, tensors: Mapping[str, np.ndarray], obs_dim: in
 
     if not isinstance(description, list) or len(description) > MAX_LAYERS:
         raise ValueError("the network is not a short list of layers")
+    for about in description:
+        if not isinstance(kind := about["type"], str):
+            raise ValueError("the type of a layer is not a string")
+        if kind not in TYPES:
+            raise UnknownLayerError(f"a layer of the type {kind!r}")
     dtypes = {tensors[about["weight"]].dtype for about in description if about["type"] == "dense"}
     if len(dtypes) != 1:
         raise ValueError(f"the weights have {len(dtypes)} types")
@@ -119,10 +130,8 @@ def read_layers(description: Any, tensors: Mapping[str, np.ndarray], obs_dim: in
             layers.append(Normalize(mean, std, clip))
         elif kind == "relu":
             layers.append(Relu())
-        elif kind == "tanh":
-            layers.append(Tanh())
         else:
-            raise ValueError("a layer of an unknown type")
+            layers.append(Tanh())
     if size != action_dim:
         raise ValueError(f"the network has {size} outputs for {action_dim} actions")
     return layers

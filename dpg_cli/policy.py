@@ -53,15 +53,17 @@ class Policy:
         """
         flat = self._flatten(obs)
         if not np.isfinite(flat).all():
-            raise UserError("the observation holds a number that is not finite (NaN or infinity)")
-        return self.from_flat(flat)
+            raise UserError(
+                f"the observation holds a number that is not finite in {self.dtype} (NaN, infinite or too large)"
+            )
+        return own_actions(self.scaled(flat), self._low, self._half_range, self.action_space)
 
-    def from_flat(self, flat: np.ndarray) -> np.ndarray:
-        """The action for flat observations, `(..., obs_dim)` in `dtype`, which are not checked."""
+    def scaled(self, flat: np.ndarray) -> np.ndarray:
+        """The action in [-1, 1]^n, `(..., n)`, for flat observations, `(..., obs_dim)` in `dtype`, without checks."""
         x = flat
         for layer in self.layers:
             x = layer(x)
-        return own_actions(x, self._low, self._half_range, self.action_space)
+        return x
 
     def reset(self) -> None:
         """Start an episode. Policies without memory, as all are at present, need no reset: this does nothing."""
@@ -79,7 +81,7 @@ def load_policy(run: str | os.PathLike[str], checkpoint: str | int = "best") -> 
             policy without a description of itself.
     """
     folder = Path(run)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # a name that is too long raises in Path.is_dir
         raise UserError(f"{folder}: no such folder")
     if seeds := sorted((path for path in folder.glob("seed_*") if re.fullmatch(r"seed_\d+", path.name)), key=_seed):
         names = ", ".join(path.name for path in seeds)

@@ -98,7 +98,10 @@ def _array(
         if array.shape[max(leading, 0) :] != shape:
             batch = ", ".join(["...", *map(str, shape)])
             raise complain(f"{name} has shape {array.shape}, expected {shape}, or ({batch}) for a batch")
-        return array.astype(own, copy=False).astype(dtype, copy=False).reshape(*array.shape[:leading], size)
+        if not array.dtype == own == dtype:
+            with np.errstate(over="ignore"):  # a number beyond the type becomes infinite, as in training
+                array = array.astype(own, copy=False).astype(dtype, copy=False)
+        return array.reshape(*array.shape[:leading], size)
 
     return flatten
 

@@ -37,7 +37,8 @@ def main() -> None:
         for number, name in enumerate(values["runs"].split(",")):
             run, film = Path(name), Path(folder, f"{number}.mp4")
             config = load_config("runs", run, values.get("trust", "false"))
-            settings = Settings(checkpoint=values.get("checkpoint", "best"), episodes=1, seed=0, video=film)
+            which = values.get("checkpoint", "best")
+            settings = Settings(checkpoint=which, episodes=1, seed=0, video=film, film_seconds=seconds)
             played = play(run.absolute(), config, settings, EvaluationProgress("film.py"))
             print(f"{name}: {played.env_id}, step {played.step:,}, return {played.returns[0]:.1f}")
             films.append(film)

@@ -461,7 +461,7 @@ class Draws(Plain):
     shown = 0
 
     def __init__(self, render_mode=None, kind="picture"):
-        self.render_mode, self.kind = render_mode, kind
+        self.render_mode, self.kind = None if kind == "unstored" else render_mode, kind
 
     def reset(self, *, seed=None, options=None):
         self.at = 0

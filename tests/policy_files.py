@@ -15,6 +15,7 @@ RUNS = {
     "Pendulum": ["env=Pendulum-v1", "algo=ddpg"],  # ±2
     "a dictionary and unequal float64 bounds": ["env=toy_envs:Toy/Parts-v0"],
     "an action without axes": ["env=toy_envs:Toy/Scalar-v0"],
+    "float16 actions": ["env=toy_envs:Toy/Half-v0"],
     "normalize_obs": [TOY, "algo.normalize_obs=true"],
     "float64": [TOY, "precision=float64", "algo.normalize_obs=true"],
     "one layer": [TOY, "algo.hidden_sizes=[]"],

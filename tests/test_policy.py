@@ -1,6 +1,7 @@
 """A trained policy in Python acts as dpg-eval's, for observations as the environment returns them."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -114,9 +115,9 @@ def test_seeds_have_their_own_weights_and_all_else_in_common(trained):
     assert first([0.3, 1.0]) != second([0.3, 1.0])
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e300])
 def test_an_observation_that_is_not_finite(trained, number):
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match=r"not finite in float32 \(NaN, infinite or too large\)"):
         load_policy(trained(TOY, *SMALL))([0.0, number])
 
 
@@ -124,6 +125,7 @@ def test_what_is_no_run(tmp_path, finished):
     run = finished(TOY, *SMALL)
     for folder, which, message in [
         (tmp_path / "nix", "best", "no such folder"),
+        ("x" * 300, "best", "no such folder"),
         (tmp_path, "best", "not a run folder"),
         (run, 7, r"checkpoint=7: no such checkpoint; there are latest, best, .*30, 60$"),
     ]:
@@ -132,8 +134,15 @@ def test_what_is_no_run(tmp_path, finished):
     with (checkpoint.find(run, "latest") / POLICY).open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"!")
-    with pytest.raises(UserError, match=r"damaged checkpoint: .* does not match its checksum"):
-        load_policy(run, "latest")
+    for damage, message in [
+        (lambda path: None, "does not match its checksum"),
+        (lambda path: path.write_bytes(b""), "does not have the size that the manifest says"),
+        (lambda path: path.unlink(), "policy.safetensors: No such file or directory"),
+        (lambda path: (path.parent / "manifest.json").write_text("[]"), "its content is not what dpg-cli writes"),
+    ]:
+        damage(checkpoint.find(run, "latest") / POLICY)
+        with pytest.raises(UserError, match=f"damaged checkpoint: .*{message}; try checkpoint=best$"):
+            load_policy(run, "latest")
 
 
 def test_the_file_is_the_same_for_the_same_input():
@@ -152,8 +161,8 @@ def test_a_policy_of_an_earlier_version(finished, evaluate):
     with pytest.raises(UserError) as caught:
         load_policy(run)
     message = str(caught.value)
-    assert f"dpg-cli {read_manifest(folder)['versions']['dpg_cli']} wrote this policy without the metadata" in message
-    assert f"dpg-train resume={run} total_steps=N" in message
+    assert f"an early dpg-cli {read_manifest(folder)['versions']['dpg_cli']} wrote this policy, without the" in message
+    assert f"(dpg-train resume={run} total_steps=61) and use checkpoint=latest" in message
     assert evaluate(f"run={run}", "trust=true", "episodes=1") == before
 
 
@@ -161,8 +170,8 @@ def test_training_on_writes_the_metadata_that_an_earlier_version_did_not(finishe
     run = finished(TOY, *SMALL)
     for folder in (run / "checkpoints").glob("*_*"):
         rewrite(folder, removed)
-    assert train(f"resume={run}", "total_steps=80", "trust=true")[0] == 0
-    assert load_policy(run, "latest").step == 80
+    assert train(f"resume={run}", "total_steps=61", "trust=true")[0] == 0
+    assert load_policy(run, "latest").step == 61
 
 
 FIRST, LAST = ({"type": "dense", "weight": f"layers.{i}.weight", "bias": f"layers.{i}.bias"} for i in range(2))
@@ -174,7 +183,7 @@ INVALID = {
     "a layer too few": entries(network=[FIRST, {"type": "tanh"}]),
     "layers in another order": entries(network=[LAST, FIRST]),
     "layers that are none": entries(network=[1, 2]),
-    "an unknown layer": entries(network=[FIRST, {"type": "eval"}, LAST]),
+    "a type that is a number": entries(network=[FIRST, {"type": 1}, LAST]),
     "a million layers": entries(network=[FIRST, *[{"type": "relu"}] * 1_000_000, LAST]),
     "a tensor that is not there": entries(network=[FIRST | {"bias": "nix"}, LAST]),
     "a tensor whose name is a list": entries(network=[FIRST | {"bias": ["layers.0.bias"]}, LAST]),
@@ -202,8 +211,17 @@ INVALID = {
 def test_invalid_metadata(finished, name):
     run = finished(TOY, *SMALL, "algo.normalize_obs=true")
     rewrite(checkpoint.find(run, "best"), INVALID[name])
-    with pytest.raises(UserError, match="damaged checkpoint"):
+    with pytest.raises(UserError, match=r"damaged checkpoint: .*; try checkpoint=latest$") as caught:
         load_policy(run)
+    assert not re.search(r"Error|Exception", str(caught.value))  # names of Python's classes
+
+
+def test_a_policy_of_a_later_version(finished):
+    run = finished(TOY, *SMALL)
+    rewrite(checkpoint.find(run, "best"), entries(network=[FIRST, {"type": "block"}, LAST]))
+    with pytest.raises(UserError, match=r"a layer of the type 'block', which .*, so update dpg-cli$") as caught:
+        load_policy(run)
+    assert "damaged" not in str(caught.value)
 
 
 def test_a_space_of_another_type_takes_flat_values(finished):

@@ -114,6 +114,12 @@ class Scalar(Reach):
         return super().step(np.array([action]))
 
 
+class Half(Reach):
+    """Reach whose actions are float16."""
+
+    action_space = gym.spaces.Box(np.float16([-1.0]), np.float16([3.0]), dtype=np.float16)
+
+
 class Odd(Reach):
     """Reach with something in it that cannot be copied."""
 
@@ -264,6 +270,7 @@ gym.register("Toy/Scripted-v0", entry_point=Scripted)
 gym.register("Toy/Alone-v0", entry_point=Alone, max_episode_steps=20)
 gym.register("Toy/Drawing-v0", entry_point=Drawing, max_episode_steps=20)
 gym.register("Toy/Odd-v0", entry_point=Odd, max_episode_steps=20)
+gym.register("Toy/Half-v0", entry_point=Half, max_episode_steps=20)
 gym.register("Toy/Parts-v0", entry_point=Parts, max_episode_steps=20)
 gym.register("Toy/Scalar-v0", entry_point=Scalar, max_episode_steps=20)
 gym.register("Toy/Reach-v0", entry_point=Reach, max_episode_steps=20)

@@ -1,10 +1,12 @@
 """Plain `key=value` arguments and exit codes of commands and scripts without Hydra, and what all commands share."""
 
+import contextlib
 import difflib
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dpg_cli.errors import DiskError, DivergedError, ExportError, SimulatorError, UserError, one_line
@@ -61,11 +63,12 @@ def print_versions() -> None:
     from dpg_cli.storage.run_dir import versions
 
     found = dict(versions())
-    for name, version in {"dpg-cli": found.pop("dpg_cli"), **found}.items():
-        print(name, version)
+    with readable():
+        for name, version in {"dpg-cli": found.pop("dpg_cli"), **found}.items():
+            print(name, version)
 
 
-def whole(values: dict[str, str], key: str, default: int, minimum: int) -> int:
+def whole(values: Mapping[str, str], key: str, default: int, minimum: int) -> int:
     """The integer value of a key, or `default`; `1e3` and `1_000` are integers too.
 
     Raises:
@@ -106,7 +109,7 @@ def true_or_false(values: Mapping[str, str], key: str) -> bool:
 
 
 def output_file(values: Mapping[str, str], key: str, default: str, suffixes: Sequence[str]) -> Path:
-    """The file that a script writes; its folder is created. An existing file stays as it is.
+    """The file that a command or script writes; its folder is created. An existing file stays as it is.
 
     Args:
         values: the command line, by key.
@@ -115,13 +118,17 @@ def output_file(values: Mapping[str, str], key: str, default: str, suffixes: Seq
         suffixes: the valid ends of its name.
 
     Raises:
-        UserError: the name has another end, or the file cannot be written.
+        UserError: it is a folder, the name has another end, or the file cannot be written.
     """
-    path = Path(values.get(key, default))
+    given, ends = values.get(key, default), " or ".join(suffixes)
+    path = Path(given)
+    if not given or os.path.isdir(path):  # a name that is too long raises in Path.is_dir
+        what = "is a folder; name a file in it" if given else "is empty; name a file"
+        raise UserError(f"{key}={given}: {what} that ends in {ends}")
     if path.suffix not in suffixes:
-        raise UserError(f"{key}={path}: must end in {' or '.join(suffixes)}")
+        raise UserError(f"{key}={path}: must end in {ends}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         new = not path.exists()
         path.open("ab").close()
         if new:
@@ -129,6 +136,23 @@ def output_file(values: Mapping[str, str], key: str, default: str, suffixes: Seq
     except OSError as error:
         raise UserError(f"{key}={path}: {error.strerror}") from error
     return path
+
+
+_made: list[Path] = []  # folders of output files
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _made.extend(path.absolute() for path in missing)
+
+
+def remove_empty_folders() -> None:
+    """Remove the folders that `output_file` created and that hold nothing, since the file was not written."""
+    for folder in sorted(_made, reverse=True):  # the deepest first
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
+    _made.clear()
 
 
 def output_folder(values: Mapping[str, str], key: str, default: str) -> Path:
@@ -146,27 +170,55 @@ def output_folder(values: Mapping[str, str], key: str, default: str) -> Path:
     return path
 
 
-def run_command(name: str, command: Callable[[Sequence[str]], int]) -> None:
-    """Run a console script and exit: with its code, or with that of its error, which is printed in one line.
+def run_command(name: str, text: str, command: Callable[[Sequence[str]], int]) -> None:
+    """Run a console script and exit. Without arguments it prints its help.
+
+    The exit code is that of the command, of its error, which is printed in one line, or of a signal.
 
     Args:
         name: of the console script.
+        text: its help.
         command: given the command line; returns the exit code.
     """
     from dpg_cli.cli.machine import require_posix
+    from dpg_cli.cli.signals import StopAtOnce
 
     try:
-        require_posix()
-        sys.exit(command(sys.argv[1:]))
+        with StopAtOnce():
+            require_posix()
+            code = _run(sys.argv[1:], text, command)
+        sys.exit(code)
     except UserError as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         known = isinstance(error, DiskError | DivergedError | ExportError | SimulatorError)
         print(f"{name}: failed: {one_line(error if known else f'{type(error).__name__}: {error}')}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        remove_empty_folders()
+
+
+def _run(arguments: Sequence[str], text: str, command: Callable[[Sequence[str]], int]) -> int:
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        with readable():
+            print(text, end="")
+        return 0
+    if "--version" in arguments:
+        print_versions()
+        return 0
+    return command(arguments)
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """End without a message if nobody reads what this context prints any more, as in `dpg-train --help | head -1`."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def run_script(name: str, main: Callable[[], None]) -> None:
@@ -175,7 +227,8 @@ def run_script(name: str, main: Callable[[], None]) -> None:
     A `UserError` is printed in one line, with exit code 2.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print((sys.modules[main.__module__].__doc__ or "").strip())
+        with readable():
+            print((sys.modules[main.__module__].__doc__ or "").strip())
         return
     try:
         main()
@@ -184,3 +237,5 @@ def run_script(name: str, main: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        remove_empty_folders()

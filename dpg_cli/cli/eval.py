@@ -36,20 +36,13 @@ def main() -> None:
     """The console script."""
     from dpg_cli.cli.arguments import run_command
 
-    run_command("dpg-eval", _run_command)
+    run_command("dpg-eval", HELP, _evaluate)
 
 
-def _run_command(arguments: Sequence[str]) -> int:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-        return 0
-
-    from dpg_cli.cli.arguments import output_file, parse, print_versions, true_or_false, whole
+def _evaluate(arguments: Sequence[str]) -> int:
+    from dpg_cli.cli.arguments import output_file, parse, true_or_false, whole
     from dpg_cli.errors import UserError
 
-    if "--version" in arguments:
-        print_versions()
-        return 0
     values = parse(arguments, KEYS, required=("run",), bare="run")
     episodes, seed = whole(values, "episodes", 10, minimum=1), whole(values, "seed", 0, minimum=0)
     watch, trust = true_or_false(values, "render"), values.get("trust", "false")

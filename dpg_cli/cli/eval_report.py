@@ -3,23 +3,29 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from dpg_cli import config as configs
+from dpg_cli.cli.arguments import readable
 from dpg_cli.cli.folder import load_config
+from dpg_cli.cli.names import settings_that_differ
 from dpg_cli.cli.notes import SEED_IGNORED
 from dpg_cli.cli.play import Played, Settings, play
 from dpg_cli.cli.progress import EvaluationProgress
+from dpg_cli.cli.signals import finish
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import DivergedError, SimulatorError, UserError, one_line
 from dpg_cli.report.statistics import interval
 from dpg_cli.storage.atomic import Disk, explaining, write_whole
 from dpg_cli.storage.run_dir import versions
+
+NUMBERS = ("episode", "step", "return", "length")  # the columns of numbers
 
 
 def evaluate_one(run: Path, config: TrainConfig, settings: Settings, out: Path | None) -> int:
@@ -32,6 +38,14 @@ def evaluate_one(run: Path, config: TrainConfig, settings: Settings, out: Path |
         out: a JSON file to write; None for none.
     """
     played = play(run, config, settings, EvaluationProgress("dpg-eval"))
+    if out is not None:
+        _write(out, _as_json(run, settings, played))
+    with readable():
+        _print(played, settings)
+    return 0
+
+
+def _print(played: Played, settings: Settings) -> None:
     if played.ignores_seed:
         print(f"note: {played.env_id}: {SEED_IGNORED}")
     table = _table(["episode", "return", "length"])
@@ -50,9 +64,6 @@ def evaluate_one(run: Path, config: TrainConfig, settings: Settings, out: Path |
         console.print(f"info at the end of an episode: {means}", soft_wrap=True)
     if settings.video is not None:
         console.print(f"video: {settings.video}, {played.frames:,} frames", soft_wrap=True)
-    if out is not None:
-        _write(out, _as_json(run, settings, played))
-    return 0
 
 
 def evaluate_all(folder: Path, runs: Sequence[Path], trust: str, settings: Settings, out: Path | None) -> int:
@@ -70,44 +81,58 @@ def evaluate_all(folder: Path, runs: Sequence[Path], trust: str, settings: Setti
     Raises:
         UserError: none of the runs can be evaluated, because of mistakes of the user.
     """
-    table = _table(["run", "algorithm", "environment", "step", "return", "length"])
-    means_of: dict[tuple[str, str], list[float]] = {}
-    done: dict[Path, Played] = {}
+    done: dict[Path, tuple[str, Played]] = {}  # with the algorithm
     errors: dict[Path, Exception] = {}
     for number, run in enumerate(runs):
-        name = one_line(run.relative_to(folder))
         if sys.stderr.isatty():
-            print(f"{number + 1} of {len(runs)}: {name}", file=sys.stderr)
+            print(f"{number + 1} of {len(runs)}: {one_line(run.relative_to(folder))}", file=sys.stderr)
         try:
             config = load_config("run", run, trust)
-            played = done[run] = play(run, config, settings, EvaluationProgress("dpg-eval"))
+            done[run] = str(config.algo["name"]), play(run, config, settings, EvaluationProgress("dpg-eval"))
         except Exception as error:
             errors[run] = error
-            table.add_row(name, "", "", "", "failed", "")
-        else:
-            value = f"{played.returns.mean():.2f} ± {played.returns.std():.2f}"
-            algo = str(config.algo["name"])
-            means_of.setdefault((played.env_id, algo), []).append(float(played.returns.mean()))
-            table.add_row(name, algo, played.env_id, f"{played.step:,}", value, f"{played.lengths.mean():.1f}")
     if not done and all(isinstance(raised, UserError) for raised in errors.values()):
         raise UserError(f"none of {len(runs)} runs can be evaluated; {runs[0]}: {errors[runs[0]]}")
+    failed = {}
+    for run, raised in errors.items():
+        known = isinstance(raised, UserError | DivergedError | SimulatorError)
+        failed[str(run)] = one_line(raised if known else f"{type(raised).__name__}: {raised}")
+    if out is not None:
+        played = [_as_json(run, settings, result) for run, (_, result) in done.items()]
+        _write(out, {"runs": played, "failed": failed})
+    with readable():
+        _print_all(folder, runs, done)
+    for where, reason in failed.items():
+        print(f"dpg-eval: {one_line(shlex.quote(where))}: {reason}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _print_all(folder: Path, runs: Sequence[Path], done: Mapping[Path, tuple[str, Played]]) -> None:
+    given = [configs.given(run) for run in runs]
+    common = set.intersection(*map(set, given))
+    differs = [settings_that_differ(overrides, common) for overrides in given]
+    headers = ["run", "settings that differ", "algorithm", "environment", "step", "return", "length"]
+    if not any(differs):
+        headers.remove("settings that differ")
+    table = _table(headers)
+    means_of: dict[tuple[str, str], list[float]] = {}
+    for run, own in zip(runs, differs, strict=True):
+        names = [one_line(run.relative_to(folder)), *([one_line(own)] if any(differs) else [])]
+        if run not in done:
+            table.add_row(*names, "", "", "", "failed", "")
+            continue
+        algo, played = done[run]
+        value = f"{played.returns.mean():.2f} ± {played.returns.std():.2f}"
+        means_of.setdefault((played.env_id, algo), []).append(float(played.returns.mean()))
+        table.add_row(*names, algo, played.env_id, f"{played.step:,}", value, f"{played.lengths.mean():.1f}")
     console = _console()
     console.print(table)
     for (env_id, algo), means in means_of.items():
         if len(means) > 1:
             mean = f"{np.mean(means):.2f} ± {np.std(means):.2f}"
             console.print(f"{algo} on {env_id}, mean over {len(means)} runs: {mean}", soft_wrap=True)
-    for env_id in {played.env_id for played in done.values() if played.ignores_seed}:
+    for env_id in {played.env_id for _, played in done.values() if played.ignores_seed}:
         console.print(f"note: {env_id}: {SEED_IGNORED}", soft_wrap=True)
-    failed = {}
-    for run, raised in errors.items():
-        known = isinstance(raised, UserError | DivergedError | SimulatorError)
-        reason = one_line(raised if known else f"{type(raised).__name__}: {raised}")
-        failed[str(run)] = reason
-        print(f"dpg-eval: {one_line(shlex.quote(str(run)))}: {reason}", file=sys.stderr)
-    if out is not None:
-        _write(out, {"runs": [_as_json(run, settings, played) for run, played in done.items()], "failed": failed})
-    return 1 if errors else 0
 
 
 def _as_json(run: Path, settings: Settings, played: Played) -> dict[str, Any]:
@@ -131,6 +156,7 @@ def _as_json(run: Path, settings: Settings, played: Played) -> dict[str, Any]:
 
 
 def _write(out: Path, content: dict[str, Any]) -> None:
+    finish()
     with explaining(out):
         write_whole(Disk(), out, (json.dumps(content, indent=2) + "\n").encode())
 
@@ -138,9 +164,8 @@ def _write(out: Path, content: dict[str, Any]) -> None:
 def _table(headers: Sequence[str]) -> Table:
     table = Table(box=None, header_style="", pad_edge=False)
     for header in headers:
-        table.add_column(
-            header, justify="left" if header in ("run", "algorithm", "environment") else "right", overflow="fold"
-        )
+        justify: Literal["right", "left"] = "right" if header in NUMBERS else "left"
+        table.add_column(header, justify=justify, overflow="fold")
     return table
 
 

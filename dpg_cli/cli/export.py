@@ -1,7 +1,9 @@
 """`dpg-export`: write a trained policy to a file for other programs."""
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,27 +39,23 @@ kept only if its actions for up to 1,000 observations are the policy's, to 1e-5 
 """
 
 
+KEYS = ("run", "checkpoint", "format", "out", "force", "trust")
+
+
 def main() -> None:
     """The console script."""
     from dpg_cli.cli.arguments import run_command
 
-    run_command("dpg-export", _run_command)
+    run_command("dpg-export", HELP, _export)
 
 
-def _run_command(arguments: Sequence[str]) -> int:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-        return 0
+def _export(arguments: Sequence[str]) -> int:
+    from dpg_cli.cli.arguments import parse, readable, true_or_false
 
-    from dpg_cli.cli.arguments import parse, print_versions, true_or_false
-
-    if "--version" in arguments:
-        print_versions()
-        return 0
-    keys = ("run", "checkpoint", "format", "out", "force", "trust")
-    values = parse(arguments, keys, required=("run",), bare="run")
+    values = parse(arguments, KEYS, required=("run",), bare="run")
     force, _ = true_or_false(values, "force"), true_or_false(values, "trust")
 
+    from dpg_cli.cli import signals
     from dpg_cli.cli.here import below_here, remember
     from dpg_cli.errors import one_line
     from dpg_cli.export import export
@@ -70,14 +68,17 @@ def _run_command(arguments: Sequence[str]) -> int:
     out = _out(values, name, chosen, force=force).absolute()
     obs, origin = _observations(values, run, policy)
     metadata = {name: value for name, value in policy.metadata.items() if name != "network"}
-    difference = export(policy, chosen, metadata | {"run": str(below_here(run))}, obs, out)
+    metadata["run"] = str(below_here(run))
+    difference = export(policy, chosen, metadata, obs, out, signals.finish)
     size = out.stat().st_size
-    print(one_line(f"{below_here(out)}: {policy.env_id}, checkpoint {which} (step {policy.step:,}), {size:,} bytes"))
+    lines = [one_line(f"{below_here(out)}: {policy.env_id}, checkpoint {which} (step {policy.step:,}), {size:,} bytes")]
     if difference is None:
-        print(f"not verified: there is no working C compiler here ({', '.join(chosen.tools)})")
+        lines.append(f"not verified: there is no working C compiler here ({', '.join(chosen.tools)})")
     else:
-        where = f"{len(obs):,} observations {origin}"
-        print(f"verified with {chosen.runner} on {where}: largest difference {difference:.1e} of the action's range")
+        checked = f"verified with {chosen.runner} on {len(obs):,} observations {origin}"
+        lines.append(f"{checked}: largest difference {difference:.1e} of the action's range")
+    with readable():
+        print(*lines, sep="\n")
     return 0
 
 
@@ -87,14 +88,14 @@ def _format(values: Mapping[str, str]) -> tuple[str, "Format"]:
     Raises:
         UserError: there is no such format, or a package that it needs is not installed.
     """
-    from dpg_cli.errors import UserError
+    from dpg_cli.errors import UserError, to_install
     from dpg_cli.export import FORMATS
 
     name = values.get("format", "onnx")
     if name not in FORMATS:
-        raise UserError(f"format={name}: should be {', '.join(FORMATS)}")
+        raise UserError(f"format={name}: should be one of {', '.join(FORMATS)}")
     if missing := [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]:
-        raise UserError(f"format={name}: needs {', '.join(missing)}; pip install 'dpg-cli[export]'")
+        raise UserError(f"format={name}: needs {', '.join(missing)}; {to_install('export')}")
     return name, FORMATS[name]
 
 
@@ -113,50 +114,72 @@ def _out(values: Mapping[str, str], name: str, chosen: "Format", *, force: bool)
     for other, described in FORMATS.items():
         if "format" not in values and other != name and out.suffix == described.suffix:
             raise UserError(f"out={out}: add format={other}; without it, the format is {name} ({chosen.suffix})")
-    if name == "c":
+    if name == "c" and out.suffix == chosen.suffix:
         check_name(out)
-    if out.exists() and not force:
+    existed = os.path.exists(out)
+    output_file(values, "out", default, [chosen.suffix])
+    if existed and not force:
         raise UserError(f"out={out}: already exists; force=true overwrites it")
-    return output_file(values, "out", default, [chosen.suffix])
+    return out
 
 
 def _observations(values: Mapping[str, str], run: Path, policy: "Policy") -> tuple["np.ndarray", str]:
     """Flat observations for the check, `(N, obs_dim)`, and where they are from.
 
     Raises:
-        UserError: the replay is damaged; or it is missing, and the environment cannot be created.
+        UserError: the replay is damaged; or it is missing, and the environment cannot be used.
+        ExportError: no observation of the environment is finite in float32.
+    """
+    from dpg_cli.errors import ExportError
+    from dpg_cli.storage.shards import some_observations
+
+    stored = _finite(some_observations(run / "replay", policy.obs_dim, OBSERVATIONS))
+    if len(stored) > 1:
+        return stored, "of the replay"
+    played = _finite(_from_episodes(values, run, policy))
+    if not len(played):
+        raise ExportError(f"{policy.env_id}: no observation is finite in float32, the type of exported files")
+    return played, "of evaluation episodes"
+
+
+def _finite(obs: "np.ndarray") -> "np.ndarray":
+    """The observations that are finite in float32, the type of exported files."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        kept: np.ndarray = obs[np.isfinite(obs.astype(np.float32)).all(axis=-1)]
+    return kept
+
+
+def _from_episodes(values: Mapping[str, str], run: Path, policy: "Policy") -> "np.ndarray":
+    """Flat observations of episodes with the policy, `(OBSERVATIONS, obs_dim)`.
+
+    Raises:
+        UserError: the environment cannot be created, or its spaces are not those of the policy.
+        SimulatorError: the environment raised.
+        DivergedError: an observation, an action or a reward is not finite.
     """
     import numpy as np
 
-    from dpg_cli.storage.shards import some_observations
-
-    def finite(obs: np.ndarray) -> np.ndarray:
-        kept: np.ndarray = obs[np.isfinite(obs).all(axis=-1)]
-        return kept
-
-    stored = finite(some_observations(run / "replay", policy.obs_dim, OBSERVATIONS))
-    if len(stored) > 1:
-        return stored, "of the replay"
-
     from dpg_cli.cli.build import environment_pool, sizes
     from dpg_cli.cli.folder import load_config
-    from dpg_cli.environments.make import FlatEnv
+    from dpg_cli.environments.group import LocalEnvs
+    from dpg_cli.environments.stepper import Stepper, by_position
     from dpg_cli.errors import UserError
     from dpg_cli.seeding import Purpose, integer
 
-    settings = load_config("run", run, values.get("trust", "false"))
-    env = environment_pool(settings)()
-    assert isinstance(env, FlatEnv)
-    if sizes(env) != (policy.obs_dim, policy.action_space.low.size):
-        raise UserError(f"env.id={settings.env.id}: its observations or actions are not those of the policy")
-    found: list[np.ndarray] = []
-    ended, episodes = True, 0
-    while len(found) < OBSERVATIONS:
-        if ended:
-            seen, _ = env.reset(seed=integer(0, Purpose.TEST, episodes))
-            episodes += 1
-        found.append(seen.copy())
-        seen, _, terminated, truncated, _ = env.step_own(policy.from_flat(seen))
-        ended = terminated or truncated
-    env.close()
-    return finite(np.array(found)), "of evaluation episodes"
+    config = load_config("run", run, values.get("trust", "false"))
+    with closing(LocalEnvs([environment_pool(config)()], "evaluation")) as envs:
+        if sizes(envs.example) != (policy.obs_dim, policy.action_space.low.size):
+            raise UserError(f"env.id={config.env.id}: its observations or actions are not those of the policy")
+        stepper, obs = Stepper(envs, [0]), np.empty((1, 1, policy.obs_dim), policy.dtype)
+        found: list[np.ndarray] = []
+        ended, episodes = True, 0
+        while len(found) < OBSERVATIONS:
+            if ended:
+                envs.reset([integer(0, Purpose.TEST, episodes)], by_position(obs))
+                episodes += 1
+            found.append(obs[0, 0].copy())
+            _, terminated, truncated = stepper.step(f"step {len(found)} of the check", policy.scaled(obs), obs)
+            ended = bool(terminated | truncated)
+    return np.array(found)

@@ -1,8 +1,11 @@
 """Films of episodes: `dpg-eval RUN_DIR video=FILE.mp4`."""
 
+import contextlib
+import math
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,15 +13,22 @@ from typing import Any, Self
 import gymnasium as gym
 import numpy as np
 
+from dpg_cli.cli.signals import finish, held
 from dpg_cli.environments.state import Env
-from dpg_cli.errors import UserError, one_line
+from dpg_cli.errors import SimulatorError, UserError, one_line, to_install
 
 RENDER_FPS = 30  # of environments that name no rate
 
 
 def has_display() -> bool:
-    """Whether windows can be shown."""
-    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    """Whether there is a display that can be opened. MuJoCo's viewer would end the process without one."""
+    if sys.platform != "darwin" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    import glfw  # of mujoco
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its errors
+        return bool(glfw.init())
 
 
 def render_without_display() -> None:
@@ -37,7 +47,7 @@ def require_imageio() -> None:
         import imageio  # noqa: F401
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise UserError(f"video= needs imageio; pip install 'dpg-cli[video]' ({error})") from error
+        raise UserError(f"video= needs imageio ({error}); {to_install('video')}") from error
 
 
 class Film:
@@ -45,10 +55,16 @@ class Film:
 
     Args:
         path: of the file, whose ending says the format.
+        seconds: the longest that it can be; later frames are not rendered.
+
+    Attributes:
+        frames: their number.
+        full: whether it takes no more.
     """
 
-    def __init__(self, path: Path):
-        self.frames = 0
+    def __init__(self, path: Path, seconds: float = math.inf):
+        self.frames, self.full = 0, False
+        self._seconds = seconds
         self._path = path
         self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         self._writer: Any = None
@@ -63,10 +79,12 @@ class Film:
         """Give the film its name; after an error, remove it."""
         if self._writer is None:
             return
-        self._writer.close()
-        if error is None:
-            self._partial.replace(self._path)
-        else:
+        try:
+            self._writer.close()
+            if error is None:
+                finish()
+                self._partial.replace(self._path)
+        finally:
             self._partial.unlink(missing_ok=True)
 
     def add(self, frame: np.ndarray, fps: float) -> None:
@@ -77,6 +95,7 @@ class Film:
             self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=1)
         self._writer.append_data(_even(frame))
         self.frames += 1
+        self.full = self.frames >= self._seconds * fps
 
 
 class Filmed(gym.Wrapper[Any, Any, Any, Any]):
@@ -105,6 +124,11 @@ class Filmed(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def _add(self) -> None:
+        if not self._film.full:
+            with held():  # the first frame opens a renderer and starts ffmpeg
+                self._film.add(self._frame(), float(self.env.metadata.get("render_fps") or RENDER_FPS))
+
+    def _frame(self) -> np.ndarray:
         try:
             frame: Any = self.env.render()
         except Exception as error:
@@ -114,7 +138,7 @@ class Filmed(gym.Wrapper[Any, Any, Any, Any]):
         if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3):
             shown = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
             raise UserError(f"env.id={self._name}: cannot render: render() returned {shown}, not a picture")
-        self._film.add(frame, float(self.env.metadata.get("render_fps") or RENDER_FPS))
+        return frame
 
 
 def rendering(create: Callable[[str], Env], name: str, mode: str) -> Env:
@@ -133,11 +157,34 @@ def rendering(create: Callable[[str], Env], name: str, mode: str) -> Env:
     except UserError as error:
         raise UserError(f"env.id={name}: cannot render: {str(error).partition(': ')[2]}") from error
     modes = env.metadata.get("render_modes", [])
-    if env.render_mode != mode or mode not in modes:
+    reason = None
+    if mode not in modes:
+        reason = f"it has no mode {mode}; it has {', '.join(modes) or 'none'}"
+    elif env.render_mode != mode:
+        reason = f"its render_mode is {env.render_mode}; its __init__ must set self.render_mode = render_mode"
+    if reason is not None:
         env.close()
-        raise UserError(f"env.id={name}: cannot render: it has no mode {mode}; it has {', '.join(modes) or 'none'}")
+        raise UserError(f"env.id={name}: cannot render: {reason}")
     _follow(env)
     return env
+
+
+@contextlib.contextmanager
+def shown(name: str) -> Iterator[None]:
+    """Within this context, an environment shows its episodes.
+
+    Args:
+        name: of the environment, for messages.
+
+    Raises:
+        UserError: it lacks a package for that.
+    """
+    try:
+        yield
+    except SimulatorError as error:
+        if isinstance(error.__cause__, gym.error.DependencyNotInstalled):
+            raise UserError(f"env.id={name}: cannot render: {error.__cause__}") from error
+        raise
 
 
 def _follow(env: Env) -> None:

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from dpg_cli.cli.arguments import readable
 from dpg_cli.config import config_dir, user_error
 from dpg_cli.errors import UserError, one_line
 
@@ -39,7 +40,8 @@ def show(arguments: Sequence[str]) -> int:
         UserError: Hydra cannot print it.
     """
     try:
-        hand_over(lambda _: None, arguments)
+        with readable():
+            hand_over(lambda _: None, arguments)
     except UserError:
         raise
     except SystemExit as ended:

@@ -1,6 +1,6 @@
 """The names of a run on the terminal, in TensorBoard and on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +54,11 @@ def names_of(config: TrainConfig, folder: Path, label: Label | None = None) -> N
     differs = (label.differs if label else "") or what
     curves = [f"{name} {where}" for name in member_names(differs, seeds)]
     return Names(title, label.position if label else "", seeds, folders, curves)
+
+
+def settings_that_differ(overrides: Sequence[str], common: Set[str]) -> str:
+    """The overrides of a run except those that all runs have, such as `algo=td3 seed=0`."""
+    return " ".join(override.lstrip("+") for override in overrides if override not in common)
 
 
 def member_names(differs: str, seeds: Sequence[int]) -> list[str]:

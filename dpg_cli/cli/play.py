@@ -1,6 +1,7 @@
 """Episodes of a trained policy, without exploration noise."""
 
 import functools
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 
 from dpg_cli.cli.build import environment_pool, sizes
-from dpg_cli.cli.film import Film, Filmed, rendering
+from dpg_cli.cli.film import Film, Filmed, rendering, shown
 from dpg_cli.cli.memory import most_bytes
 from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.evaluation import Trajectories, mean_info, run_episodes
 from dpg_cli.environments.group import LocalEnvs
 from dpg_cli.environments.make import make_env
+from dpg_cli.environments.pool import Pool
 from dpg_cli.environments.probe import ignores_seed
 from dpg_cli.environments.state import Env
 from dpg_cli.errors import UserError
@@ -37,6 +39,7 @@ class Settings:
         seed: of the episodes.
         video: the file of a film; None for no film.
         film_all: whether to film every episode, not only the first.
+        film_seconds: the longest that the film can be.
         watch: whether to show the episodes on the display.
     """
 
@@ -45,6 +48,7 @@ class Settings:
     seed: int
     video: Path | None = None
     film_all: bool = False
+    film_seconds: float = math.inf
     watch: bool = False
 
 
@@ -75,48 +79,40 @@ def play(run: Path, config: TrainConfig, settings: Settings, progress: Evaluatio
         UserError: there is no such checkpoint, or the environment cannot be created, cannot render or does not fit.
         DivergedError: an action, a reward or an observation is not finite.
     """
-    env_id, pool = config.env.id, environment_pool(config)
+    pool = environment_pool(config)
     single = config.eval.episodes == 0  # only one environment may exist
-    seed_ignored = ignores_seed(pool, single=single)
-    example = pool()
-    obs_dim, action_dim = sizes(example)
-    pool.keep(example)
-    most = most_bytes(config, obs_dim, action_dim)
-    actor, step = checkpoint.load_policy(checkpoint.find(run, settings.checkpoint), most)
-    if (obs_dim, action_dim) != (actor.obs_dim, actor.action_dim):
-        raise UserError(
-            f"env.id={env_id}: an observation has {obs_dim} numbers and an action {action_dim}; the policy expects "
-            f"{actor.obs_dim} and {actor.action_dim}"
-        )
-    env_seeds = [integer(settings.seed, Purpose.TEST, episode) for episode in range(settings.episodes)]
-
-    def run_rows(envs: LocalEnvs, rows: Sequence[int], what: str = "evaluating") -> Trajectories:
-        act = functools.partial(_act, actor, settings.episodes, rows)
-        seeds = [env_seeds[row] for row in rows]
-        shown = functools.partial(progress, what=what)
-        return run_episodes(act, envs, [seeds], seeds=[settings.seed], step=step, progress=shown)
-
-    every = settings.watch or settings.film_all
-    rendered = range(settings.episodes if every else 1 if settings.video is not None else 0)
-    others = range(len(rendered), settings.episodes)
-    played, film = [], None
     with ExitStack() as opened:
         opened.callback(pool.close)
+        seed_ignored = ignores_seed(pool, single=single)
+        actor, step = _policy(run, config, settings.checkpoint, pool)
+        env_seeds = [integer(settings.seed, Purpose.TEST, episode) for episode in range(settings.episodes)]
+
+        def run_rows(envs: LocalEnvs, rows: Sequence[int], what: str = "evaluating") -> Trajectories:
+            act = functools.partial(_act, actor, settings.episodes, rows)
+            seeds = [env_seeds[row] for row in rows]
+            tell = functools.partial(progress, what=what)
+            return run_episodes(act, envs, [seeds], seeds=[settings.seed], step=step, progress=tell)
+
+        every = settings.watch or settings.film_all
+        rendered = range(settings.episodes if every else 1 if settings.video is not None else 0)
+        others = range(len(rendered), settings.episodes)
+        played, film = [], None
         if rendered:
             if single:
                 pool.close()
             if settings.video is not None:
-                film = opened.enter_context(Film(settings.video))
+                film = opened.enter_context(Film(settings.video, settings.film_seconds))
             doing = "showing" if film is None else "filming"
             for row in rendered:
-                with closing(LocalEnvs([_rendering(config, film)], "evaluation")) as envs:
+                envs = LocalEnvs([_rendering(config, film)], "evaluation")
+                with closing(envs), shown(config.env.id):
                     played.append(run_rows(envs, [row], f"{doing} episode {row}"))
         if others:
             at_once = 1 if single else len(others)
             with closing(LocalEnvs([pool() for _ in range(at_once)], "evaluation")) as envs:
                 played += [run_rows(envs, others[i : i + at_once]) for i in range(0, len(others), at_once)]
     return Played(
-        env_id,
+        config.env.id,
         step,
         np.concatenate([part.returns[0] for part in played]),
         np.concatenate([part.lengths[0] for part in played]),
@@ -124,6 +120,24 @@ def play(run: Path, config: TrainConfig, settings: Settings, progress: Evaluatio
         0 if film is None else film.frames,
         seed_ignored,
     )
+
+
+def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Actor, int]:
+    """The policy, which fits the environments, and the step it was saved at.
+
+    Raises:
+        UserError: there is no such policy, or it does not fit.
+    """
+    example = pool()
+    obs_dim, action_dim = sizes(example)
+    pool.keep(example)
+    actor, step = checkpoint.load_policy(checkpoint.find(run, which), most_bytes(config, obs_dim, action_dim))
+    if (obs_dim, action_dim) != (actor.obs_dim, actor.action_dim):
+        raise UserError(
+            f"env.id={config.env.id}: an observation has {obs_dim} numbers and an action {action_dim}; the policy "
+            f"expects {actor.obs_dim} and {actor.action_dim}"
+        )
+    return actor, step
 
 
 @torch.no_grad()

@@ -35,25 +35,18 @@ def main() -> None:
     """The console script."""
     from dpg_cli.cli.arguments import run_command
 
-    run_command("dpg-report", _run_command)
+    run_command("dpg-report", HELP, _report)
 
 
-def _run_command(arguments: Sequence[str]) -> int:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
-        return 0
-
+def _report(arguments: Sequence[str]) -> int:
     import importlib.util
     import math
     import sys
     from pathlib import Path
 
-    from dpg_cli.cli.arguments import parse, print_versions, whole
-    from dpg_cli.errors import UserError
+    from dpg_cli.cli.arguments import parse, whole
+    from dpg_cli.errors import UserError, to_install
 
-    if "--version" in arguments:
-        print_versions()
-        return 0
     bare = [word for word in arguments if _is_folder(word)]
     values = parse([word for word in arguments if word not in bare], KEYS, required=())
     listed = values["runs"].split(",") if "runs" in values else []
@@ -76,7 +69,7 @@ def _run_command(arguments: Sequence[str]) -> int:
         if not math.isfinite(threshold):
             raise UserError(f"threshold={values['threshold']}: should be a number")
     if missing := [module for module in MODULES if importlib.util.find_spec(module) is None]:
-        raise UserError(f"needs {', '.join(missing)}; pip install -e '.[report]'")
+        raise UserError(f"needs {', '.join(missing)}; {to_install('report')}")
     out = Path(values.get("out") or "report")
 
     from dpg_cli.report.write import check_out

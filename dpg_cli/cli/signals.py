@@ -1,11 +1,12 @@
-"""Signals that stop a run with a checkpoint."""
+"""Signals: they stop a training with a checkpoint, and every other command at once."""
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -84,6 +85,75 @@ class StopRequest:
             self._notify("dpg-train: stopping with a checkpoint; a second signal stops at once")
         elif now - self._when > GRACE:
             raise ForcedStop(128 + number)
+
+
+class StopAtOnce:
+    """While active, a signal of `HANDLED` raises `ForcedStop`, so that unfinished files and environments do not stay.
+
+    Some libraries turn an exception that is raised while they are imported into another; the end of this context turns
+    it back. From then on signals are ignored until the process ends, so that the exit code fits the files. A signal
+    that was ignored at the start, for example by nohup, stays ignored. At most one context is active.
+    """
+
+    _active: "StopAtOnce | None" = None
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._when = 0.0
+        self._held = self._finishing = False
+
+    def __enter__(self) -> Self:
+        """Take over the handlers."""
+        StopAtOnce._active = self
+        for number in set(HANDLED) - _ignored_now():
+            install(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise `ForcedStop` if there was a signal."""
+        self._finishing = True
+        StopAtOnce._active = None
+        atexit.register(_ignore)  # Python restores the default handlers, but not where a signal is ignored
+        if self._signal is not None and not isinstance(error, ForcedStop):
+            raise ForcedStop(128 + self._signal) from None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._finishing or (self._signal is not None and now - self._when < GRACE):
+            return
+        repeated = self._signal is not None
+        self._signal, self._when = self._signal or number, now
+        if repeated or not self._held:
+            raise ForcedStop(128 + self._signal)
+
+
+def _ignore() -> None:
+    for number in HANDLED:
+        install(number, signal.SIG_IGN)
+
+
+def finish() -> None:
+    """From here on, signals no longer stop the command: its file is about to appear."""
+    if StopAtOnce._active is not None:
+        StopAtOnce._active._finishing = True
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within this context, the first signal has no effect until the end: it would leave what cannot be cleaned up."""
+    stop = StopAtOnce._active
+    if stop is None:
+        yield
+        return
+    stop._held = True
+    try:
+        yield
+    finally:
+        stop._held = False
+    if stop._signal is not None:
+        raise ForcedStop(128 + stop._signal)
 
 
 def say(line: str) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dpg_cli import config as configs
 from dpg_cli.cli.here import here
 from dpg_cli.cli.init import folders_of
-from dpg_cli.cli.names import Label, member_names, members
+from dpg_cli.cli.names import Label, member_names, members, settings_that_differ
 from dpg_cli.errors import UserError
 
 CURVES = "tensorboard"  # the folder of links in that of a sweep
@@ -52,7 +52,7 @@ class Plan:
 
     def differs(self, overrides: Sequence[str]) -> str:
         """The settings of a job that differ between jobs, such as `algo=td3 seed=0`."""
-        return " ".join(override.lstrip("+") for override in overrides if override not in self._common)
+        return settings_that_differ(overrides, self._common)
 
     def check(self) -> list[Planned]:
         """Compose and check the config of every job.

@@ -77,7 +77,7 @@ def main() -> None:
 
 def _run_command(arguments: Sequence[str]) -> int:
     from dpg_cli.cli import flags as own
-    from dpg_cli.cli.arguments import print_versions
+    from dpg_cli.cli.arguments import print_versions, readable
     from dpg_cli.errors import UserError
 
     arguments = [_with_home(argument) for argument in arguments]
@@ -86,7 +86,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     if folders and not os.path.isdir(folders[0]):  # a name that is too long raises in Path.is_dir
         raise UserError(f"--config-dir={flags.config_dir}: no such folder")
     if flags.help:
-        print(_help(folders), end="")
+        with readable():
+            print(_help(folders), end="")
         return 0
     if flags.version:
         print_versions()
@@ -125,7 +126,8 @@ def _run_command(arguments: Sequence[str]) -> int:
             if swept := [f"{key}={value}" for key, value in configs.of_preset(composed).items() if key not in given]:
                 note = f"this is a sweep over {' '.join(swept)}; each job also sets one of these values"
                 print(f"dpg-train: {note}", file=sys.stderr)
-        print(configs.dump(configs.validate(composed, here())), end="")
+        with readable():
+            print(configs.dump(configs.validate(composed, here())), end="")
         return 0
     if flags.package not in (None, "_global_") and configs.select(composed, flags.package) is None:
         raise UserError(f"--package={flags.package}: no such key")

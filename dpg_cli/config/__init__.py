@@ -16,7 +16,7 @@ from dpg_cli.config.composition import (
     validate,
     write_hydra,
 )
-from dpg_cli.config.files import asks_for_trust, dump, load, load_from, store_hydra
+from dpg_cli.config.files import asks_for_trust, dump, given, load, load_from, store_hydra
 from dpg_cli.config.names_elsewhere import counterpart
 from dpg_cli.config.overrides import check_given_once, check_spaces, parse_value, search_folders
 from dpg_cli.config.schema import TrainConfig, changed, check, difference
@@ -41,6 +41,7 @@ __all__ = [
     "difference",
     "dump",
     "folder",
+    "given",
     "has_basic_launcher",
     "has_basic_sweeper",
     "job_folder",

@@ -31,6 +31,15 @@ def load_from(run: Path) -> TrainConfig:
     return check(read_yaml(run / "config.yaml"))
 
 
+def given(run: Path) -> list[str]:
+    """The overrides on the command line of a run, which may be untrusted; empty if they cannot be read."""
+    try:
+        found = read_yaml(run / ".hydra" / "hydra.yaml")["hydra"]["overrides"]["task"]
+    except (UserError, LookupError, TypeError):
+        return []
+    return list(map(str, found)) if isinstance(found, list) else []
+
+
 def asks_for_trust(config: TrainConfig) -> str | None:
     """Why an untrusted config needs `trust=true`: it could run code or open files. None if it could not."""
     if ":" in config.env.id:

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from dpg_cli.errors import UserError
+from dpg_cli.errors import UserError, to_install
 from dpg_cli.spaces import own_actions, scale
 
 log = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def _dotted(path: str) -> str:
 
 def _require(env_id: str, suite: Suite) -> None:
     if any(importlib.util.find_spec(module) is None for module in suite.modules):
-        raise UserError(f"env.id={env_id}: needs {suite.name}; pip install 'dpg-cli[{suite.extra}]'")
+        raise UserError(f"env.id={env_id}: needs {suite.name}; {to_install(suite.extra)}")
 
 
 def _versions_hint(env_id: str) -> str:
@@ -279,7 +279,7 @@ def _versions_hint(env_id: str) -> str:
     name = env_id.rpartition(":")[2]
     suite = next((suite for start, suite in REGISTERED_ELSEWHERE.items() if re.match(start, name)), None)
     installed = suite is not None and suite.modules[0] in sys.modules
-    return f" (pip install 'dpg-cli[{suite.extra}]' installs compatible versions)" if suite and installed else ""
+    return f" ({to_install(suite.extra)} installs compatible versions)" if suite and installed else ""
 
 
 def _import_quietly(module: str, on_warning: Callable[[str], object]) -> None:

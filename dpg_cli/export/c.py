@@ -22,12 +22,12 @@ COMPILERS = ("cc", "gcc", "clang")
 COLUMNS = 8  # numbers on a line
 SECONDS = 300  # for a compiler
 
-HELPERS = {
+HELPERS = {  # an int may have 16 bits: it counts the numbers of one layer, and is never an index of its weights
     Dense: """\
 static void NAME_dense(const float *weight, const float *bias, const float *in, int inputs, float *out, int outputs) {
     for (int j = 0; j < outputs; j++) {
         float sum = bias[j];
-        for (int i = 0; i < inputs; i++) sum += weight[j * inputs + i] * in[i];
+        for (int i = 0; i < inputs; i++) sum += *weight++ * in[i];
         out[j] = sum;
     }
 }

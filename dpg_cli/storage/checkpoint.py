@@ -29,6 +29,7 @@ from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.checkpoint_folder import (
     DAMAGED,
     damaged,
+    damaged_policy,
     folder_name,
     link,
     read_file,
@@ -354,7 +355,7 @@ def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
         manifest = read_manifest(folder)
         return _actor(load_tensors(read_file(folder, POLICY, manifest, most))), step_of(folder)
     except Exception as error:
-        raise damaged(folder, error) from error
+        raise damaged_policy(folder, error) from error
 
 
 def _actor(state: dict[str, Tensor]) -> Actor:

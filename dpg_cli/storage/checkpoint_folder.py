@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import Disk
 from dpg_cli.storage.shards import described
@@ -156,21 +158,42 @@ def find(run: Path, which: str) -> Path:
     Raises:
         UserError: there is no such checkpoint; the message names the existing ones.
     """
-    root = run / "checkpoints"
-    kinds = [] if root.is_symlink() else ["step", "best"]
-    saved = {kind: [path for path in saved_folders(root, kind) if (path / MANIFEST).is_file()] for kind in kinds}
-    if which in LINKED and (found := saved.get(LINKED[which])):
-        return found[-1]
-    if which.isdecimal():
-        for folder in itertools.chain.from_iterable(saved.values()):
-            if step_of(folder) == int(which):
-                return folder
-    steps = sorted({step_of(path) for path in itertools.chain.from_iterable(saved.values())})
-    names = [*(name for name, kind in LINKED.items() if saved.get(kind)), *map(str, steps)]
-    raise UserError(f"checkpoint={which}: no such checkpoint; there are {', '.join(names) or 'none'}")
+    there = named(run / "checkpoints")
+    name = (which.lstrip("0") or "0") if which.isdecimal() else which
+    if name not in there:
+        raise UserError(f"checkpoint={which}: no such checkpoint; there are {', '.join(there) or 'none'}")
+    return there[name]
+
+
+def named(root: Path) -> dict[str, Path]:
+    """The folders of checkpoints by the names that users give them: `latest`, `best`, and steps in order."""
+    saved = {
+        kind: [path for path in saved_folders(root, kind) if (path / MANIFEST).is_file()]
+        for kind in ([] if root.is_symlink() else ["best", "step"])
+    }
+    links = {name: saved[kind][-1] for name, kind in LINKED.items() if saved.get(kind)}
+    steps = {step_of(path): path for path in itertools.chain.from_iterable(saved.values())}
+    return links | {str(step): steps[step] for step in sorted(steps)}
 
 
 def damaged(folder: Path, error: Exception) -> UserError:
     """The error of a checkpoint that cannot be read."""
-    what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return UserError(f"{folder}{DAMAGED}{what}")
+    return UserError(f"{folder}{DAMAGED}{_reason(error)}")
+
+
+def damaged_policy(folder: Path, error: Exception) -> UserError:
+    """The same for a policy, with another checkpoint of the run to use instead."""
+    others = [name for name, path in named(folder.parent).items() if path != folder]
+    return UserError(f"{damaged(folder, error)}" + (f"; try checkpoint={others[0]}" if others else ""))
+
+
+def _reason(error: Exception) -> str:
+    """Why a checkpoint cannot be read, for a user: without the names of Python's classes."""
+    if isinstance(error, OSError):
+        return f"{Path(error.filename).name}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    own = isinstance(error, UserError | ValueError | SafetensorError)
+    if own and str(error) and not isinstance(error, json.JSONDecodeError | UnicodeError):
+        return str(error)
+    return "its content is not what dpg-cli writes"

@@ -5,6 +5,7 @@ The metadata are strings of JSON: `env_id`, `observation_space`, `action_space`,
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,9 @@ from gymnasium import spaces
 from safetensors.numpy import load as load_arrays
 
 from dpg_cli.errors import UserError
-from dpg_cli.layers import Dense, Layer, read_layers
+from dpg_cli.layers import Dense, Layer, UnknownLayerError, read_layers
 from dpg_cli.spaces import Space, describe, flat_size, from_description
-from dpg_cli.storage.checkpoint_folder import damaged, read_file, read_manifest, step_of
+from dpg_cli.storage.checkpoint_folder import damaged_policy, read_file, read_manifest, saved_folders, step_of
 
 POLICY = "policy.safetensors"
 METADATA = "__metadata__"
@@ -90,16 +91,29 @@ def read_policy(folder: Path) -> StoredPolicy:
         header, _ = _split(data)
         found = header.get(METADATA, {})
         policy = _policy(found, load_arrays(data), step_of(folder)) if "network" in found else None
-    except Exception as error:
-        raise damaged(folder, error) from error
-    if policy is None:
-        version = manifest["versions"].get("dpg_cli") if isinstance(manifest.get("versions"), dict) else None
+    except UnknownLayerError as error:
         raise UserError(
-            f"{folder}: dpg-cli {version or 'of an unknown version'} wrote this policy without the metadata that "
-            f"load_policy and dpg-export need; dpg-eval still runs it. Train on with this version, dpg-train "
-            f"resume={folder.parents[1]} total_steps=N, and use checkpoint=latest"
-        )
+            f"{folder}: its network has {error}, which this version of dpg-cli does not know: a later version wrote "
+            "it, so update dpg-cli"
+        ) from error
+    except Exception as error:
+        raise damaged_policy(folder, error) from error
+    if policy is None:
+        raise UserError(_without_metadata(folder, manifest))
     return policy
+
+
+def _without_metadata(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """What to do with a policy that an early version wrote."""
+    versions, run = manifest.get("versions"), folder.parents[1]
+    version = versions.get("dpg_cli") if isinstance(versions, dict) else None
+    steps = [step_of(path) for path in saved_folders(folder.parent, "step")]
+    resume = f"dpg-train resume={shlex.quote(str(run))}" + (f" total_steps={max(steps) + 1}" if steps else "")
+    return (
+        f"{folder}: an early dpg-cli{f' {version}' if version else ''} wrote this policy, without the metadata that "
+        f"load_policy and dpg-export need; dpg-eval still runs it; to get a policy with metadata, train one more step "
+        f"({resume}) and use checkpoint=latest"
+    )
 
 
 def _policy(strings: Mapping[str, str], tensors: Mapping[str, np.ndarray], step: int) -> StoredPolicy:

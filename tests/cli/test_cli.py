@@ -48,6 +48,18 @@ def test_help_starts_with_examples_and_names_the_choices(train, evaluate):
     assert out.index("Examples") < out.index("Keys")
 
 
+@pytest.mark.parametrize("command", ["train", "eval", "export"])
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_a_reader_may_leave(command, flag):
+    """As in `dpg-train --help | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = f"from dpg_cli.cli.{command} import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, flag], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
+
+
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 @pytest.mark.parametrize("noise", choices("noise"))
 def test_every_algorithm_trains_with_every_noise(train, tmp_path, algo, noise):

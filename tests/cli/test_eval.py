@@ -3,14 +3,23 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import custom_envs
+import glfw
+import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import toy_envs
 from commands import SMALL, TOY
+from gymnasium import spaces
+
+from dpg_cli.cli.folder import load_config
+from dpg_cli.cli.play import Settings, play
+from dpg_cli.cli.progress import EvaluationProgress
 
 
 def test_eval_takes_the_folder_as_a_bare_word(train, evaluate, tmp_path):
@@ -24,11 +33,13 @@ def test_eval_takes_the_folder_as_a_bare_word(train, evaluate, tmp_path):
     assert evaluate("two/seed_1", "episodes=2")[0] == 0
 
 
-def test_every_run_below_a_folder_is_evaluated(train, evaluate, tmp_path):
+def test_every_run_below_a_folder_is_evaluated(train, evaluate, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     arguments = ["env=Pendulum-v1", *SMALL, "env.max_episode_steps=20"]
     assert train("-m", *arguments, "seed=0,1", "hydra.sweep.dir=sweeps/a")[0] == 0
     assert train(*arguments, "num_seeds=2", "hydra.run.dir=two")[0] == 0
     below = ["sweeps/a/0", "sweeps/a/1", "two/seed_0", "two/seed_1"]
+    settings = ["seed=0", "seed=1", "seed=0 num_seeds=1", "seed=1 num_seeds=1"]
     alone = {}
     for run in below:
         out = evaluate(run, "episodes=2")[1]
@@ -36,7 +47,10 @@ def test_every_run_below_a_folder_is_evaluated(train, evaluate, tmp_path):
     for parent, runs in ((".", below), ("sweeps", below[:2]), ("two", below[2:]), (str(tmp_path), below)):
         code, out, err = evaluate(parent, "episodes=2", "out=result.json")
         assert (code, err) == (0, "")
-        rows = out.splitlines()[1:]
+        header, *rows = out.splitlines()
+        assert re.split("  +", header)[1] == "settings that differ"
+        differs = [settings[below.index(run)].removesuffix(" num_seeds=1" if parent == "two" else "") for run in runs]
+        assert [re.split("  +", row)[1] for row in rows[:-1]] == differs
         assert [row.split()[0] for row in rows[:-1]] == [os.path.relpath(run, parent) for run in runs]
         assert all(alone[run] in row for run, row in zip(runs, rows, strict=False))
         assert rows[-1].startswith(f"td3 on Pendulum-v1, mean over {len(runs)} runs: -")
@@ -59,6 +73,13 @@ def test_a_run_that_cannot_be_evaluated_does_not_end_the_others(train, evaluate,
     code, out, err = evaluate("sweep", "checkpoint=7")
     assert (code, out) == (2, "")
     assert "none of 3 runs can be evaluated; " in err
+
+
+def test_what_cannot_be_evaluated_leaves_no_folder(finished, evaluate, tmp_path):
+    finished(TOY, *SMALL)
+    for more in ([f"out={tmp_path}/new/folder/a.json"], ["video=new/folder/a.mp4"]):
+        assert evaluate("run", "trust=true", "checkpoint=99", *more)[0] == 2
+        assert not (tmp_path / "new").exists()
 
 
 def test_the_file_of_an_evaluation(train, evaluate, tmp_path):
@@ -117,6 +138,10 @@ def test_a_film_shows_the_episodes_and_changes_no_number(train, evaluate, tmp_pa
     ("name", "message"),
     [
         ("Plain", "cannot render: "),
+        (
+            "Draws-v0 env.kwargs.kind=unstored",
+            "cannot render: its render_mode is None; its __init__ must set self.render_mode = render_mode",
+        ),
         ("Draws-v0 env.kwargs.kind=raises", "cannot render: no OpenGL here; without a display, MuJoCo needs"),
         ("Draws-v0 env.kwargs.kind=none", "cannot render: render() returned NoneType, not a picture"),
         ("Draws-v0 env.kwargs.kind=float", "cannot render: render() returned float64 (16, 17, 3), not a picture"),
@@ -132,12 +157,50 @@ def test_what_cannot_be_filmed(train, evaluate, tmp_path, name, message):
     assert not list(tmp_path.glob("*film*"))
 
 
+@pytest.mark.parametrize("frame", [1, 15])
+def test_a_signal_leaves_no_film(train, evaluate, tmp_path, monkeypatch, frame):
+    assert train("env=custom_envs:Draws-v0", *SMALL, "hydra.run.dir=run")[0] == 0
+    render, closed = custom_envs.Draws.render, []
+
+    def interrupted(self):
+        if self.at == frame:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return render(self)
+
+    monkeypatch.setattr(custom_envs.Draws, "render", interrupted)
+    monkeypatch.setattr(custom_envs.Draws, "close", lambda self: closed.append(self))
+    assert evaluate("run", "trust=true", "video=new/film.mp4") == (128 + signal.SIGTERM, "", "")
+    assert not (tmp_path / "new").exists()
+    assert closed
+
+
+def test_an_environment_that_the_policy_does_not_fit_is_closed(finished, evaluate, monkeypatch):
+    finished(TOY, *SMALL)
+    closed = []
+    monkeypatch.setattr(toy_envs.Reach, "observation_space", spaces.Box(-1, 1, (3,), np.float64))
+    monkeypatch.setattr(toy_envs.Reach, "_obs", lambda self: np.zeros(3))
+    monkeypatch.setattr(toy_envs.Reach, "close", lambda self: closed.append(self))
+    code, _, err = evaluate("run", "trust=true")
+    assert (code, "an observation has 3 numbers and an action 1; the policy expects 2 and 1" in err) == (2, True)
+    assert len(closed) == 3  # two were compared
+
+
+def test_no_more_is_rendered_than_a_film_keeps(trained, tmp_path, monkeypatch):
+    run, rendered = trained("env=custom_envs:Draws-v0", *SMALL), []
+    render = custom_envs.Draws.render
+    monkeypatch.setattr(custom_envs.Draws, "render", lambda self: (rendered.append(self.at), render(self))[1])
+    settings = Settings(checkpoint="best", episodes=1, seed=0, video=tmp_path / "film.mp4", film_seconds=0.5)
+    played = play(run, load_config("run", run, "true"), settings, EvaluationProgress("test"))
+    assert rendered == list(range(10))  # of 20 a second
+    assert (played.frames, played.lengths.tolist()) == (10, [20])
+
+
 def test_without_imageio_a_film_says_what_to_install(train, evaluate, monkeypatch):
     assert train("env=custom_envs:Draws-v0", *SMALL, "hydra.run.dir=run")[0] == 0
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     code, _, err = evaluate("run", "trust=true", "video=film.mp4")
     assert code == 2
-    assert "pip install 'dpg-cli[video]'" in err
+    assert "pip install -e '.[video]' in the clone of dpg-cli" in err
 
 
 def test_episodes_are_shown_where_there_is_a_display(train, evaluate, monkeypatch):
@@ -148,9 +211,17 @@ def test_episodes_are_shown_where_there_is_a_display(train, evaluate, monkeypatc
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     code, _, err = evaluate(*given, "render=true")
     assert (code, err) == (2, "dpg-eval: render=true: there is no display; video=FILE.mp4 films the first episode\n")
+    no_display = (code, "", err)
     monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(glfw, "init", lambda: False)
+    assert evaluate(*given, "render=true") == no_display
+    monkeypatch.setattr(glfw, "init", lambda: True)
     assert evaluate(*given, "render=true") == (0, plain, "")
     assert custom_envs.Draws.shown == 2 * 21
+    lacks = gymnasium.error.DependencyNotInstalled("pygame is not installed")
+    monkeypatch.setattr(custom_envs.Draws, "step", lambda *_: (_ for _ in ()).throw(lacks))
+    reason = "env.id=custom_envs:Draws-v0: cannot render: pygame is not installed"
+    assert evaluate(*given, "render=true") == (2, "", f"dpg-eval: {reason}\n")
 
 
 def test_eval(train, evaluate, tmp_path):
@@ -170,6 +241,8 @@ def test_eval(train, evaluate, tmp_path):
         (["run=nowhere"], "run=nowhere: no such folder"),
         (["run=.", "video=a.mp4"], "video=a.mp4: needs a single run; . holds 1"),
         (["run=run", "video=a.avi"], "video=a.avi: must end in .mp4"),
+        (["run=run", "out="], "out=: is empty; name a file that ends in .json"),
+        (["run=run", "video=empty"], "video=empty: is a folder; name a file in it that ends in .mp4"),
         (["run=run", "out=a.txt"], "out=a.txt: must end in .json"),
         (["run=run", "video_episodes=all"], "video_episodes: needs video=FILE.mp4"),
         (["run=run", "video=a.mp4", "video_episodes=2"], "video_episodes=2: must be first or all"),

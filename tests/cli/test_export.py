@@ -1,17 +1,22 @@
 """dpg-export: its keys, its messages, and what it writes."""
 
 import importlib.util
+import os
 import shutil
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import toy_envs  # noqa: F401 - registers Toy/Reach-v0
+import toy_envs
 from commands import SMALL, TOY
 from policy_files import arguments_of, removed, rewrite
 
-from dpg_cli.export import verification
+from dpg_cli.errors import ExportError
+from dpg_cli.export import FORMATS, verification
 from dpg_cli.policy import load_policy
 from dpg_cli.storage import checkpoint
+from dpg_cli.storage.atomic import Disk
 from dpg_cli.storage.shards import some_observations
 
 KNOWN = "env=Toy/Reach-v0"  # needs no module, so no trust
@@ -75,7 +80,7 @@ def test_a_file_elsewhere_and_the_name_of_its_function(run, export, tmp_path):
     ("arguments", "message"),
     [
         (["fromat=c"], "fromat: unknown key; did you mean format?"),
-        (["format=tflite"], "format=tflite: should be onnx, pt2, c"),
+        (["format=tflite"], "format=tflite: should be one of onnx, pt2, c"),
         (["force=1"], "force=1: should be true or false"),
         (["trust=yes"], "trust=yes: should be true or false"),
         (["checkpoint=7"], "checkpoint=7: no such checkpoint; there are latest, best, "),
@@ -84,6 +89,9 @@ def test_a_file_elsewhere_and_the_name_of_its_function(run, export, tmp_path):
         (["format=c", "out=my-robot.h"], "my_robot.h would do"),
         (["format=c", "out=2wheels.h"], "policy_2wheels.h would do"),
         (["format=c", "out=ü.h"], "begins with a letter; policy.h would do"),
+        (["out="], "out=: is empty; name a file that ends in .onnx"),
+        (["out=.."], "out=..: is a folder; name a file in it that ends in .onnx"),
+        (["format=c", "out=new/my-robot.h"], "my_robot.h would do"),
         (["format=c", "out=/proc/nix/a.h"], "out=/proc/nix/a.h: No such file"),
         (["format=c", "out=~/a.h"], "~ is not expanded"),
         (["format=c", "format=c"], "format: given twice"),
@@ -122,17 +130,15 @@ def test_a_policy_of_an_earlier_version(finished, export):
     rewrite(checkpoint.find(finished(TOY, *SMALL), "best"), removed)
     code, _, err = export("run", "format=c")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "wrote this policy without the metadata" in err
-    assert "dpg-train resume=run total_steps=N" in err
+    assert "wrote this policy, without the metadata" in err
+    assert "dpg-train resume=run total_steps=61" in err
 
 
 def test_a_missing_extra(run, export, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name))
-    assert export(str(run)) == (
-        *(2, ""),
-        "dpg-export: format=onnx: needs onnx, onnxscript, onnxruntime; pip install 'dpg-cli[export]'\n",
-    )
+    needs = "needs onnx, onnxscript, onnxruntime; pip install -e '.[export]' in the clone of dpg-cli"
+    assert export(str(run)) == (2, "", f"dpg-export: format=onnx: {needs}\n")
     assert export(str(run), "format=c")[0] == 0
 
 
@@ -151,6 +157,32 @@ def test_without_a_compiler(run, export, monkeypatch):
     code, out, _ = export(str(run), "format=c")
     assert code == 0
     assert out.splitlines()[1].startswith("not verified: there is no working C compiler here")
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["write", "run"])
+@pytest.mark.parametrize("becomes", [None, ImportError, ExportError])
+def test_a_signal_leaves_no_file(run, export, tmp_path, monkeypatch, number, moment, becomes):
+    """A library may turn the exception of a handler into one of its own."""
+
+    def interrupted(*_):
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException as error:
+            raise (becomes("other") if becomes else error) from error
+
+    monkeypatch.setitem(FORMATS, "pt2", replace(FORMATS["pt2"], **{moment: interrupted}))
+    assert export(str(run), "format=pt2", "out=new/a.pt2") == (128 + number, "", "")
+    assert files(tmp_path) == []
+
+
+def test_a_signal_after_the_check_comes_too_late(run, export, tmp_path, monkeypatch):
+    monkeypatch.setattr(Disk, "rename", lambda *_: (os.kill(os.getpid(), signal.SIGINT), os.rename(*_[1:])))
+    assert export(str(run), "format=pt2")[::2] == (0, "")
+    assert files(tmp_path) == ["policy.pt2"]
 
 
 # --- observations for the check ---
@@ -172,6 +204,29 @@ def test_an_environment_that_is_a_module_needs_trust(finished, export, tmp_path)
     assert "env.id=toy_envs:Toy/Reach-v0: this would import code that the run folder names; if you trust it" in err
     assert files(tmp_path) == []
     assert export("run", "format=pt2", "trust=true")[0] == 0
+
+
+def test_an_environment_that_raises_is_named_and_closed(finished, export, tmp_path, monkeypatch):
+    run = finished(TOY, *SMALL)
+    shutil.rmtree(run / "replay")
+    closed = []
+    monkeypatch.setattr(toy_envs.Reach, "step", lambda self, action: 1 / 0)
+    monkeypatch.setattr(toy_envs.Reach, "close", lambda self: closed.append(self))
+    raised = "the environment Reach raised ZeroDivisionError: division by zero"
+    assert export("run", "format=pt2", "trust=true") == (1, "", f"dpg-export: failed: {raised}\n")
+    assert len(closed) == 1
+    assert files(tmp_path) == []
+
+
+def test_observations_beyond_float32_are_left_out(finished, export, monkeypatch):
+    """The run is in float64, exported files are in float32."""
+    run = finished(*arguments_of("float64"))
+    shutil.rmtree(run / "replay")
+    monkeypatch.setattr(toy_envs.Reach, "_obs", lambda self: np.array([1e300 if self.steps % 2 else 0.5, 1.0]))
+    assert "on 5" in export("run", "format=pt2", "trust=true")[1]
+    monkeypatch.setattr(toy_envs.Reach, "_obs", lambda self: np.array([1e300, 1.0]))
+    code, _, err = export("run", "format=pt2", "trust=true", "force=true")
+    assert (code, "no observation is finite in float32" in err, len(err.splitlines())) == (1, True, 1)
 
 
 @pytest.mark.parametrize("name", ["a dictionary and unequal float64 bounds", "float64", "an action without axes"])

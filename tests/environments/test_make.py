@@ -330,7 +330,7 @@ def test_a_suite_that_is_not_installed_is_refused_with_its_extra(env_id, module,
     for registered in [i for i in gym.registry if i.startswith(("dm_control/", "Fetch", "AntMaze", "Hand"))]:
         del gym.registry[registered]
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
-    assert rejection(env_id).endswith(f"pip install 'dpg-cli[{extra}]'")
+    assert rejection(env_id).endswith(f"pip install -e '.[{extra}]' in the clone of dpg-cli")
 
 
 def test_an_id_of_ones_own_may_begin_like_a_suites():
