@@ -31,7 +31,12 @@ def one_line(error: object) -> str:
     line = " ".join(str(error).split())
     if len(line) > LONGEST:
         line = f"{line[:LONGEST]}…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return printable(line)
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters as `\x1b`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def to_install(extra: str) -> str:

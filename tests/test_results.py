@@ -64,7 +64,7 @@ def test_learning_curves(env, steps):
 
 
 def test_the_table_of_the_report():
-    contents = build(runs_of("learning_curves"), {}, (), 5, None, lambda: None)
+    contents = build(runs_of("learning_curves"), {}, (), 5, None, "steps", lambda: None)
     written = tables.summary_md(contents.rows, contents.best, 5).splitlines()[2:]
     assert len(written) == 6
     for line in written:

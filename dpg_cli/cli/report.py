@@ -40,6 +40,7 @@ def main() -> None:
 
 def _report(arguments: Sequence[str]) -> int:
     import importlib.util
+    import logging
     import math
     import sys
     from pathlib import Path
@@ -71,6 +72,8 @@ def _report(arguments: Sequence[str]) -> int:
     if missing := [module for module in MODULES if importlib.util.find_spec(module) is None]:
         raise UserError(f"needs {', '.join(missing)}; {to_install('report')}")
     out = Path(values.get("out") or "report")
+
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells when it makes its cache
 
     from dpg_cli.report.write import check_out
 

@@ -21,8 +21,12 @@ from dpg_cli.report.tables import MARK, cells_of, number
 from dpg_cli.report.write import PAGE, write
 
 PATIENCE = 2.0  # seconds until the progress bar appears
-# Columns that a narrow terminal has no room for, by the width from which on they fit.
-NARROW = ((120, ()), (100, ("IQM", "at step")), (0, ("IQM", "at step", "max_mean", "hours")))
+TEXTS = ("environment", "group")
+# Columns to leave out until the table fits the terminal; without names, it is a list.
+LEAVE_OUT = (
+    *((), ("IQM", "at step"), ("IQM", "at step", "hours"), ("IQM", "at step", "hours", "max_mean")),
+    (*TEXTS, "IQM", "at step", "hours"),
+)
 WIDE = 200  # where there is no terminal
 MAX_PROBLEMS = 10  # printed; the page has all
 
@@ -67,7 +71,7 @@ def report(
             reason = next(iter(unreadable.values()), "a run folder has config.yaml and evaluations.jsonl")
             raise UserError(f"{where}: no runs; {reason}")
         progress.begins("comparing", len({run.env_id for run in runs}))
-        contents = build(runs, unreadable, by, min_seeds, threshold, progress.tick)
+        contents = build(runs, unreadable, by, min_seeds, threshold, x, progress.tick)
         progress.begins("drawing", len(contents.by_env) + (len(contents.by_env) > 1))
         when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         write(contents, out, x, command, when, progress.tick)
@@ -110,18 +114,26 @@ class Patience:
 
 
 def _print(contents: Contents, console: Console) -> None:
-    table = Table(box=None, header_style="", pad_edge=False)
     rows = [cells_of(row, contents.min_seeds) for row in contents.rows]
-    left_out = next(less for width, less in NARROW if console.width >= width)
-    for header in rows[0]:
-        if header not in left_out:
-            text = header in ("environment", "group")
-            table.add_column(header, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    for left_out in LEAVE_OUT:
+        shown = [name for name in rows[0] if name not in left_out]
+        if sum(widths[name] + 2 for name in shown) - 2 <= console.width:
+            break
+    table = Table(box=None, header_style="", pad_edge=False)
+    beside = "environment" in shown
+    for name in shown:
+        table.add_column(name, justify="left" if name in TEXTS else "right", no_wrap=True)
     for place, row in enumerate(rows):
+        if not beside:  # the names stand above the numbers
+            console.print(f"{one_line(row['environment'])}, {one_line(row['group'])}", soft_wrap=True)
+            console.print("  " + ", ".join(f"{name} {row[name]}" for name in shown), soft_wrap=True)
+            continue
         if place and rows[place - 1]["environment"] == row["environment"]:
             row = {**row, "environment": ""}
-        table.add_row(*(one_line(cell) for header, cell in row.items() if header not in left_out))
-    console.print(table)
+        table.add_row(*(one_line(row[name]) for name in shown))
+    if beside:
+        console.print(table)
     if any(1 < row.seeds < contents.min_seeds for row in contents.rows):
         console.print(f"{MARK} fewer than {contents.min_seeds} seeds: the interval is too narrow", soft_wrap=True)
     for found in (own for groups in contents.thresholds.values() for own in groups):

@@ -1,6 +1,5 @@
 """Everything that a report shows, before it is written."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from dpg_cli.report.scores import (
     Pair,
     Row,
     Threshold,
-    aggregate,
+    aggregates,
     beside_published,
     clearly_best,
     compare,
@@ -35,7 +34,7 @@ class Contents:
         published: by environment.
         thresholds: by environment; empty if there is no threshold.
         threshold: a return, or None.
-        aggregate: over several environments, or None.
+        aggregates: over several environments, by their version if they are there in several, else by an empty name.
         problems: one line each.
         min_seeds: below which an interval is marked.
     """
@@ -47,7 +46,7 @@ class Contents:
     published: Mapping[str, Sequence[Beside]]
     thresholds: Mapping[str, Sequence[Threshold]]
     threshold: float | None
-    aggregate: Aggregate | None
+    aggregates: Mapping[str, Aggregate]
     problems: Sequence[str]
     min_seeds: int
 
@@ -68,6 +67,7 @@ def build(
     by: Sequence[str],
     min_seeds: int,
     threshold: float | None,
+    x: str,
     tick: Callable[[], None],
 ) -> Contents:
     """Group the runs and compute everything.
@@ -78,6 +78,7 @@ def build(
         by: keys of the config that make groups; empty for all that matter.
         min_seeds: below which an interval is marked.
         threshold: a return whose first step is reported; None for none.
+        x: the figures' axis, `steps` or `hours`.
         tick: called after each environment.
 
     Raises:
@@ -90,7 +91,7 @@ def build(
     pairs, rows = {}, []
     for env, groups_of_env in by_env.items():
         rows += [row(own) for own in groups_of_env]
-        pairs[env] = compare(groups_of_env)
+        pairs[env] = compare(groups_of_env, min_seeds)
         tick()
     return Contents(
         by_env=by_env,
@@ -100,12 +101,7 @@ def build(
         published={env: beside_published(own) for env, own in by_env.items()},
         thresholds={} if threshold is None else {env: thresholds(own, threshold) for env, own in by_env.items()},
         threshold=threshold,
-        aggregate=aggregate(groups),
-        problems=problems(groups, unreadable, min_seeds),
+        aggregates=aggregates(groups),
+        problems=problems(groups, unreadable, min_seeds, x),
         min_seeds=min_seeds,
     )
-
-
-def counted(values: Sequence[str]) -> list[tuple[str, int]]:
-    """Each value once with how often it occurs, the most frequent first."""
-    return Counter(values).most_common()

@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 
 from dpg_cli.report.groups import Group
 from dpg_cli.report.published import Published, published_for
-from dpg_cli.report.scores import TAUS, Aggregate, last10
+from dpg_cli.report.scores import TAUS, Aggregate, is_standard, last10
 from dpg_cli.report.statistics import interval
+from dpg_cli.report.tables import short
 
 # Okabe and Ito 2008, without black and yellow, which vanish on a dark or a white page; then the same dashed.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -29,6 +30,7 @@ PUBLISHED = "#777777"
 OTHERS = "#999999"  # of groups beyond the first eighteen
 FOREGROUND = "#010203"  # stands for the text color of the page
 SUFFIXES = ("svg", "pdf", "png")
+MAX_POINTS = 1_000  # of a curve over steps
 POINTS = 200  # of a curve over hours, whose points differ between seeds
 PAPER_WIDTH = 5.5  # inches: the text width of NeurIPS and ICLR
 RC: dict[Any, Any] = {
@@ -81,16 +83,14 @@ def write_curves(
         min_seeds: a group with fewer shows its seeds instead of an interval.
         tick: called after each figure.
     """
-    svgs, stems = {}, {"curves", "profile"}
+    svgs, named = {}, stems(list(by_env))
     panels = {}
     for env, groups in by_env.items():
         curves = panels[env] = _curves(groups, looks, x, min_seeds)
-        stem = next(name for name in (file_name(env) + "_" * more for more in itertools.count()) if name not in stems)
-        stems.add(stem)
         with _style():
             figure = Figure(figsize=(PAPER_WIDTH, 3.2), layout="constrained")
             _legend(figure, _draw(figure.add_subplot(title=env), curves, x), columns=3)
-            _save(figure, folder / stem)
+            _save(figure, folder / named[env])
         with _style(page=True):
             figure = Figure(figsize=(7.5, 3.6), layout="constrained")
             _legend(figure, _draw(figure.add_subplot(), curves, x), columns=4)
@@ -108,21 +108,30 @@ def write_curves(
                 ax.set_title(env, fontsize=min(9, 190 / len(env)))
                 if place % columns:
                     ax.set_ylabel("")
-            _legend(figure, legend, columns=3)
+                ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+            lines = _legend(figure, legend, columns=3)
+            figure.set_figheight(1.9 * rows + 0.2 + 0.17 * lines)
             _save(figure, folder / "curves")
         tick()
     return svgs
 
 
-def write_profile(folder: Path, aggregate: Aggregate, looks: Looks) -> str:
-    """Write the performance profile; returns the SVG for the page."""
+def write_profile(folder: Path, name: str, aggregate: Aggregate, looks: Looks) -> str:
+    """Write the performance profile; returns the SVG for the page.
+
+    Args:
+        folder: of the files.
+        name: of the files.
+        aggregate: with the profiles.
+        looks: of the groups.
+    """
 
     def draw(figure: Figure) -> None:
         ax = figure.add_subplot()
         handles = {}
-        for name, (profile, low, high) in aggregate.profiles.items():
-            color, style = looks(name)
-            (handles[name],) = ax.plot(TAUS, profile, color=color, linestyle=style)
+        for label, (profile, low, high) in aggregate.profiles.items():
+            color, style = looks(label)
+            (handles[label],) = ax.plot(TAUS, profile, color=color, linestyle=style)
             ax.fill_between(TAUS, low, high, color=color, alpha=0.2, linewidth=0)
         ax.set(xlabel="normalised score τ", ylabel="share of seeds with a score > τ", ylim=(0, 1.02))
         _legend(figure, handles, columns=3)
@@ -130,16 +139,22 @@ def write_profile(folder: Path, aggregate: Aggregate, looks: Looks) -> str:
     with _style():
         figure = Figure(figsize=(PAPER_WIDTH, 3.0), layout="constrained")
         draw(figure)
-        _save(figure, folder / "profile")
+        _save(figure, folder / name)
     with _style(page=True):
         figure = Figure(figsize=(7.5, 3.4), layout="constrained")
         draw(figure)
         return _for_page(figure, "Performance profile")
 
 
-def file_name(env_id: str) -> str:
-    """The stem of an environment's figures: no separators, no leading dot."""
-    return re.sub(r"[^\w.+-]", "_", env_id).lstrip(".")[:100] or "_"
+def stems(env_ids: Sequence[str]) -> dict[str, str]:
+    """The stem of each environment's figures, all different: no separators, no leading dot."""
+    found: dict[str, str] = {}
+    for env in env_ids:
+        stem = re.sub(r"[^\w.+-]", "_", env).lstrip(".")[:100] or "_"
+        while stem in found.values() or stem == "curves" or stem.startswith("profile"):
+            stem += "_"
+        found[env] = stem
+    return found
 
 
 @dataclass(frozen=True)
@@ -158,12 +173,18 @@ def _curves(groups: Sequence[Group], looks: Looks, x: str, min_seeds: int) -> li
     """The curves of an environment; those without a color first, to lie below the others."""
     found = []
     for group in sorted(groups, key=lambda own: own.label in looks.of):
-        at, returns = (group.steps, group.returns) if x == "steps" else _over_hours(group)
+        at, returns = _thinned(group) if x == "steps" else _over_hours(group)
         color, style = looks(group.label)
         band = interval(returns) if len(returns) >= min_seeds and color != OTHERS else None
         if len(at):
             found.append(Curve(group, at, returns, band, color, style))
     return found
+
+
+def _thinned(group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Steps `(P,)` and returns `(S, P)`, of as many evaluations as can be seen."""
+    rows = np.unique(np.linspace(0, len(group.steps) - 1, MAX_POINTS).round().astype(int))
+    return group.steps[rows], group.returns[:, rows]
 
 
 def _over_hours(group: Group) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +217,7 @@ def _draw(ax: Axes, curves: Sequence[Curve], x: str, *, alone: bool = True) -> d
         handles[name if colored else "other groups"] = line
     if x == "steps":
         handles |= _draw_published(ax, [curve.group for curve in curves])
-        ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: _short(value)))
+        ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: short(value)))
     evaluated = all(curve.group.evaluated for curve in curves)
     ax.set_xlabel("hours" if x == "hours" else "environment steps")
     ax.set_ylabel("return" if evaluated else "return (also of training episodes)")
@@ -209,21 +230,27 @@ def _draw(ax: Axes, curves: Sequence[Curve], x: str, *, alone: bool = True) -> d
 def _draw_published(ax: Axes, groups: Sequence[Group]) -> dict[str, Line2D]:
     """The published mean, dashed: at single steps if the source has those, else the best one over the whole width."""
     handles: dict[str, Line2D] = {}
-    if not groups:
+    standard = [group for group in groups if group.evaluated and is_standard(group)]
+    if not standard:
         return handles
-    last = int(max(group.steps[-1] for group in groups))
-    for algo in dict.fromkeys(group.algo for group in groups if group.evaluated):
+    last = int(max(group.steps[-1] for group in standard))
+    for algo, marker in zip(dict.fromkeys(group.algo for group in standard), itertools.cycle("os^Dv"), strict=False):
         known = [own for own in published_for(groups[0].env_id) if own.algorithm.lower() == algo]
         at = {own.steps: own for own in known if own.convention == "at_step" and own.steps and own.steps <= last}
         best = next((own for own in known if own.convention == "max_mean" and own.steps and own.steps <= last), None)
+        look: dict[str, Any] = {
+            "color": PUBLISHED,
+            "linestyle": "--",
+            "linewidth": 1,
+            "marker": marker,
+            "markersize": 3,
+        }
         if at:
             steps = sorted(at)
-            means = [at[step].mean for step in steps]
-            (line,) = ax.plot(steps, means, color=PUBLISHED, linestyle="--", linewidth=1, marker="o", markersize=3)
-            handles[_label(at[steps[0]])] = line
+            (handles[_label(at[steps[0]])],) = ax.plot(steps, [at[step].mean for step in steps], **look)
         elif best is not None:
-            line = ax.axhline(best.mean, color=PUBLISHED, linestyle="--", linewidth=1)
-            handles[f"{_label(best)}, max_mean"] = line
+            ends = [0, last]
+            (handles[f"{_label(best)}, max_mean"],) = ax.plot(ends, [best.mean] * 2, **look)
     return handles
 
 
@@ -231,19 +258,14 @@ def _label(published: Published) -> str:
     return f"published: {published.algorithm} on {published.env_version}"
 
 
-def _short(value: float) -> str:
-    """`300k`, `1.5M`."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
-
-
-def _legend(figure: Figure, handles: Mapping[str, Line2D], columns: int) -> None:
-    if handles:
-        widest = max(map(len, handles))
-        columns = max(1, min(columns, len(handles), 110 // (widest + 8)))
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
+def _legend(figure: Figure, handles: Mapping[str, Line2D], columns: int) -> int:
+    """Put the legend below the axes; returns the number of its lines."""
+    if not handles:
+        return 0
+    widest = max(map(len, handles))
+    columns = max(1, min(columns, len(handles), 110 // (widest + 8)))
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
+    return math.ceil(len(handles) / columns)
 
 
 def _style(*, page: bool = False) -> AbstractContextManager[None]:

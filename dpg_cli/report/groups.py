@@ -11,8 +11,8 @@ import numpy as np
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.report.runs import Run, Value
 
-# Settings that change at most the last digits of a return, or only the length or the evaluations; and keys of `env` from
-# which others take their defaults, so that they count by those.
+# Settings that change at most the last digits of a return, or only the length or the evaluations; and keys of `env`
+# from which others take their defaults, so that they count by those.
 SAME_GROUP = (
     *("seed", "num_seeds", "total_steps", "env.total_steps", "env.random_steps", "env.paper_random_steps"),
     *("device", "threads", "env_threads", "env_processes", "compile", "share_next_obs"),
@@ -72,7 +72,11 @@ class Group:
 
     def until(self, step: int) -> "Group":
         """The group with its curves cut after a step."""
-        kept = self.steps <= step
+        return self.at(self.steps[self.steps <= step])
+
+    def at(self, steps: np.ndarray) -> "Group":
+        """The group with its evaluations at some of its steps only."""
+        kept = np.isin(self.steps, steps)
         return replace(self, steps=self.steps[kept], returns=self.returns[:, kept], hours=self.hours[:, kept])
 
 
@@ -154,8 +158,8 @@ def _group(runs: Sequence[Run], name: str, label: str, by: Sequence[str], differ
     left_out = []
     longest: dict[Hashable, Run] = {}
     for run in sorted(runs, key=lambda own: (-own.steps[-1], own.status != "done", str(own.folder))):
-        if (first := longest.setdefault((run.seed, _identity(run, ())), run)) is not run:
-            left_out.append(LeftOut(run, f"the same config and seed as {first.folder}, which is as long or longer"))
+        if longest.setdefault((run.seed, _identity(run, ())), run) is not run:
+            left_out.append(LeftOut(run, "the same config and seed as another run that is as long or longer"))
     kept, short = _long_enough(list(longest.values()))
     left_out += short
     kept, apart, steps = _with_common_steps(kept)
@@ -217,7 +221,7 @@ def _with_common_steps(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut], l
             kept.append(run)
             steps = common
         else:
-            apart.append(LeftOut(run, f"has no evaluation at a step of {most.folder}"))
+            apart.append(LeftOut(run, "no evaluation at a step of the run with most evaluations"))
     return kept, apart, sorted(steps)
 
 

@@ -1,32 +1,36 @@
 """The page of a report: one HTML file that loads nothing from elsewhere."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
 
-from dpg_cli.errors import one_line
-from dpg_cli.report.contents import Contents, counted
+from dpg_cli.errors import one_line, printable
+from dpg_cli.report.contents import Contents
 from dpg_cli.report.groups import text
 from dpg_cli.report.problems import never_learned
 from dpg_cli.report.runs import Run
 from dpg_cli.report.scores import DEFINITIONS, last10
-from dpg_cli.report.tables import MARK, bounds, cells_of, number, with_deviation
+from dpg_cli.report.tables import MARK, as_published, bounds, cells_of, number, with_deviation
 
 MAX_COMMANDS = 50  # shown; runs.csv names every folder
 GENERATOR = '<meta name="generator" content="dpg-report">'  # tells a report from other pages
 
 
-def page(contents: Contents, svgs: Mapping[str, str], profile: str | None, command: Sequence[str], when: str) -> str:
+def page(
+    contents: Contents, svgs: Mapping[str, str], profiles: Mapping[str, str], command: Sequence[str], when: str
+) -> str:
     """The HTML.
 
     Args:
         contents: of the report.
         svgs: a figure for each environment.
-        profile: the figure of the performance profile, if there is one.
+        profiles: figures of the performance profiles, by the name of the aggregate.
         command: that made the report.
         when: it was made.
     """
@@ -39,6 +43,7 @@ def page(contents: Contents, svgs: Mapping[str, str], profile: str | None, comma
         "cells_of": cells_of,
         "text": text,
         "median": _median,
+        "as_published": as_published,
     }
     rows = {(row.env, row.group): row for row in contents.rows}
     return env.from_string(template).render(
@@ -46,13 +51,14 @@ def page(contents: Contents, svgs: Mapping[str, str], profile: str | None, comma
         generator=Markup(GENERATOR),
         rows=rows,
         svgs={name: Markup(svg) for name, svg in svgs.items()},
-        profile=None if profile is None else Markup(profile),
+        profiles={name: Markup(svg) for name, svg in profiles.items()},
         definitions=DEFINITIONS,
         runs=_runs(contents),
         settings=_settings(contents),
         provenance=_provenance(contents.runs),
         commands=_commands(contents.runs),
-        command=one_line(shlex.join(command)),
+        command=printable(shlex.join(command)),
+        where=printable(str(Path.cwd())),
         when=when,
         mark=MARK,
         anchors={env_id: f"env-{place}" for place, env_id in enumerate(contents.by_env)},
@@ -111,6 +117,11 @@ def _machine(run: Run) -> str:
     return f"{_of(run, 'machine', 'host')}, {_of(run, 'machine', 'platform')}, {cores} cores, device {device}"
 
 
+def counted(values: Sequence[str]) -> list[tuple[str, int]]:
+    """Each value once with how often it occurs, the most frequent first."""
+    return Counter(values).most_common()
+
+
 def _of(run: Run, part: str, key: str) -> str:
     content = run.record.get(part)
     value = content.get(key) if isinstance(content, dict) else None
@@ -122,7 +133,7 @@ def _commands(runs: Sequence[Run]) -> list[tuple[str, int]]:
     for run in runs:
         command = run.record.get("command")
         whole = isinstance(command, list) and all(isinstance(word, str) for word in command)
-        found.append(one_line(shlex.join(command)) if whole and command else "unknown")
+        found.append(printable(shlex.join(command)) if whole and command else "unknown")
     commands = counted(found)
     more = len(commands) - MAX_COMMANDS
     return commands[:MAX_COMMANDS] + ([(f"and {more} more", 0)] if more > 0 else [])

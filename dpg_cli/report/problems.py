@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dpg_cli.errors import one_line
-from dpg_cli.report.groups import Group, differing, text
+from dpg_cli.report.groups import UNSET, Group, differing, text
 from dpg_cli.report.runs import Run
 from dpg_cli.report.scores import LAST, last10
 
@@ -15,18 +15,19 @@ NAMED = 3  # groups, in one line
 SATURATED = 0.95  # share of action components at ±1
 
 
-def problems(groups: Sequence[Group], unreadable: Mapping[Path, str], min_seeds: int) -> list[str]:
+def problems(groups: Sequence[Group], unreadable: Mapping[Path, str], min_seeds: int, x: str) -> list[str]:
     """One line each, the worst first.
 
     Args:
         groups: all of the report.
         unreadable: folders that could not be read, and why.
         min_seeds: below which an interval is marked.
+        x: the figures' axis, `steps` or `hours`.
     """
     lines = [f"not in the numbers: {reason}" for reason in unreadable.values()]
     for group in groups:
         lines += _left_out(group)
-    for found in (_unfinished, _never_learned, lambda group: _of_group(group, min_seeds)):
+    for found in (_unfinished, _never_learned, lambda group: _of_group(group, min_seeds, x)):
         lines += _merged([(_name(group), line) for group in groups for line in found(group)])
     for env in dict.fromkeys(group.env_id for group in groups):
         lines += _of_environment([group for group in groups if group.env_id == env])
@@ -45,12 +46,19 @@ def _merged(lines: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def never_learned(group: Group) -> list[int]:
-    """Seeds whose last10 is no higher than the best episode of the untrained policies of the group."""
-    untrained = [run.untrained for run in group.runs if len(run.untrained)]
+    """Seeds whose last10 is no more than two standard deviations above the mean of the untrained policies' episodes.
+
+    Runs that started with the networks of another run do not count: their first policy was trained.
+    """
+    new = [run for run in group.runs if run.settings.get("init") in (None, UNSET)]
+    untrained = [run.untrained for run in new if len(run.untrained)]
     if not untrained or group.steps[-1] == 0:
         return []
-    spread = np.concatenate(untrained)
-    return [seed for seed, score in zip(group.seeds, last10(group), strict=True) if score <= spread.max()]
+    episodes = np.concatenate(untrained)
+    enough = episodes.mean() + 2 * episodes.std()
+    seeds = {run.seed for run in new}
+    scores = zip(group.seeds, last10(group), strict=True)
+    return [seed for seed, score in scores if score <= enough and seed in seeds]
 
 
 def listed(numbers: Sequence[int]) -> str:
@@ -68,11 +76,18 @@ def _name(group: Group) -> str:
 
 
 def _left_out(group: Group) -> list[str]:
+    by_reason: dict[str, list[Run]] = {}
+    for left in group.left_out:
+        error = f"; {left.run.error}" if left.run.error else ""
+        by_reason.setdefault(f"{left.reason}{error}", []).append(left.run)
     return [
-        f"not in the numbers: {left.run.folder} ({_name(group)}, seed {left.run.seed}): {left.reason}"
-        + (f"; {left.run.error}" if left.run.error else "")
-        for left in group.left_out
+        f"{_name(group)}: {listed(sorted({run.seed for run in runs}))} not in the numbers: {reason} ({_folders(runs)})"
+        for reason, runs in by_reason.items()
     ]
+
+
+def _folders(runs: Sequence[Run]) -> str:
+    return f"{runs[0].folder}" + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
 
 
 def _unfinished(group: Group) -> list[str]:
@@ -91,10 +106,11 @@ def _never_learned(group: Group) -> list[str]:
     saturated = [run.seed for run in group.runs if run.seed in seeds and run.saturation >= SATURATED]
     cause = f"; policy/saturation is near 1 in {listed(saturated)}" if saturated else ""
     never = "has" if len(seeds) == 1 else "have"
-    return [f"{listed(seeds)} {never} not learned: last10 is within the untrained policy's spread{cause}"]
+    why = f"last10 is within two standard deviations of the untrained policies{cause}"
+    return [f"{listed(seeds)} {never} not learned: {why}"]
 
 
-def _of_group(group: Group, min_seeds: int) -> list[str]:
+def _of_group(group: Group, min_seeds: int, x: str) -> list[str]:
     lines = []
     ends = sorted({int(run.steps[-1]) for run in group.runs})
     if len(ends) > 1:
@@ -105,7 +121,14 @@ def _of_group(group: Group, min_seeds: int) -> list[str]:
         lines.append(f"runs differ in {', '.join(group.mixed)}; a seed counts once, as the mean of its runs")
     if group.evaluated and len(group.steps) < LAST:
         first = ", the untrained policy's among them" if group.steps[0] == 0 else ""
-        lines.append(f"{len(group.steps)} evaluations: last10 is their mean{first}")
+        number = f"{len(group.steps)} {'evaluation' if len(group.steps) == 1 else 'evaluations'}"
+        lines.append(f"{number}: last10 is their mean{first}")
+    for run in (run for run in group.runs if run.not_finite is not None):
+        lines.append(f"seed {run.seed} has a return that is not finite at step {run.not_finite:,}")
+    if x == "hours" and (
+        unknown := [seed for seed, own in zip(group.seeds, group.hours, strict=True) if np.isnan(own).any()]
+    ):
+        lines.append(f"no curve over hours: those of {listed(unknown)} are unknown (run.json, metrics.jsonl)")
     if not group.evaluated:
         lines.append("no evaluations: scores are the mean of the last ten training episodes, with exploration noise")
     if len(group.seeds) < min_seeds:

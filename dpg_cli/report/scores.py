@@ -23,9 +23,11 @@ from dpg_cli.report.statistics import (
 
 T = TypeVar("T")
 LAST = 10  # evaluations in last10
+LAST10_SPAN = 0.1  # of the training; published last10 are of evaluations every 5,000 of a million steps
 ALL_PAIRS = 8  # groups of an environment; with more, each is compared with the best one only
 TAUS = np.linspace(-0.25, 1.75, 201)  # normalised scores of the performance profile
 AGARWAL = "Agarwal et al. 2021, arXiv:2108.13264"
+EFRON = "Efron and Tibshirani 1993, An Introduction to the Bootstrap"
 FUJIMOTO = "Fujimoto et al. 2018, arXiv:1802.09477"
 
 DEFINITIONS = {
@@ -34,19 +36,24 @@ DEFINITIONS = {
     "max_mean": "maximum over time of the mean over seeds, ± standard deviation over seeds at that step (ddof=0); the "
     f"convention of Table 1 of {FUJIMOTO}",
     "IQM": f"mean of the middle half of the seeds' last10, a quarter cut off at each end; {AGARWAL}",
-    "[low, high]": "95% interval: percentile bootstrap over seeds, 10,000 draws; Efron 1979",
-    "difference": "difference of the last10 of two groups, with its 95% interval; of the same seed where two or more "
-    "seeds are shared (paired), otherwise of all seeds; not corrected for the number of comparisons",
-    "P(better)": f"probability that a seed of the first group has a higher last10, ties half; on the same seeds as the "
-    f"difference; {AGARWAL}",
+    "95% interval": f"percentile bootstrap over seeds, 10,000 draws; {EFRON}, chapter 13",
+    "bold": "the difference from each other group of the environment has an interval above 0, and each comparison has "
+    "at least min_seeds seeds",
+    "difference": "difference of the last10 of two groups, over the evaluations that both have. If their seeds are the "
+    "same, or they share at least min_seeds, of these seeds in pairs; otherwise both groups are resampled. Not "
+    f"corrected for the number of comparisons; {EFRON}, chapter 8",
+    "P(better)": "share of these pairs in which the first group has the higher last10, ties half; without pairs, of "
+    f"all pairs of runs (Mann-Whitney U / nm, {AGARWAL})",
+    "not learned": "last10 is no more than two standard deviations above the mean of the untrained policies' episodes",
     "normalised score": "0 is the uniformly random policy (100 episodes), 1 the published TD3 "
     f"(Table 1 of {FUJIMOTO}, else the first source that has the environment)",
     "aggregate IQM": "IQM of the normalised last10 over all seeds and environments, bootstrap stratified by "
     f"environment; {AGARWAL}",
     "performance profile": f"share of seeds with a normalised score above τ, mean over environments; {AGARWAL}",
-    "P(improvement)": "mean over environments of the probability that a seed of the first group scores higher "
+    "P(improvement)": "mean over environments of the probability that a run of the first group scores higher "
     f"(Mann-Whitney U / nm); {AGARWAL}",
-    "hours": "mean over seeds of the wall-clock time until the last step; seeds trained in one process count it each",
+    "hours": "wall-clock time until the last step, without pauses between resumptions, mean over seeds; seeds that "
+    "train in one process each count its whole time",
 }
 
 
@@ -118,6 +125,8 @@ class Aggregate:
         steps: by environment, the step at which all groups are compared.
         references: by environment, the random policy's return, the published one, and its source.
         missing: groups that lack one of the environments.
+        without: environments that have no scale.
+        seeds: by group, the fewest in an environment.
         iqm: by group, with the interval.
         profiles: by group; `(profile, low, high)`, each over `TAUS`.
         improvements: of pairs of groups.
@@ -126,6 +135,8 @@ class Aggregate:
     steps: Mapping[str, int]
     references: Mapping[str, tuple[float, float, Published]]
     missing: tuple[str, ...]
+    without: tuple[str, ...]
+    seeds: Mapping[str, int]
     iqm: Mapping[str, tuple[float, float, float]]
     profiles: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
     improvements: Mapping[tuple[str, str], Comparison]
@@ -163,19 +174,24 @@ def row(group: Group) -> Row:
     )
 
 
-def compare(groups: Sequence[Group]) -> list[Pair]:
-    """The groups of one environment in pairs, the one with the higher last10 first."""
+def compare(groups: Sequence[Group], min_seeds: int) -> list[Pair]:
+    """The groups of one environment in pairs, the one with the higher last10 first.
+
+    Args:
+        groups: of one environment.
+        min_seeds: of seeds that two groups share, so many are enough to compare only these.
+    """
     ranked = sorted(groups, key=lambda group: -last10(group).mean())
-    return [_pair(a, b) for a, b in _in_pairs(ranked)]
+    return [_pair(a, b, min_seeds) for a, b in _in_pairs(ranked)]
 
 
 def clearly_best(groups: Sequence[Group], pairs: Sequence[Pair], min_seeds: int) -> str | None:
     """The group of an environment whose difference from each other group is above 0 with its whole interval.
 
-    None if there is no such group, only one group, or one with fewer than `min_seeds` seeds: their intervals are too
-    narrow.
+    None if there is no such group, only one group, or a comparison of fewer than `min_seeds` seeds, whose interval is
+    too narrow.
     """
-    if len(groups) < 2 or min(len(group.seeds) for group in groups) < min_seeds:
+    if len(groups) < 2 or min(pair.difference.seeds for pair in pairs) < min_seeds:
         return None
     best = max(groups, key=lambda group: float(last10(group).mean())).name
     wins = {pair.b if pair.a == best else pair.a for pair in pairs if best in (pair.a, pair.b) and _wins(pair, best)}
@@ -196,12 +212,14 @@ def thresholds(groups: Sequence[Group], threshold: float) -> list[Threshold]:
 
 
 def beside_published(groups: Sequence[Group]) -> list[Beside]:
-    """Published numbers of one environment whose convention, algorithm and step ours share."""
+    """Published numbers of one environment, beside ours of the same algorithm and convention, until the same step."""
     found = []
     for published in published_for(groups[0].env_id):
         ours = {}
         for group in groups:
-            same = group.algo == published.algorithm.lower().rpartition(" ")[2] and group.evaluated and _plain(group)
+            same = (
+                group.algo == published.algorithm.lower().rpartition(" ")[2] and group.evaluated and is_standard(group)
+            )
             if same and (value := _by_convention(group, published)) is not None:
                 ours[group.name] = value
         if ours:
@@ -209,36 +227,50 @@ def beside_published(groups: Sequence[Group]) -> list[Beside]:
     return found
 
 
-def aggregate(groups: Sequence[Group]) -> Aggregate | None:
-    """Normalised scores over the environments of the group that has most; None if that is fewer than two."""
-    references = {}
-    for group in groups:
-        if _plain(group) and group.evaluated and (found := reference(group.env_id)) is not None:
-            references[group.env_id] = found
-    by_name: dict[str, dict[str, Group]] = {}
-    for group in groups:
+def aggregates(groups: Sequence[Group]) -> dict[str, Aggregate]:
+    """Normalised scores over several environments: all, or by version if an environment is there in several."""
+    usable = [group for group in groups if is_standard(group) and group.evaluated]
+    references = {group.env_id: known for group in usable if (known := reference(group.env_id)) is not None}
+    names: dict[str, set[str]] = {}
+    for env in references:
+        names.setdefault(env.rpartition("-")[0], set()).add(env)
+    mixed = any(len(versions) > 1 for versions in names.values())
+    parts: dict[str, list[Group]] = {}
+    for group in usable:
         if group.env_id in references:
-            by_name.setdefault(group.label, {})[group.env_id] = group
-    if not by_name:
-        return None
-    envs = max((list(own) for own in by_name.values()), key=len)
+            parts.setdefault(group.env_id.rpartition("-")[2] if mixed else "", []).append(group)
+    without = tuple(dict.fromkeys(group.env_id for group in groups if group.env_id not in references))
+    found = {version: _aggregate(own, references, without) for version, own in parts.items()}
+    return {version: own for version, own in found.items() if own is not None}
+
+
+def _aggregate(
+    groups: Sequence[Group], references: Mapping[str, tuple[float, float, Published]], without: tuple[str, ...]
+) -> Aggregate | None:
+    """Over the environments of the group that has most; None if that is fewer than two."""
+    by_label: dict[str, dict[str, Group]] = {}
+    for group in groups:
+        by_label.setdefault(group.label, {})[group.env_id] = group
+    envs = max((list(own) for own in by_label.values()), key=len)
     if len(envs) < 2:
         return None
-    whole = {name: own for name, own in by_name.items() if set(envs) <= set(own)}
+    whole = {label: own for label, own in by_label.items() if set(envs) <= set(own)}
     steps = {env: min(int(own[env].steps[-1]) for own in whole.values()) for env in envs}
     scores = {}
-    for name, own in whole.items():
-        scores[name] = [
+    for label, own in whole.items():
+        scores[label] = [
             (last10(own[env].until(steps[env])) - references[env][0]) / (references[env][1] - references[env][0])
             for env in envs
         ]
-    ranked = sorted(scores, key=lambda name: -float(iqm(np.concatenate(scores[name]))))
+    ranked = sorted(scores, key=lambda label: -float(iqm(np.concatenate(scores[label]))))
     return Aggregate(
         steps=steps,
         references={env: references[env] for env in envs},
-        missing=tuple(name for name in by_name if name not in whole),
-        iqm={name: _aggregate_iqm(scores[name]) for name in ranked},
-        profiles={name: performance_profile(scores[name], TAUS) for name in ranked},
+        missing=tuple(label for label in by_label if label not in whole),
+        without=without,
+        seeds={label: min(map(len, scores[label])) for label in ranked},
+        iqm={label: _aggregate_iqm(scores[label]) for label in ranked},
+        profiles={label: performance_profile(scores[label], TAUS) for label in ranked},
         improvements={(a, b): probability_of_improvement(scores[a], scores[b]) for a, b in _in_pairs(ranked)},
     )
 
@@ -250,17 +282,26 @@ def _in_pairs(ranked: Sequence[T]) -> list[tuple[T, T]]:
     return [(ranked[0], other) for other in ranked[1:]]
 
 
-def _pair(a: Group, b: Group) -> Pair:
+def _pair(a: Group, b: Group, min_seeds: int) -> Pair:
+    """Compared by the evaluations that both have, since their intervals may differ."""
+    common = np.intersect1d(a.steps, b.steps)
+    if common.max(initial=0) > 0:
+        a, b = a.at(common), b.at(common)
+    else:
+        last = int(min(a.steps[-1], b.steps[-1]))
+        a, b = a.until(last), b.until(last)
+    ours, theirs = (dict(zip(own.seeds, last10(own).tolist(), strict=True)) for own in (a, b))
+    least = 2 if set(a.seeds) == set(b.seeds) else min_seeds
     step = int(min(a.steps[-1], b.steps[-1]))
-    scores = [dict(zip(own.seeds, last10(own.until(step)).tolist(), strict=True)) for own in (a, b)]
-    return Pair(a.env_id, a.name, b.name, step, difference(*scores), probability_better(*scores))
+    found = difference(ours, theirs, least), probability_better(ours, theirs, least)
+    return Pair(a.env_id, a.name, b.name, step, *found)
 
 
 def _wins(pair: Pair, name: str) -> bool:
     return pair.difference.low > 0 if name == pair.a else pair.difference.high < 0
 
 
-def _plain(group: Group) -> bool:
+def is_standard(group: Group) -> bool:
     """Whether the environment is as its id says, so that its returns can be compared with those of others."""
     settings = group.runs[0].settings
     changed = any(key.startswith("env.kwargs.") for key in settings)
@@ -273,13 +314,15 @@ def _by_convention(group: Group, published: Published) -> tuple[float, float] | 
         return None
     until = group.until(published.steps)
     if published.convention == "last10":
+        if until.steps[-1] - until.steps[-LAST:][0] > LAST10_SPAN * published.steps:
+            return None
         scores = last10(until)
         return float(scores.mean()), float(scores.std())
     if published.convention == "max_mean":
         means = until.returns.mean(axis=0)
         best = int(means.argmax())
         return float(means[best]), float(until.returns[:, best].std())
-    if published.convention in ("at_step", "final_evaluation") and until.steps[-1] == published.steps:
+    if published.convention == "at_step" and until.steps[-1] == published.steps:
         return float(until.returns[:, -1].mean()), float(until.returns[:, -1].std())
     return None
 

@@ -14,7 +14,8 @@ from typing import Any, overload
 import numpy as np
 
 DRAWS = 10_000
-AT_ONCE = 2**17  # numbers resampled at once: all draws of a curve would take gigabytes
+AT_ONCE = 2**17  # numbers resampled at once
+POINTS_AT_ONCE = 200  # of a curve: all draws of a long one would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -86,26 +87,32 @@ def bootstrap(
 
 
 def interval(scores: np.ndarray) -> np.ndarray:
-    """95% percentile bootstrap interval (low, high) of the mean over the first axis: `(N, …)` to `(2, …)`."""
-    return bootstrap(scores, lambda drawn: drawn.mean(axis=1))
+    """95% percentile bootstrap interval (low, high) of the mean over the first axis: `(N, …)` to `(2, …)`.
+
+    Long curves are resampled in parts, always alike, because percentiles need all draws at once.
+    """
+    curves = scores.reshape(len(scores), -1)
+    parts = [curves[:, at : at + POINTS_AT_ONCE] for at in range(0, curves.shape[1], POINTS_AT_ONCE)]
+    bounds = np.concatenate([bootstrap(part, lambda drawn: drawn.mean(axis=1)) for part in parts], axis=1)
+    return bounds.reshape(2, *scores.shape[1:])
 
 
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
+def difference(a: Mapping[int, float], b: Mapping[int, float], least: int = 2) -> Comparison:
     """Mean of a minus mean of b, of scores by seed.
 
-    If at least two seeds are shared: over the shared seeds, whose differences are resampled (paired bootstrap).
+    If at least `least` seeds are shared: over the shared seeds, whose differences are resampled (paired bootstrap).
     Otherwise over all seeds, a and b resampled independently (Efron and Tibshirani 1993, chapter 8).
     """
-    return _compare(a, b, np.subtract, _difference_of_means)
+    return _compare(a, b, least, np.subtract, _difference_of_means)
 
 
-def probability_better(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
+def probability_better(a: Mapping[int, float], b: Mapping[int, float], least: int = 2) -> Comparison:
     """Probability that a run of a scores more than a run of b, ties counted half, of scores by seed.
 
-    If at least two seeds are shared: the share of shared seeds on which a scores more, seeds resampled. Otherwise the
-    share of all pairs, Mann-Whitney U / (n m), a and b resampled independently (Agarwal et al. 2021, section 4.3).
+    If at least `least` seeds are shared: the share of them on which a scores more, seeds resampled. Otherwise the share
+    of all pairs, Mann-Whitney U / (n m), a and b resampled independently (Agarwal et al. 2021, section 4.3).
     """
-    return _compare(a, b, _wins, _mann_whitney)
+    return _compare(a, b, least, _wins, _mann_whitney)
 
 
 def probability_of_improvement(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Comparison:
@@ -157,19 +164,21 @@ def first_step_at(steps: np.ndarray, returns: np.ndarray, threshold: float) -> i
 def _compare(
     a: Mapping[int, float],
     b: Mapping[int, float],
+    least: int,
     of_seed: Callable[[np.ndarray, np.ndarray], np.ndarray],
     of_groups: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> Comparison:
-    """Compare the shared seeds if there are at least two, otherwise the groups.
+    """Compare the shared seeds if there are at least `least`, otherwise the groups.
 
     Args:
         a: scores by seed.
         b: scores by seed.
+        least: at least 2.
         of_seed: maps scores `(N,)` of a and b on the same seeds to `(N,)`, whose mean is the value.
         of_groups: maps `(…, N)` and `(…, M)` to the value `(…)`.
     """
     shared = sorted(a.keys() & b.keys())
-    paired = len(shared) > 1
+    paired = len(shared) >= least
     if paired:
         by_seed = of_seed(np.array([a[seed] for seed in shared]), np.array([b[seed] for seed in shared]))
         value, (low, high), seeds = by_seed.mean(), interval(by_seed), len(shared)

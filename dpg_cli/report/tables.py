@@ -3,11 +3,14 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from typing import Any
 
+from dpg_cli.errors import printable
 from dpg_cli.report.groups import Group
+from dpg_cli.report.published import Published
 from dpg_cli.report.scores import LAST, Pair, Row
 from dpg_cli.report.statistics import first_step_at
 
@@ -74,41 +77,56 @@ def runs_csv(groups: Sequence[Group], threshold: float | None) -> str:
 def summary_md(rows: Sequence[Row], best: Mapping[str, str | None], min_seeds: int) -> str:
     """The table in Markdown; bold where `best` names the group of an environment."""
     lines = [
-        "| environment | group | seeds | steps | last10 | 95% interval | IQM | max_mean | at step | hours |",
+        "| environment | group | seeds | steps | last10 | its 95% interval | IQM | max_mean | at step | hours |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         cells = cells_of(row, min_seeds)
+        for name in ("environment", "group"):
+            cells[name] = _markdown(cells[name])
         if best.get(row.env) == row.group:
             cells["last10"] = f"**{cells['last10']}**"
-        lines.append("| " + " | ".join(_markdown(cell) for cell in cells.values()) + " |")
-    few = f"\n{MARK} fewer than {min_seeds} seeds: the interval is too narrow.\n" if _any_few(rows, min_seeds) else ""
+        cells["95% interval"] = cells["95% interval"].replace(MARK, f"\\{MARK}")
+        lines.append("| " + " | ".join(cells.values()) + " |")
+    few = f"\n\\{MARK} {_few(min_seeds)}.\n" if _any_few(rows, min_seeds) else ""
     return "\n".join(lines) + "\n" + few
 
 
 def summary_tex(rows: Sequence[Row], best: Mapping[str, str | None], min_seeds: int) -> str:
     """The table in LaTeX, for the package booktabs; bold where `best` names the group of an environment."""
+    columns = {"environment": "Environment", "group": "Group", "seeds": "Seeds", "steps": "Steps"}
+    columns |= {"last10": "last10", "95% interval": r"95\% interval", "max_mean": r"max\_mean"}
     lines = [
         "% needs \\usepackage{booktabs}. last10: mean over seeds of each one's mean over its last ten evaluations.",
         "% Bold: the 95% interval of the difference from each other group of the environment is above 0.",
-        r"\begin{tabular}{llrrrrrr}",
+        r"{\small\setlength{\tabcolsep}{4pt}",
+        r"\begin{tabular}{llrrrrr}",
         r"\toprule",
-        r"Environment & Group & Seeds & Steps & last10 & 95\% interval & IQM & max\_mean \\",
+        " & ".join(columns.values()) + r" \\",
         r"\midrule",
     ]
     for number, row in enumerate(rows):
-        if number and rows[number - 1].env != row.env:
+        first = not number or rows[number - 1].env != row.env
+        if number and first:
             lines.append(r"\midrule")
-        cells = {name: _latex(cell) for name, cell in cells_of(row, min_seeds).items()}
+        cells = cells_of(row, min_seeds) | {"steps": short(row.steps)}
+        found = {name: _latex(cells[name]) for name in columns}
         if best.get(row.env) == row.group:
-            cells["last10"] = rf"\textbf{{{cells['last10']}}}"
-        if number and rows[number - 1].env == row.env:
-            cells["environment"] = ""
-        lines.append(" & ".join(list(cells.values())[:8]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+            found["last10"] = rf"\textbf{{{found['last10']}}}"
+        if not first:
+            found["environment"] = ""
+        lines.append(" & ".join(found.values()) + r" \\")
+    lines.append(r"\bottomrule")
     if _any_few(rows, min_seeds):
-        lines.append(f"% {MARK} fewer than {min_seeds} seeds: the interval is too narrow.")
+        lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {MARK} {_few(min_seeds)}}} \\")
+    lines += [r"\end{tabular}", "}"]
     return "\n".join(lines) + "\n"
+
+
+def short(steps: float) -> str:
+    """`300k`, `1.5M`."""
+    size, unit = next(((size, unit) for size, unit in ((1e6, "M"), (1e3, "k")) if abs(steps) >= size), (1, ""))
+    return f"{steps / size:g}{unit}"
 
 
 def cells_of(row: Row, min_seeds: int) -> dict[str, str]:
@@ -154,6 +172,16 @@ def bounds(low: float, high: float) -> str:
     return "–" if math.isnan(low) else f"[{number(low, largest)}, {number(high, largest)}]"
 
 
+def as_published(published: Published) -> str:
+    """Mean and deviation, with the digits of the source."""
+    mean = f"{published.mean:,.10g}"
+    return mean if published.std is None else f"{mean} ± {published.std:,.10g}"
+
+
+def _few(min_seeds: int) -> str:
+    return f"fewer than {min_seeds} seeds: the interval is too narrow"
+
+
 def _any_few(rows: Sequence[Row], min_seeds: int) -> bool:
     return any(1 < row.seeds < min_seeds for row in rows)
 
@@ -163,13 +191,24 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
     for row in rows:
-        writer.writerow(["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row])
+        writer.writerow(map(_cell, row))
     return file.getvalue()
 
 
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else value
+    text = printable(str(value))
+    return f"'{text}" if text.startswith(("=", "+", "@")) else value if text == str(value) else text  # no formulas
+
+
 def _markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    escaped = "".join(f"\\{character}" if character in "\\`*[]|" else character for character in text)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text).replace("±", r"$\pm$").replace("–", "--")
+    """Other characters than ASCII would stop LaTeX, unless a package knows them."""
+    known = LATEX | {"±": r"$\pm$", "–": "--", "…": r"\ldots{}"}
+    escaped = "".join(known.get(character, character if character.isascii() else "?") for character in text)
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)

@@ -1,6 +1,7 @@
 """Write a report's folder: all of it, or nothing."""
 
 import contextlib
+import csv
 import os
 import shutil
 import tempfile
@@ -30,15 +31,18 @@ def check_out(out: Path) -> None:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UserError(f"out={out}: cannot be created in {parent}")
         return
+    if out.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"out={out}: is the working directory or above it; choose another folder")
     if out.is_symlink() or not out.is_dir():
         raise UserError(f"out={out}: exists and is not a folder")
-    names = set(os.listdir(out))
-    if not _is_report(out / PAGE):
+    if not _is_report(out / PAGE) or not (out / "summary.csv").is_file():
         raise UserError(f"out={out}: exists and is no earlier report; choose another folder")
-    pictures = set(os.listdir(out / FIGURES)) if (out / FIGURES).is_dir() else set()
-    own = {name for name in pictures if name.rpartition(".")[2] in figures.SUFFIXES}
-    if foreign := sorted(names - {*FILES, FIGURES}) + sorted(pictures - own):
-        raise UserError(f"out={out}: also holds {foreign[0]}, which is no part of a report; choose another folder")
+    known = {*FILES, *(f"{FIGURES}/{stem}.{suffix}" for stem in _stems(out) for suffix in figures.SUFFIXES)}
+    paths = [path for path in out.rglob("*") if path != out / FIGURES]
+    foreign = [path for path in paths if path.relative_to(out).as_posix() not in known or not path.is_file()]
+    if foreign:
+        name = min(foreign).relative_to(out)
+        raise UserError(f"out={out}: also holds {name}, which is no part of a report; choose another folder")
 
 
 def write(contents: Contents, out: Path, x: str, command: Sequence[str], when: str, tick: Callable[[], None]) -> None:
@@ -64,10 +68,13 @@ def write(contents: Contents, out: Path, x: str, command: Sequence[str], when: s
         (new / FIGURES).mkdir(parents=True)
         looks = figures.looks(contents.groups)
         svgs = figures.write_curves(new / FIGURES, contents.by_env, looks, x, contents.min_seeds, tick)
-        profile = figures.write_profile(new / FIGURES, contents.aggregate, looks) if contents.aggregate else None
+        profiles = {
+            name: figures.write_profile(new / FIGURES, f"profile{name and '_'}{name}", aggregate, looks)
+            for name, aggregate in contents.aggregates.items()
+        }
         pairs = [pair for own in contents.pairs.values() for pair in own]
         texts = {
-            PAGE: page(contents, svgs, profile, command, when),
+            PAGE: page(contents, svgs, profiles, command, when),
             "summary.csv": tables.summary_csv(contents.rows),
             "summary.md": tables.summary_md(contents.rows, contents.best, contents.min_seeds),
             "summary.tex": tables.summary_tex(contents.rows, contents.best, contents.min_seeds),
@@ -76,9 +83,24 @@ def write(contents: Contents, out: Path, x: str, command: Sequence[str], when: s
         }
         for name, content in texts.items():
             (new / name).write_text(content, encoding="utf-8")
+        old = scratch / "old"
         if out.exists():
-            out.rename(scratch / "old")
-        new.rename(out)
+            out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+
+
+def _stems(out: Path) -> set[str]:
+    """The stems of the figures of a report."""
+    rows = csv.DictReader((out / "summary.csv").read_text(encoding="utf-8").splitlines())
+    envs = [row["env"] for row in rows]
+    versions = {env.rpartition("-")[2] for env in envs}
+    named = figures.stems(list(dict.fromkeys(envs))).values()
+    return {*named, "curves", "profile", *(f"profile_{version}" for version in versions)}
 
 
 def _is_report(path: Path) -> bool:

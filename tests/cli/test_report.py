@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from made_runs import make_run
@@ -125,14 +126,27 @@ def test_an_earlier_report_is_replaced_and_nothing_else(dpg_report, runs, tmp_pa
     code, _, err = dpg_report(runs)
     assert code == 2
     assert err == "dpg-report: out=report: also holds notes.txt, which is no part of a report; choose another folder\n"
+    (here / "report" / "notes.txt").unlink()
+    for name in ("photo.png", "curves.svg.png"):
+        (here / "report" / "figures" / name).write_text("mine")
+        code, _, err = dpg_report(runs)
+        assert (code, "also holds figures/" in err) == (2, True)
+        (here / "report" / "figures" / name).unlink()
+    assert dpg_report(runs)[0] == 0
     (here / "other").mkdir()
     (here / "file").touch()
     (here / "link").symlink_to("other")
-    for name, complaint in (("other", "no earlier report"), ("file", "not a folder"), ("link", "not a folder")):
+    for name, complaint in (
+        ("other", "no earlier report"),
+        ("file", "not a folder"),
+        ("link", "not a folder"),
+        (".", "is the working directory"),
+    ):
         code, _, err = dpg_report(runs, f"out={name}")
         assert code == 2
         assert complaint in err
     assert list((here / "other").iterdir()) == []
+    assert "is the working directory or above it" in dpg_report(runs, "out=.")[2]
 
 
 def test_a_report_that_cannot_be_finished_leaves_the_earlier_one(dpg_report, runs, tmp_path, monkeypatch):
@@ -143,12 +157,18 @@ def test_a_report_that_cannot_be_finished_leaves_the_earlier_one(dpg_report, run
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dpg_cli.report.tables.summary_tex", full)
-    code, _, err = dpg_report(runs)
-    assert code == 1
-    assert "No space left on device" in err
-    assert page.read_bytes() == before
-    assert list(tmp_path.glob("here/.*")) == []
+    def rename(path, target):
+        return full() if path.name == "new" else rename_it(path, target)
+
+    rename_it = Path.rename
+    for name, broken in (("dpg_cli.report.tables.summary_tex", full), ("pathlib.Path.rename", rename)):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, broken)
+            code, _, err = dpg_report(runs)
+        assert code == 1
+        assert "No space left on device" in err
+        assert page.read_bytes() == before
+        assert list(tmp_path.glob("here/.*")) == []
 
 
 @pytest.mark.parametrize(
@@ -160,6 +180,7 @@ def test_a_report_that_cannot_be_finished_leaves_the_earlier_one(dpg_report, run
         ("RUNS by=", "by=: has an empty item or one twice"),
         ("RUNS by=algo.name,algo.name", "has an empty item or one twice"),
         ("RUNS by=algo.nam", "by=algo.nam: no run has this setting; did you mean algo.name?"),
+        ("RUNS by=algo", "by=algo: no run has this setting; did you mean algo.name?"),
         ("RUNS x=days", "x=days: should be steps or hours"),
         ("RUNS min_seeds=1", "min_seeds=1: should be a whole number, at least 2"),
         ("RUNS threshold=high", "threshold=high: should be a number"),

@@ -120,7 +120,7 @@ def test_runs_without_a_common_evaluation_are_not_averaged(tmp_path):
     make_run(tmp_path / "b", [0, 1], seed=1, steps=[0, 700])
     (only,) = groups_of(tmp_path)
     assert only.seeds == (0,)
-    assert "has no evaluation at a step of" in only.left_out[0].reason
+    assert "no evaluation at a step of" in only.left_out[0].reason
 
 
 def test_trials_and_validation_are_apart(tmp_path):
@@ -149,3 +149,46 @@ def test_many_groups_are_named_quickly(tmp_path):
         make_run(tmp_path / str(number), [0, 1], **settings, algo__discount=number % 2, precision=number % 3)
     found = names_of(tmp_path)
     assert len(set(found)) == 60
+
+
+def test_the_evaluations_make_no_groups(tmp_path):
+    make_run(tmp_path / "a", range(7), eval={"every": 1000, "episodes": 10})
+    make_run(tmp_path / "b", range(4), steps=[0, 2000, 4000, 6000], eval={"every": 2000, "episodes": 3}, seed=1)
+    (only,) = groups_of(tmp_path)
+    assert only.steps.tolist() == [0, 2000, 4000, 6000]
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ((0.9999999, 0.99999999), ["discount=0.9999999", "discount=0.99999999"]),
+        (("x" * 39 + "abc", "x" * 39 + "abd"), [f"discount={'x' * 39}abc", f"discount={'x' * 39}abd"]),
+    ],
+)
+def test_different_groups_have_different_names(tmp_path, values, names):
+    for number, value in enumerate(values):
+        make_run(tmp_path / str(number), [0, 1], algo__discount=value)
+    assert sorted(name for _, name in names_of(tmp_path)) == names
+
+
+def test_a_default_that_depends_on_the_environment_is_the_same_setting(tmp_path):
+    for env, steps in (("A-v0", 1000), ("B-v0", 25_000)):
+        own = {"env": env, "env__random_steps": steps}
+        make_run(tmp_path / env, [0, 1], random_steps=steps, learning_starts=steps, **own)
+        make_run(tmp_path / f"{env}0", [0, 1], random_steps=0, learning_starts=0, **own)
+    assert {own.label for own in groups_of(tmp_path)} == {"random_steps=env.random_steps", "random_steps=0"}
+
+
+def test_one_short_run_does_not_cut_the_others(tmp_path):
+    for seed in range(4):
+        make_run(tmp_path / str(seed), range(20), seed=seed)
+    make_run(tmp_path / "short", range(5), seed=9)
+    (only,) = groups_of(tmp_path)
+    assert (only.seeds, only.steps[-1]) == ((0, 1, 2, 3), 19_000)
+    assert "less than half as long" in only.left_out[0].reason
+
+
+def test_many_keys_are_named_quickly(tmp_path):
+    for number in range(6):
+        make_run(tmp_path / str(number), [0, 1], more={f"key{key}": (number * key) % 7 for key in range(1500)})
+    assert len(set(names_of(tmp_path))) == 6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_runs import START, make_run, write_lines
 
+from dpg_cli import config
 from dpg_cli.config.defaults import completed
 from dpg_cli.errors import UserError
 from dpg_cli.report.runs import find, flat, read
@@ -94,12 +95,35 @@ def test_only_environment_algorithm_seed_and_evaluations_are_required(tmp_path):
     assert found.settings == {"seed": 3, "env.id": "Foreign-v0", "algo.name": "theirs"}
 
 
-def test_an_older_config_of_ours_has_todays_defaults_where_it_lacks_a_key(tmp_path):
-    found = reading(make_run(tmp_path / "run", [0], algo__tau=0.01)).settings
-    assert found["algo.tau"] == 0.01
-    assert found["algo.policy_delay"] == 2
-    assert found["updates_per_step"] == 1
-    assert "random_steps" not in found  # its default depends on the environment
+def test_an_older_config_of_ours_has_todays_defaults_where_it_lacks_a_key():
+    today = config.validate(config.compose(["env=Pendulum-v1"])).model_dump()
+    older = {key: value for key, value in flat(today).items() if key not in ("algo.policy_delay", "compile")}
+    found = completed(older | {"algo.tau": 0.01})
+    assert (found["algo.tau"], found["algo.policy_delay"], found["compile"]) == (0.01, 2, False)
+    assert found["algo.actor_lr"] == 3e-4
+    assert completed({}) == {}
+    foreign = {"algo.name": "td3", "seed": 1}
+    assert completed(foreign) == foreign
+
+
+def test_defaults_are_numbers():
+    """YAML 1.1 takes `3e-4` for a string."""
+    whole = flat(config.validate(config.compose([])).model_dump())
+    del whole["algo.actor_lr"]
+    assert completed(whole)["algo.actor_lr"] == 3e-4
+
+
+def test_times_that_go_back_and_forth_end_the_known_hours(tmp_path):
+    run = make_run(tmp_path / "run", [0, 10, 20])
+    record = json.loads((run / "run.json").read_text())
+    resumed = START.replace(hour=START.hour + 1).isoformat()
+    (run / "run.json").write_text(json.dumps(record | {"resumed": [{"step": 0, "time": resumed}]}))
+    began = START.timestamp()
+    times = [(0, began + 360), (1000, began + 4000), (2000, began + 720)]
+    write_lines(run / "metrics.jsonl", [{"step": step, "time": time} for step, time in times])
+    hours = reading(run).hours
+    assert hours[:2] == pytest.approx([0.1, 0.1 + 400 / 3600])
+    assert np.isnan(hours[2])
 
 
 @pytest.mark.parametrize(

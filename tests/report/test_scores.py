@@ -56,7 +56,7 @@ def test_training_episodes_count_by_the_last_mean(tmp_path):
 
 
 def test_shared_seeds_are_compared_in_pairs(two):
-    (pair,) = scores.compare(two)
+    (pair,) = scores.compare(two, 3)
     assert (pair.a, pair.b, pair.steps) == ("td3", "ddpg", 12_000)
     assert pair.difference.paired
     assert pair.difference.seeds == 3
@@ -68,14 +68,14 @@ def test_groups_are_compared_at_the_step_that_both_have(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / f"a{seed}", [0, 10, 20, 30], seed=seed, algo__tau=0.1)
         make_run(tmp_path / f"b{seed}", [0, 10], seed=seed, algo__tau=0.2)
-    (pair,) = scores.compare(groups_of(tmp_path))
+    (pair,) = scores.compare(groups_of(tmp_path), 5)
     assert (pair.steps, pair.difference.value) == (1000, 0)
 
 
 def test_with_many_groups_each_is_compared_with_the_best(tmp_path):
     for number in range(10):
         make_run(tmp_path / str(number), [0, number], algo__tau=number)
-    pairs = scores.compare(groups_of(tmp_path))
+    pairs = scores.compare(groups_of(tmp_path), 5)
     assert len(pairs) == 9
     assert {pair.a for pair in pairs} == {"tau=9"}
 
@@ -87,7 +87,7 @@ def test_the_best_is_named_only_where_the_intervals_support_it(tmp_path, lead, s
         make_run(tmp_path / f"a{seed}", [0, noise[seed]], seed=seed, algo__tau=0.1)
         make_run(tmp_path / f"b{seed}", [0, lead - noise[seed]], seed=seed, algo__tau=0.2)
     groups = groups_of(tmp_path)
-    assert scores.clearly_best(groups, scores.compare(groups), 5) == best
+    assert scores.clearly_best(groups, scores.compare(groups, 5), 5) == best
     assert scores.clearly_best(groups[:1], [], 5) is None
 
 
@@ -118,39 +118,37 @@ def test_a_changed_environment_stands_beside_nothing(tmp_path, settings):
     make_run(tmp_path / "a", [0, 3000], steps=[0, 50_000], **settings)
     groups = groups_of(tmp_path)
     assert scores.beside_published(groups) == []
-    assert scores.aggregate(groups) is None
+    assert scores.aggregates(groups) == {}
 
 
 def test_ours_at_a_million_steps_by_both_conventions(tmp_path):
-    steps = list(range(0, 1_000_001, 50_000))
+    steps = list(range(0, 1_000_001, 10_000))
     for seed in (0, 1):
         returns = [100.0 * number + seed for number in range(len(steps))]
-        returns[15] = 5000 + 10 * seed
+        returns[95] = 50_000 + 10 * seed
         make_run(tmp_path / str(seed), returns, steps=steps, seed=seed)
     ours = {
         beside.published.convention: beside.ours["td3"]
         for beside in scores.beside_published(groups_of(tmp_path))
         if beside.published.env_version == "v1"
     }
-    assert ours["max_mean"] == (5005, 5)
-    last = [*range(1100, 1500, 100), 5000, *range(1600, 2001, 100)]
+    assert ours["max_mean"] == (50_005, 5)
+    last = [*range(9100, 9500, 100), 50_000, *range(9600, 10_001, 100)]
     assert ours["last10"][0] == pytest.approx(np.mean(last) + np.mean([0, (9 + 10) / 10]))
 
 
 def test_the_aggregate_normalises_each_environment(tmp_path):
     envs = ("HalfCheetah-v4", "Hopper-v4")
-    levels = {}
     for env in envs:
         random, published, _ = reference(env)
         for algo, share in (("td3", 1.0), ("ddpg", 0.25)):
             for seed in range(2):
                 value = random + share * (published - random)
-                levels[env, algo] = value
                 returns = [value] * 12
                 make_run(tmp_path / env / f"{algo}{seed}", returns, steps=range(1, 13), seed=seed, env=env, algo=algo)
     make_run(tmp_path / "third", [0, 1], env="Pendulum-v1", algo="ddpg")
     make_run(tmp_path / "alone", [0, 1], env="Hopper-v4", algo="other")
-    found = scores.aggregate(groups_of(tmp_path))
+    found = scores.aggregates(groups_of(tmp_path))[""]
     assert list(found.steps) == list(envs)
     assert found.missing == ("other",)
     assert {name: pytest.approx(value) for name, (value, *_) in found.iqm.items()} == {"td3": 1, "ddpg": 0.25}
@@ -164,7 +162,7 @@ def test_the_aggregate_normalises_each_environment(tmp_path):
 
 
 def test_one_environment_has_no_aggregate(two):
-    assert scores.aggregate(two) is None
+    assert scores.aggregates(two) == {}
 
 
 def test_what_is_published():
@@ -175,3 +173,39 @@ def test_what_is_published():
     assert (table.mean, table.std, table.seeds) == (9636.95, 859.065, 10)
     assert found["TD3", "at_step", 300_000, "v1"].mean == 7697
     assert published_for("Nothing-v0") == []
+
+
+def test_evaluations_that_are_far_apart_are_not_set_beside_published_last10(tmp_path):
+    make_run(tmp_path / "a", range(11), steps=range(0, 1_000_001, 100_000))
+    conventions = {beside.published.convention for beside in scores.beside_published(groups_of(tmp_path))}
+    assert conventions == {"max_mean", "at_step"}
+
+
+def test_few_shared_seeds_are_not_compared_alone(tmp_path):
+    for seed in range(6):
+        make_run(tmp_path / f"a{seed}", [0, 100 - 50 * (seed in (4, 5))], seed=seed, algo__tau=0.1)
+        make_run(tmp_path / f"b{seed}", [0, 60], seed=seed + 4, algo__tau=0.2)
+    (pair,) = scores.compare(groups_of(tmp_path), 5)
+    assert not pair.difference.paired
+    assert pair.difference.value > 0
+
+
+def test_groups_are_compared_by_the_evaluations_that_both_have(tmp_path):
+    make_run(tmp_path / "a", [0, 1, 2, 3, 4], algo__tau=0.1)
+    make_run(tmp_path / "b", [0, 2, 4], steps=[0, 2000, 4000], algo__tau=0.2)
+    (pair,) = scores.compare(groups_of(tmp_path), 5)
+    assert pair.difference.value == 0
+
+
+def test_versions_of_an_environment_are_aggregated_apart(tmp_path):
+    for version in ("v4", "v5"):
+        for env in ("HalfCheetah", "Hopper"):
+            make_run(tmp_path / version / env, [0, 100], env=f"{env}-{version}")
+    make_run(tmp_path / "third", [0, 100], env="Pendulum-v1")
+    found = scores.aggregates(groups_of(tmp_path))
+    assert {version: list(own.steps) for version, own in found.items()} == {
+        "v4": ["HalfCheetah-v4", "Hopper-v4"],
+        "v5": ["HalfCheetah-v5", "Hopper-v5"],
+    }
+    assert found["v4"].without == ("Pendulum-v1",)
+    assert found["v4"].seeds == {"td3": 1}

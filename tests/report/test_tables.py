@@ -11,6 +11,7 @@ from made_runs import make_run
 from dpg_cli.config.defaults import completed
 from dpg_cli.report import tables
 from dpg_cli.report.groups import group
+from dpg_cli.report.published import published_for
 from dpg_cli.report.runs import find, read
 from dpg_cli.report.scores import Row, compare
 
@@ -62,7 +63,7 @@ def test_differences_csv(tmp_path):
         make_run(tmp_path / f"a{seed}", [0, 10 + seed], seed=seed, algo__tau=0.1)
         make_run(tmp_path / f"b{seed}", [0, 20], seed=seed, algo__tau=0.2)
     groups = group([read(run, part, completed) for run, part in find([tmp_path])], ())
-    (found,) = parsed(tables.pairs_csv(compare(groups)))
+    (found,) = parsed(tables.pairs_csv(compare(groups, 5)))
     assert (found["a"], found["b"], found["seeds"], found["paired"]) == ("tau=0.2", "tau=0.1", "2", "True")
     assert float(found["difference"]) == pytest.approx((10 + 9) / 2 / 2)
     assert float(found["better"]) == 1
@@ -72,32 +73,52 @@ def test_markdown():
     few = replace(ROW, group="a|b", seeds=3)
     text = tables.summary_md([ROW, few], {"A-v0": "td3"}, 5)
     assert text.splitlines() == [
-        "| environment | group | seeds | steps | last10 | 95% interval | IQM | max_mean | at step | hours |",
+        "| environment | group | seeds | steps | last10 | its 95% interval | IQM | max_mean | at step | hours |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         "| A-v0 | td3 | 5 | 100,000 | **1235 ± 10** | [1000, 1500] | 1240 | 1300 ± 20 | 90,000 | 0.50 |",
-        "| A-v0 | a\\|b | 3 | 100,000 | 1235 ± 10 | [1000, 1500]* | 1240 | 1300 ± 20 | 90,000 | 0.50 |",
+        "| A-v0 | a\\|b | 3 | 100,000 | 1235 ± 10 | [1000, 1500]\\* | 1240 | 1300 ± 20 | 90,000 | 0.50 |",
         "",
-        "* fewer than 5 seeds: the interval is too narrow.",
+        "\\* fewer than 5 seeds: the interval is too narrow.",
     ]
 
 
 def test_latex():
-    other = replace(ROW, env="B_$%&#{}~^\\<>", group="noise=ou", seeds=1, last10_low=math.nan)
+    other = replace(ROW, env="B_$%&#{}~^\\<>日", group="noise=ou", seeds=1, last10_low=math.nan)
     text = tables.summary_tex([ROW, replace(ROW, group="ddpg"), other], {"A-v0": "td3"}, 5)
     body = [line for line in text.splitlines() if not line.startswith("%")]
     assert body == [
-        r"\begin{tabular}{llrrrrrr}",
+        r"{\small\setlength{\tabcolsep}{4pt}",
+        r"\begin{tabular}{llrrrrr}",
         r"\toprule",
-        r"Environment & Group & Seeds & Steps & last10 & 95\% interval & IQM & max\_mean \\",
+        r"Environment & Group & Seeds & Steps & last10 & 95\% interval & max\_mean \\",
         r"\midrule",
-        r"A-v0 & td3 & 5 & 100,000 & \textbf{1235 $\pm$ 10} & {[}1000, 1500] & 1240 & 1300 $\pm$ 20 \\",
-        r" & ddpg & 5 & 100,000 & 1235 $\pm$ 10 & {[}1000, 1500] & 1240 & 1300 $\pm$ 20 \\",
+        r"A-v0 & td3 & 5 & 100k & \textbf{1235 $\pm$ 10} & {[}1000, 1500] & 1300 $\pm$ 20 \\",
+        r" & ddpg & 5 & 100k & 1235 $\pm$ 10 & {[}1000, 1500] & 1300 $\pm$ 20 \\",
         r"\midrule",
-        r"B\_\$\%\&\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}\textgreater{} & noise=ou & 1 & "
-        r"100,000 & 1235 & -- & 1240 & 1300 \\",
+        r"B\_\$\%\&\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}\textgreater{}? & "
+        r"noise=ou & 1 & 100k & 1235 & -- & 1300 \\",
         r"\bottomrule",
         r"\end{tabular}",
+        "}",
     ]
+
+
+def test_minus_signs_and_the_mark_in_latex():
+    row = replace(ROW, seeds=3, last10_mean=-1.5, last10_std=0.25, last10_low=-2, last10_high=-1)
+    text = tables.summary_tex([row], {}, 5)
+    assert r"$-$1.50 $\pm$ 0.25 & {[}$-$2.00, $-$1.00]* &" in text
+    assert r"\multicolumn{7}{l}{\footnotesize * fewer than 5 seeds: the interval is too narrow} \\" in text
+
+
+def test_no_formulas_and_no_control_characters_in_csv():
+    (found,) = parsed(tables.summary_csv([replace(ROW, group="=1+1", env="a\x1bb")]))
+    assert (found["group"], found["env"]) == ("'=1+1", "a\\x1bb")
+
+
+def test_published_numbers_have_the_digits_of_their_source():
+    found = {own.convention: tables.as_published(own) for own in published_for("InvertedDoublePendulum-v4")[::-1]}
+    assert found["at_step"] == "9,314 ± 2"
+    assert found["max_mean"] == "9,337.47 ± 14.96"
 
 
 @pytest.mark.parametrize(
