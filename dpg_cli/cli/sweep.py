@@ -7,14 +7,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
 from dpg_cli.cli.here import below_here, here
+from dpg_cli.cli.job import Result
 from dpg_cli.cli.names import Label
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.resume import CHANGEABLE, go_on
@@ -50,7 +51,8 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     file = record.SweepFile(folder, command_line(), launcher, jobs)
     file.flush()
     trust = any(configs.asks_for_trust(own.config) is not None for own in planned)
-    running = Running(plan, file, one_after_another=configs.has_basic_launcher(composed), trust=trust)
+    known = [own.config for own in planned]
+    running = Running(plan, file, known, one_after_another=configs.has_basic_launcher(composed), trust=trust)
     try:
         with run_dir.locked([folder]):
             return launch(running, ["-m", *overrides, f"hydra.sweep.dir={handover.quoted(folder)}"])
@@ -69,27 +71,57 @@ class Running:
     Args:
         plan: of the jobs.
         file: the sweep's record.
+        known: configs of all jobs; where the sweeper decides on jobs as it goes, what they share.
         one_after_another: whether the jobs run in this process.
         trust: whether resuming needs `trust=true`.
     """
 
-    def __init__(self, plan: Plan, file: record.SweepFile, *, one_after_another: bool, trust: bool):
+    def __init__(
+        self,
+        plan: Plan,
+        file: record.SweepFile,
+        known: Sequence[configs.TrainConfig],
+        *,
+        one_after_another: bool,
+        trust: bool,
+    ):
         self.plan, self.file, self.one_after_another, self.trust = plan, file, one_after_another, trust
-        self.results: dict[int, job.Result] = {}
+        self.known = known
+        self.results: dict[int, Result] = {}
         self.begun = False
+        self._jobs: dict[int, Described] = {}
 
-    def started(self, number: int, overrides: Sequence[str], folder: Path) -> None:
+    def job(self, number: int, composed: DictConfig) -> tuple[configs.TrainConfig, Path, Label, Sequence[str]]:
+        """Config, folder and label of a job that a launcher is about to start, and the command line.
+
+        Args:
+            number: of the job among those that the launcher runs; in a resumed sweep its own number is another.
+            composed: its config with the `hydra` node.
+        """
+        found = describe(self.plan, composed, composed.hydra)
+        self._jobs[number] = found
+        self.plan.link_curves(found.number, found.label, found.config, found.folder)
+        return found.config, found.folder, found.label, command_line()
+
+    def started(self, number: int) -> None:
         """Record that a job starts."""
         self.begun = True
-        where = os.path.relpath(folder, self.plan.folder)
-        new = {} if self.plan.planned else {"overrides": list(overrides)}
-        self.file.set(number, **new, folder=where, state="running", reason=None)
+        found = self._jobs[number]
+        where = os.path.relpath(found.folder, self.plan.folder)
+        new = {} if self.plan.planned else {"overrides": list(found.overrides)}
+        self.file.set(found.number, **new, folder=where, state="running", reason=None)
 
-    def ended(self, number: int, state: str, reason: str | None = None, result: job.Result | None = None) -> None:
-        """Record how a job ended: `done`, `failed`, or `pending` if it can be resumed."""
-        self.file.set(number, state=state, reason=reason)
+    def ended(self, number: int, result: Result | None, state: str, reason: str | None = None) -> None:
+        """Record how a job ended: `done`, `failed`, or `pending` if it was stopped, and can be resumed."""
+        self.begun = True
+        found = self._jobs.get(number)
+        own = number if found is None else found.number
+        if state == "pending" and reason is None:
+            reason = "stopped early"
+        if found is not None or self.plan.planned:
+            self.file.set(own, state=state, reason=reason)
         if result is not None:
-            self.results[number] = result
+            self.results[own] = result
 
     def correct(self) -> None:
         """Take the states of jobs that ran elsewhere from their folders."""
@@ -132,27 +164,24 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
     between_jobs = StopRequest()
 
     def task(config: DictConfig) -> float:
-        hydra_config = HydraConfig.get()
-        where, number = Path(hydra_config.runtime.output_dir), hydra_config.job.num
-        overrides = list(hydra_config.overrides.task)
-        if RESUMED in config:
-            number = int(config[RESUMED].number)
-            checked, overrides = _stored(plan.folder, number), list(plan.jobs[number])
-        else:
-            checked = configs.validate(config, here())
+        number = HydraConfig.get().job.num
         sweep_here = current()
-        if sweep_here is not None:
-            sweep_here.begun = True
+        if sweep_here is None:  # a process of its own
+            found = describe(plan, config, HydraConfig.get())
+            plan.link_curves(found.number, found.label, found.config, found.folder)
+            checked, where, label = one_thread(found.config), found.folder, found.label
+        else:
             if between_jobs.signal is not None:
+                sweep_here.begun = True
                 sys.exit(128 + between_jobs.signal)  # not an Exception, so that it ends the sweep
-            sweep_here.started(number, overrides, where)
-        label = plan.label(number, overrides)
-        if not one_after_another:
-            checked = one_thread(checked)
-        plan.link_curves(number, label, checked, where)
+            with open_dict(config):
+                config.hydra = HydraConfig.get()
+            checked, where, label, _ = sweep_here.job(number, config)
+            checked = checked if one_after_another else one_thread(checked)
+            sweep_here.started(number)
         result = run_job(checked, where, command, label)
         if sweep_here is not None:
-            sweep_here.ended(number, *_ending(result), result=result)
+            sweep_here.ended(number, result, *_ending(result))
         if result.exit_code > 128:
             sys.exit(result.exit_code)
         # A failed job returns NaN: after an exception Hydra would end the sweep with the current batch of jobs.
@@ -202,7 +231,33 @@ def finish(running: Running, console: Any) -> list[record.Job]:
     return failed
 
 
-def run_job(config: configs.TrainConfig, folder: Path, command: Sequence[str], label: Label) -> job.Result:
+class Described(NamedTuple):
+    """A job that is about to start."""
+
+    number: int
+    config: configs.TrainConfig
+    folder: Path
+    label: Label
+    overrides: Sequence[str]
+
+
+def describe(plan: Plan, config: DictConfig, hydra: Any) -> Described:
+    """A job, from its composed config and Hydra's own node.
+
+    Raises:
+        UserError: the config is wrong.
+    """
+    folder = Path(hydra.runtime.output_dir)
+    if RESUMED in config:
+        number = int(config[RESUMED].number)
+        checked, overrides = _stored(plan.folder, number), list(plan.jobs[number])
+    else:
+        number, overrides = int(hydra.job.num), list(hydra.overrides.task)
+        checked = configs.validate(config, here())
+    return Described(number, checked, folder, plan.label(number, overrides), overrides)
+
+
+def run_job(config: configs.TrainConfig, folder: Path, command: Sequence[str], label: Label) -> Result:
     """Train a job in its folder: from the start, from its checkpoint if it was begun, or not at all if it is done.
 
     Args:
@@ -218,15 +273,15 @@ def run_job(config: configs.TrainConfig, folder: Path, command: Sequence[str], l
         if (difference := configs.difference(config, stored, without=CHANGEABLE)) is not None:
             raise UserError(f"{folder} already holds a run, with {difference}")
         if run_dir.status(folder) == "done" and stored.total_steps >= config.total_steps:
-            return job.Result(0)
+            return Result(0)
         return go_on(configs.changed(stored, {"total_steps": config.total_steps}), folder, label=label)
     except UserError as error:
         message = one_line(error)
         print(f"dpg-train: {label.position} failed: {message}", file=sys.stderr)
-        return job.Result(1, error=message)
+        return Result(1, error=message)
 
 
-def score(folder: Path, result: job.Result) -> float:
+def score(folder: Path, result: Result) -> float:
     """The mean of the last ten evaluations over all seeds; NaN if the job failed."""
     if result.error is not None:
         return math.nan
@@ -267,7 +322,7 @@ def unknown_jobs(folder: Path, known: Sequence[record.Job]) -> Iterator[tuple[Pa
             yield where, int(node["job"]["num"]), [str(text) for text in node["overrides"]["task"]]
 
 
-def _ending(result: job.Result) -> tuple[str, str | None]:
+def _ending(result: Result) -> tuple[str, str | None]:
     if result.error is not None:
         return "failed", result.error
     stopped = result.exit_code > 128 or (result.outcome is not None and result.outcome.interrupted)

@@ -61,7 +61,9 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else [f"hydra/launcher={file.launcher}"]
     composed = configs.compose([*launcher, *hydra])
     plan = Plan(folder, [entry.overrides for entry in jobs], planned=True)
-    running = Running(plan, file, one_after_another=configs.has_basic_launcher(composed), trust=asks is not None)
+    one_after_another = configs.has_basic_launcher(composed)
+    known = [stored[entry.number] for entry in jobs]
+    running = Running(plan, file, known, one_after_another=one_after_another, trust=asks is not None)
     with run_dir.locked([folder]):
         if "total_steps" in values:
             record.store_configs(folder, ((number, config.model_dump()) for number, config in stored.items()))
