@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dpg_cli import config as configs
-from dpg_cli.cli import handover, job
+from dpg_cli.cli import handover, job, launch
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.init import folders_of
+from dpg_cli.cli.job import Result
 from dpg_cli.cli.names import Label, member_names, members, without_seed
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.signals import StopRequest
+from dpg_cli.config import TrainConfig
 from dpg_cli.errors import DiskError, UserError, one_line
 from dpg_cli.storage.atomic import explaining
 from dpg_cli.storage.run_dir import claim, command_line
@@ -39,6 +41,8 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
     plan = Sweep(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
     plan.check()
+    if configs.has_local_launcher(composed):
+        launch.check(configs.select(composed, "hydra.launcher"))
     claim(folder, "hydra.sweep.dir")
     command, console = command_line(), new_console()
     between_jobs, one_after_another, begun = StopRequest(), configs.has_basic_launcher(composed), []
@@ -63,6 +67,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
         return math.nan if result.outcome is None else result.outcome.score()
 
     removed = False
+    _running.append(Current(plan, command))
     try:
         with between_jobs, explaining(folder):
             handover.hand_over(task, ["-m", *overrides, f"hydra.sweep.dir={handover.quoted(folder)}"])
@@ -77,9 +82,10 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
             raise
         raise UserError(f"hydra: {type(error).__name__}: {one_line(error)}") from error
     finally:
+        _running.clear()
         failed = plan.failures()
         if not removed:
-            plan.print_scores(console, in_this_process=one_after_another)
+            plan.print_scores(console, in_this_process=one_after_another or configs.has_local_launcher(composed))
             for where, reason in failed.items():
                 print(f"dpg-train: job {where} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -105,6 +111,7 @@ class Sweep:
         self._planned = planned
         self._common = set.intersection(*(set(job) for job in jobs))
         self._results: dict[int, tuple[str, Path, job.Result]] = {}
+        self.known: list[configs.TrainConfig] = []
 
     def label(self, number: int, overrides: Sequence[str]) -> Label:
         """The label of a job: its position and the settings that differ. Numbers start at 0, like the folders."""
@@ -124,6 +131,7 @@ class Sweep:
             try:
                 config = configs.compose(overrides)
                 checked = configs.validate(config, here())
+                self.known.append(checked)
                 if checked.init is not None:
                     folders_of(checked)
                 resolved, name = configs.dump(checked), configs.job_folder(config, number)
@@ -231,3 +239,56 @@ def _failures(folder: Path) -> list[tuple[Path, str]]:
         if content["status"] == "failed" and not (path.parents[1] / "run.json").exists():  # not the folder of one seed
             failed.append((path.parent, content["error"]))
     return failed
+
+
+class Current:
+    """The running sweep, for the local launcher. STAND-IN until sweep.json keeps the states."""
+
+    def __init__(self, plan: Sweep, command: Sequence[str]):
+        self._plan, self._command = plan, command
+        self.known: Sequence[TrainConfig] = plan.known
+        self._jobs: dict[int, tuple[Label, Path]] = {}
+
+    def job(self, number: int, composed: DictConfig) -> tuple[TrainConfig, Path, Label, Sequence[str]]:
+        """The config of a job, its folder, its label and the command line."""
+        folder = Path(composed.hydra.runtime.output_dir)
+        label = self._plan.label(number, list(composed.hydra.overrides.task))
+        checked = configs.validate(composed, here())
+        self._plan.link_curves(number, label, checked, folder)
+        self._jobs[number] = label, folder
+        return checked, folder, label, self._command
+
+    def started(self, number: int) -> None:
+        """Called when a job starts."""
+
+    def ended(self, number: int, result: Result | None, state: str, reason: str | None) -> None:
+        """Called when a job ends."""
+        if result is not None:
+            self._plan.ended(number, *self._jobs[number], result)
+
+
+_running: list[Current] = []
+
+
+def current() -> Current:
+    """The running sweep. STAND-IN."""
+    return _running[0]
+
+
+def run_job(
+    config: TrainConfig,
+    folder: Path,
+    command: Sequence[str],
+    label: Label,
+    report: Callable[..., None] | None = None,
+) -> Result:
+    """Run a job in its folder: train, or resume its own unfinished run. STAND-IN."""
+    from dpg_cli.cli import build
+    from dpg_cli.storage import checkpoint, run_dir
+
+    if not (folder / "run.json").exists():
+        return job.run(config, folder, command, label, report=report)
+    checked = build.check(config)
+    with run_dir.locked({folder}):
+        starts, _ = checkpoint.newest([folder], 2**30)
+        return job.run(config, folder, command, label, starts or None, checked, report)
