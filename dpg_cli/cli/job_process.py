@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpg_cli.cli import here
-from dpg_cli.sweeps.lifeline import hold
+from dpg_cli.sweeps.lifeline import Lifeline
 
 # -P: the working directory must not take the place of installed modules.
 JOB_PROGRAM = (sys.executable, "-P", "-m", "dpg_cli.cli.sweep_job")
@@ -49,14 +49,13 @@ def surroundings() -> Mapping[str, Any]:
     return {"here": str(here.here()), "path": sys.path}
 
 
-def connect(request_stop: Callable[[], object]) -> Reports:
-    """Hold the lifeline, and open the pipe for messages.
+def connect(request_stop: Callable[[], object]) -> tuple[Reports, Lifeline]:
+    """The pipe for messages and the lifeline, from the command line.
 
     Args:
         request_stop: called in another thread when the main process has ended.
     """
-    hold(int(sys.argv[2]), request_stop)
-    return Reports(int(sys.argv[1]))
+    return Reports(int(sys.argv[1])), Lifeline(int(sys.argv[2]), request_stop)
 
 
 def receive() -> Mapping[str, Any]:

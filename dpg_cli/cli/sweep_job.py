@@ -34,7 +34,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     signals.remember()
-    reports = connect(request_stop)
+    reports, lifeline = connect(request_stop)
     from dpg_cli.cli import sweep  # takes seconds, with torch
 
     document = receive()
@@ -53,6 +53,7 @@ def main() -> None:
         reason = one_line(f"{type(error).__name__}: {error}")
         reports.send("result", exit_code=1, score=None, error=reason, outcome=None)
         code = 1
+    lifeline.leave()
     sys.exit(code)
 
 

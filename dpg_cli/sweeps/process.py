@@ -138,8 +138,8 @@ def in_session(session: int) -> list[int]:
 
 
 def kill_session(session: int) -> None:
-    """Kill every process of a session at once, the caller last."""
-    own = os.getpid()
-    for pid in sorted(in_session(session), key=lambda pid: pid == own):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    """Kill every process of a session, except the caller."""
+    for pid in in_session(session):
+        if pid != os.getpid():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
