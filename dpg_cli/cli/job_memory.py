@@ -35,14 +35,13 @@ def most_at_once(configs: Sequence[TrainConfig], wanted: int, stop: Callable[[],
         return 1, None
     sizes = environment_sizes(configs, stop)
     needed = max((_bytes(config, sizes[key]) for config in configs if (key := _key(config)) in sizes), default=0)
-    free = available_memory()
-    fitting = max(1, int((free - INTERPRETER_BYTES) / (needed + INTERPRETER_BYTES)))  # the spare interpreter
+    free, each = available_memory(), needed + 2 * INTERPRETER_BYTES  # its own, and that of the next job
+    fitting = max(1, free // each)
     if needed == 0 or fitting >= wanted:
         return wanted, None
-    each = (needed + INTERPRETER_BYTES) / 2**30
     jobs = "one job" if fitting == 1 else f"{fitting} jobs"
     return fitting, (
-        f"note: n_jobs=auto runs {jobs} at once, not {wanted}: each may need {each:.1f} GiB, "
+        f"note: n_jobs=auto runs {jobs} at once, not {wanted}: each may need {each / 2**30:.1f} GiB, "
         f"and {free / 2**30:.1f} GiB of memory are free"
     )
 

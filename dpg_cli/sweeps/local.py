@@ -18,6 +18,7 @@ from dpg_cli.sweeps.process import Exit, Process, in_session, kill_session
 TICK = 0.1  # seconds between looks at processes that say nothing
 SHORT_TICK = 0.02  # seconds; for processes that are about to end
 PATIENCE = 30.0  # seconds to stop with a checkpoint
+SOON = 10.0  # seconds before its end, from which on a job's successor may start its interpreter
 LEFTOVERS = 2.0  # seconds that processes may outlive the job that started them
 REAPED = 5.0  # seconds to wait for a killed process
 
@@ -74,6 +75,7 @@ class Running:
         process: of the job.
         starts: how often it was started.
         begun: whether it has sent a message.
+        left: seconds that it will still take; None if unknown.
         result: its result.
         deadline: when it is killed; None if it neither was asked to stop nor has sent its result.
         hung: whether it was killed because it did not stop.
@@ -85,6 +87,7 @@ class Running:
     process: Process
     starts: int = 1
     begun: bool = False
+    left: float | None = None
     result: Mapping[str, Any] | None = None
     deadline: float | None = None
     hung: bool = False
@@ -93,7 +96,7 @@ class Running:
 class Pool:
     """Processes that run jobs. Leaving its context kills whatever still runs.
 
-    While jobs wait, one spare interpreter imports what the next job needs.
+    While jobs wait, a spare interpreter imports what the next job needs: one, or one for each job that will end soon.
 
     Args:
         command: the program of a job; see `Process`.
@@ -174,8 +177,10 @@ class Pool:
         return [*(job.process for job in self._running), *self._spares]
 
     def _start_waiting(self, prepare: Callable[[int, Worker], Mapping[str, Any]]) -> None:
-        ready = bool(self._running) and all(job.begun for job in self._running)
-        wanted = min(len(self._waiting), len(self._free) + ready)  # a spare must not slow the start of others
+        soon = sum(job.result is not None or (job.left is not None and job.left < SOON) for job in self._running)
+        if soon == 0 and self._running and all(job.begun for job in self._running):  # it would slow their start
+            soon = 1
+        wanted = min(len(self._waiting), len(self._free) + soon)
         while len(self._spares) < wanted:
             self._spares.append(self._new_process())
         while self._waiting and self._free and not self.stopping and not self._stop():
@@ -234,6 +239,7 @@ class Pool:
             if message["kind"] == "result":
                 job.result, job.deadline = message, self._clock() + PATIENCE
             else:
+                job.left = message.get("left", job.left)
                 self._events.said(job.number, message)
 
     def _ended(self, job: Running, how: Exit) -> None:

@@ -1,6 +1,5 @@
 """The pool of processes, with tiny programs in place of the jobs."""
 
-import os
 import signal
 import subprocess
 import sys
