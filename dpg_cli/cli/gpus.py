@@ -25,11 +25,10 @@ def visible() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    starts = list(GPU.finditer(listed.stdout))
-    ends = [*(match.start() for match in starts[1:]), len(listed.stdout)]
     found: list[str] = []
-    for match, end in zip(starts, ends, strict=True):
-        found += SLICE.findall(listed.stdout[match.end() : end]) or [match[1]]
+    _, *parts = GPU.split(listed.stdout)
+    for number, about in zip(parts[::2], parts[1::2], strict=True):
+        found += SLICE.findall(about) or [number]
     return found
 
 
