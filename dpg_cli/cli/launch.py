@@ -88,7 +88,14 @@ class Record(Protocol):
         """Called when a job starts."""
 
     def ended(self, number: int, result: Result | None, state: State, reason: str | None) -> None:
-        """Called when a job ends."""
+        """Called when a job has ended, also if it could not be started.
+
+        Args:
+            number: of the job.
+            result: None if a job that did not fail sent none.
+            state: `pending` if it was stopped.
+            reason: why it failed or was stopped; None if the whole sweep was.
+        """
 
 
 def check(launcher: Mapping[str, Any] | DictConfig) -> Options:

@@ -263,7 +263,7 @@ class Current:
 
     def ended(self, number: int, result: Result | None, state: str, reason: str | None) -> None:
         """Called when a job ends."""
-        if result is not None:
+        if result is not None and number in self._jobs:
             self._plan.ended(number, *self._jobs[number], result)
 
 

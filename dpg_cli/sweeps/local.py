@@ -77,6 +77,7 @@ class Running:
         begun: whether it has sent a message.
         left: seconds that it will still take; None if unknown.
         result: its result.
+        stopping: whether it says that it is stopping.
         deadline: when it is killed; None if it neither was asked to stop nor has sent its result.
         hung: whether it was killed because it did not stop.
     """
@@ -88,6 +89,7 @@ class Running:
     starts: int = 1
     begun: bool = False
     left: float | None = None
+    stopping: bool = False
     result: Mapping[str, Any] | None = None
     deadline: float | None = None
     hung: bool = False
@@ -238,6 +240,8 @@ class Pool:
             job.begun = True
             if message["kind"] == "result":
                 job.result, job.deadline = message, self._clock() + PATIENCE
+            elif message["kind"] == "stopping":
+                job.stopping, job.deadline = True, self._clock() + PATIENCE
             else:
                 job.left = message.get("left", job.left)
                 self._events.said(job.number, message)
@@ -279,8 +283,9 @@ class Pool:
         for process in self._spares:
             kill_session(process.pid)
         for job in self._running:
-            job.process.send(signal.SIGTERM)
-            job.deadline = self._clock() + PATIENCE
+            if not job.stopping:  # some machines send a signal to all processes; a second one would stop it at once
+                job.process.send(signal.SIGTERM)
+                job.deadline = self._clock() + PATIENCE
 
 
 def _state(result: Mapping[str, Any], stopping: bool) -> tuple[State, str | None]:

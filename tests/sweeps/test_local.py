@@ -199,6 +199,13 @@ def test_a_job_that_is_stopped_before_it_handles_signals_is_pending(run, seen):
     assert seen.ends == {0: ("pending", None)}
 
 
+def test_a_job_that_stops_already_gets_no_second_signal(run, seen):
+    """Where a machine sends its signal to all processes, a second one would keep the job from its checkpoint."""
+    stops = "say('stopping'); say('ready'); time.sleep(0.5); result(exit_code=143)"
+    run([stops], stop=lambda: (0, "ready") in seen.messages)
+    assert seen.ends == {0: ("pending", None)}
+
+
 def test_fail_fast_stops_the_others_with_a_checkpoint(run, seen):
     fails = "time.sleep(0.5); result(error='broken', exit_code=1)"
     pool = run([STOPS, fails, DONE], fail_fast=True)
