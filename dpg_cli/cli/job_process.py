@@ -30,6 +30,8 @@ class Reports:
     def __init__(self, descriptor: int):
         os.set_inheritable(descriptor, False)
         self._descriptor = descriptor
+        self._room = select.poll()  # unlike select.select, it takes descriptors above 1,023
+        self._room.register(descriptor, select.POLLOUT)
 
     def send(self, kind: str, **values: Any) -> None:
         """Send a message."""
@@ -40,7 +42,7 @@ class Reports:
 
     def offer(self, kind: str, **values: Any) -> None:
         """Send a message unless the pipe is full, as it is while the main process is suspended."""
-        if select.select([], [self._descriptor], [], 0)[1]:
+        if self._room.poll(0):
             self.send(kind, **values)
 
 

@@ -183,19 +183,20 @@ class Pool:
         if soon == 0 and self._running and all(job.begun for job in self._running):  # it would slow their start
             soon = 1
         wanted = min(len(self._waiting), len(self._free) + soon)
-        while len(self._spares) < wanted:
-            self._spares.append(self._new_process())
+        with contextlib.suppress(OSError):  # no more processes: the job that needs one will say so
+            while len(self._spares) < wanted:
+                self._spares.append(self._new_process())
         while self._waiting and self._free and not self.stopping and not self._stop():
             number, worker = self._waiting.popleft(), self._free.pop(0)
             try:
                 document = prepare(number, worker)
+                self._running.append(Running(number, worker, document, self._given(document)))
             except Exception as error:
                 self._free.insert(0, worker)
                 kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                 self._end(number, "failed", one_line(f"{kind}{error}"), None)
                 continue
             self._events.started(number)
-            self._running.append(Running(number, worker, document, self._given(document)))
 
     def _given(self, document: Mapping[str, Any]) -> Process:
         """A process that has been given this document."""
@@ -255,18 +256,22 @@ class Pool:
         before = "" if job.begun else job.process.printed()
         job.process.close()
         self._running.remove(job)
-        if job.result is None and not job.hung and not self.stopping and job.starts <= self._retries:
-            self._events.again(job.number, _why(how, before))
-            again = Running(job.number, job.worker, job.document, self._given(job.document), job.starts + 1)
-            self._running.append(again)
-            return
+        if job.result is None and job.deadline is None and job.starts <= self._retries:
+            again: Running | None = None
+            with contextlib.suppress(OSError):  # no more processes
+                process = self._given(job.document)
+                again = Running(job.number, job.worker, job.document, process, job.starts + 1)
+            if again is not None:
+                self._running.append(again)
+                self._events.again(job.number, _why(how, before))
+                return
         self._free.insert(0, job.worker)
         if job.result is not None:
             state, reason = _state(job.result, self.stopping)
         elif job.hung:
             state, reason = "failed", f"did not stop within {PATIENCE:.0f} s of the request, and was killed"
         elif job.deadline is not None:
-            state, reason = "pending", None
+            state, reason = "pending", None if self.stopping else f"{_why(how, before)} while it stopped"
         else:
             state = "failed"
             reason = _why(how, before) + (f"; started {job.starts} times" if job.starts > 1 else "")

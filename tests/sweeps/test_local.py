@@ -206,6 +206,21 @@ def test_a_job_that_stops_already_gets_no_second_signal(run, seen):
     assert seen.ends == {0: ("pending", None)}
 
 
+def test_a_job_that_is_killed_while_it_stops_is_pending(run, seen):
+    run(["say('stopping'); os.kill(os.getpid(), signal.SIGBUS)", DONE], workers=1)
+    assert seen.ends == {0: ("pending", "killed by SIGBUS while it stopped"), 1: ("done", None)}
+
+
+def test_jobs_fail_where_no_process_can_be_started(run, seen, monkeypatch):
+    def refuse(self):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(Pool, "_new_process", refuse)
+    run([DONE, DONE])
+    reason = "BlockingIOError: [Errno 11] Resource temporarily unavailable"
+    assert seen.ends == dict.fromkeys(range(2), ("failed", reason))
+
+
 def test_fail_fast_stops_the_others_with_a_checkpoint(run, seen):
     fails = "time.sleep(0.5); result(error='broken', exit_code=1)"
     pool = run([STOPS, fails, DONE], fail_fast=True)
