@@ -71,7 +71,7 @@ class Record(Protocol):
     """Keeps the states of the jobs of a sweep.
 
     Attributes:
-        known: configs of the jobs that are known, for `n_jobs=auto`.
+        known: configs of all jobs of the sweep, also of those that have ended, as far as they are known.
     """
 
     known: Sequence[TrainConfig]
@@ -164,11 +164,7 @@ def launch(
 
         def resolve(_: DictConfig) -> None:
             try:
-                settings = own.hydra.job_logging
-                logging = {
-                    "config": OmegaConf.to_container(settings, resolve=True),
-                    "verbose": _plain(own.hydra.verbose),
-                }
+                logging = {"config": _plain(own.hydra.job_logging), "verbose": _plain(own.hydra.verbose)}
                 environ = {str(key): str(value) for key, value in own.hydra.job.env_set.items()}
                 prepared.append(Prepared(*record.job(number, own), environ, logging))
             except Exception as error:  # Hydra would keep it for later
@@ -210,7 +206,7 @@ def run_jobs(
         prepare: called when a job is about to start. If it raises an exception, the job has failed.
         options: how to run them.
         record: is told what happens.
-        known: configs of the jobs, for `n_jobs=auto`.
+        known: configs of all jobs of the sweep, for `n_jobs=auto`.
         ended: called with the score of each job that has ended; NaN if it failed.
 
     Raises:
@@ -218,13 +214,14 @@ def run_jobs(
     """
     display = SweepDisplay(new_console(), len(numbers), say)
     with StopRequest(display.notify) as stop:
-        n_jobs, note = options.n_jobs, None
-        if n_jobs is None:
-            n_jobs, note = most_at_once(known, min(cores(), len(numbers)), stop)
-        if note is not None:
-            display.tell(note)
-        share = max(1, cores() // n_jobs)
-        workers = _workers(min(n_jobs, len(numbers)), share, options.gpus)
+        n_jobs = options.n_jobs or min(cores(), max(len(known), len(numbers)))
+        share = max(1, cores() // n_jobs)  # whatever is free or left, since a run's numbers may depend on its threads
+        at_once = min(n_jobs, len(numbers))
+        if options.n_jobs is None:
+            at_once, note = most_at_once(known, at_once, stop)
+            if note is not None:
+                display.tell(note)
+        workers = _workers(at_once, share, options.gpus)
         events = _Events(display, record, ended)
         environ = {"OMP_NUM_THREADS": str(share), **os.environ}
         display.workers = len(workers)
