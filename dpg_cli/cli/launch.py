@@ -21,7 +21,7 @@ from dpg_cli.cli.job_process import JOB_PROGRAM, LOG, surroundings
 from dpg_cli.cli.machine import affinity, cores
 from dpg_cli.cli.names import Label
 from dpg_cli.cli.progress import new_console
-from dpg_cli.cli.signals import StopRequest, say
+from dpg_cli.cli.signals import PolledStop, say
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
 from dpg_cli.sweeps.local import Pool, State, Worker
@@ -213,7 +213,7 @@ def run_jobs(
         SystemExit: a signal stopped the sweep (128 + signal), or a failure did, with `fail_fast` (1).
     """
     display = SweepDisplay(new_console(), len(numbers), say)
-    with StopRequest(display.notify) as stop:
+    with PolledStop(display.notify) as stop:
         n_jobs = options.n_jobs or min(cores(), max(len(known), len(numbers)))
         share = max(1, cores() // n_jobs)  # whatever is free or left, since a run's numbers may depend on its threads
         at_once = min(n_jobs, len(numbers))

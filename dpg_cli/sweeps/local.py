@@ -104,7 +104,8 @@ class Pool:
         command: the program of a job; see `Process`.
         workers: one job runs in each at a time.
         events: is told what happens.
-        stop: whether a stop is requested. Every job then stops with a checkpoint, and no more are started.
+        stop: whether a stop is requested. Every job then stops with a checkpoint, and no more are started. It is
+            called several times a second, and may raise an exception to stop at once.
         retries: how often a job whose process was killed is started again.
         fail_fast: whether the first failure requests a stop.
         folder: the working directory of the processes.
@@ -168,7 +169,7 @@ class Pool:
         """
         self._waiting.extend(numbers)
         while self._running or self._leftovers or (self._waiting and not self.stopping):
-            if not self.stopping and self._stop():
+            if self._stop() and not self.stopping:
                 self._stop_all()
             if not self.stopping:
                 self._start_waiting(prepare)

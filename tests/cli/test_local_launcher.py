@@ -31,9 +31,9 @@ def evaluations(folder):
 
 
 def jobs_of(pid):
-    """The processes of a sweep: jobs, spare interpreters and what these have started."""
+    """The processes of a sweep: jobs and spare interpreters."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
+        return psutil.Process(pid).children()
     return []
 
 
