@@ -96,6 +96,12 @@ def test_processes_that_step_environments_do_not_import_torch():
     assert done.stdout.split() == ["False"]
 
 
+def test_the_process_of_a_job_watches_its_sweep_before_it_imports_torch():
+    program = "import sys, dpg_cli.cli.sweep_job, dpg_cli.cli.env_sizes; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 def test_a_policy_needs_no_torch_no_config_no_logger_and_no_environment(trained):
     run = trained(TOY, *SMALL)
     program = (

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from dpg_cli.cli.init import initialise
 from dpg_cli.cli.learners import choose_threads
 from dpg_cli.cli.names import Label, Names, names_of
 from dpg_cli.cli.notes import notes
-from dpg_cli.cli.progress import ProgressDisplay, duration, new_console, print_summary, quoted
+from dpg_cli.cli.progress import ProgressDisplay, new_console, print_summary, quoted
 from dpg_cli.cli.signals import ForcedStop, StopRequest, say
 from dpg_cli.cli.stepping import choose_stepping
 from dpg_cli.cli.thread_check import ThreadCheck, products_per_second
 from dpg_cli.config import TrainConfig, asks_for_trust
+from dpg_cli.durations import duration
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.returns import ReturnError
 from dpg_cli.environments.rollout import Episode
@@ -102,6 +103,7 @@ def run(
     label: Label | None = None,
     start: Sequence[Loaded] | None = None,
     checked: Checked | None = None,
+    report: Callable[..., None] | None = None,
 ) -> Result:
     """Train in a claimed folder. Success or failure is recorded there and reported on the terminal.
 
@@ -112,6 +114,7 @@ def run(
         label: of the job, if it is part of a sweep.
         start: the checkpoints to resume from, one per member; the caller has locked their folders. None for a new run.
         checked: what `build.check` has returned; None if it was not called.
+        report: given the kind of an event and its values, if another process shows the sweep.
     """
     names = names_of(config, folder, label)
     learns_after = max(config.learning_starts, config.algo["batch_size"])
@@ -122,6 +125,7 @@ def run(
         evaluated=config.eval.episodes > 0,
         learns_after=learns_after,
         job=names.position,
+        report=report,
     )
     watcher = Watcher(display, step=0 if start is None else start[0].step, learns_after=learns_after)
     stop, began = StopRequest(display.notify), time.monotonic()

@@ -24,12 +24,14 @@ from dpg_cli.cli.here import below_here
 from dpg_cli.cli.pace import Pace
 from dpg_cli.cli.printed import Printed
 from dpg_cli.cli.signals import say
+from dpg_cli.durations import duration
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.rollout import Episode
 from dpg_cli.trainer import Outcome
 
 log = logging.getLogger(__name__)
 
+REPORT_EVERY = 0.5  # seconds between reports
 LOOK_EVERY = 0.25  # seconds between looks at what simulators have printed
 LINE_EVERY = 50.0  # seconds; with slow steps, there is still a line in every minute
 EVALUATION_LINE_EVERY = 10.0  # seconds between lines of dpg-eval
@@ -93,6 +95,7 @@ class ProgressDisplay:
         evaluated: whether there are evaluations, not only training episodes.
         learns_after: steps without updates.
         job: which job of a sweep. Each line starts with it, since jobs may run side by side.
+        report: given the kind of an event and its values; for a job whose sweep is shown by another process.
         clock: in seconds.
     """
 
@@ -105,6 +108,7 @@ class ProgressDisplay:
         evaluated: bool = True,
         learns_after: int = 0,
         job: str = "",
+        report: Callable[..., None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.pace = Pace(total_steps, learns_after, clock)
@@ -113,7 +117,8 @@ class ProgressDisplay:
         self._total = total_steps
         self._console = console
         self._clock = clock
-        self._last_line = self._last_look = clock()
+        self._report = report
+        self._last_line = self._last_look = self._last_report = clock()
         self._last_return: float | None = None
         self._evaluating: int | None = None
         self._evaluation: str | None = None
@@ -175,6 +180,8 @@ class ProgressDisplay:
         """Print and log a line."""
         log.info(text)
         self.print(text)
+        if self._report is not None:
+            self._report("note", text=text)
 
     def print(self, text: str) -> None:
         """Print a line. On a terminal it stays above the panel."""
@@ -186,6 +193,8 @@ class ProgressDisplay:
         The panel shows it itself: anything else that is written to the terminal moves the cursor, and the panel could
         not be erased.
         """
+        if self._report is not None:
+            self._report("stopping")
         if self._live is not None and self._live.is_started:
             self._message = text
         else:
@@ -197,6 +206,7 @@ class ProgressDisplay:
         for at in sorted(set.intersection(*map(set, by_step))):
             self._show_evaluation(at, [means[at] for means in by_step], None)
         self.pace.started(step, max((at for at, _ in evaluations[0]), default=None))
+        self._report_progress("started")
 
     def stepped(self, step: int, episodes: Sequence[Episode]) -> int | None:
         """Show that each seed has made `step` environment steps, and the return of finished episodes.
@@ -210,6 +220,7 @@ class ProgressDisplay:
             self._last_return = float(np.mean([episode.episode_return for episode in episodes]))
         if window is not None:  # several times in a minute
             self._line_if_due()
+        self._report_if_due()
         return window
 
     def evaluating(self, steps: int) -> None:
@@ -217,6 +228,7 @@ class ProgressDisplay:
         self._evaluating = steps
         self._show_printed_if_due()
         self._line_if_due()
+        self._report_if_due()
 
     def evaluated(self, step: int, evaluations: Sequence[Evaluation]) -> None:
         """Show an evaluation. Several members are shown as their mean and spread."""
@@ -227,6 +239,7 @@ class ProgressDisplay:
         self._line(f"{self._scored_by} {self._evaluation}", f"best {self._best_so_far()}")
         if len(means) > 1:
             log.info("%s of each seed: %s", self._scored_by, ", ".join(f"{mean:.1f}" for mean in means))
+        self._report_progress("evaluated")
 
     def _show_evaluation(self, step: int, means: Sequence[float], returns: Sequence[float] | None) -> None:
         """Show the mean of each member, and the returns of the first one's episodes if they are known."""
@@ -236,6 +249,23 @@ class ProgressDisplay:
         self._evaluation = f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {np.std(spread):.1f}"
         if self._best is None or mean > self._best[1]:
             self._best = (step, mean)
+
+    def _report_if_due(self) -> None:
+        if self._report is not None and self._clock() - self._last_report >= REPORT_EVERY:
+            self._report_progress("progress")
+
+    def _report_progress(self, kind: str) -> None:
+        if self._report is not None:
+            self._last_report = self._clock()
+            self._report(
+                kind,
+                step=self.pace.step,
+                total=self._total,
+                speed=self.pace.speed,
+                left=self.pace.left,
+                last_return=self._last_return,
+                best=self._best,
+            )
 
     def _line_if_due(self) -> None:
         if self._clock() - self._last_line < LINE_EVERY:
@@ -343,10 +373,3 @@ def print_summary(
 def quoted(path: Path) -> str:
     """The path, quoted for a shell."""
     return shlex.quote(str(path))
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, such as 1:02:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

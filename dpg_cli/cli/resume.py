@@ -6,7 +6,7 @@ Hydra is not involved, and no code from the folder runs: its config is data, its
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,7 +56,12 @@ def resume(arguments: Sequence[str]) -> int:
 
 
 def go_on(
-    config: configs.TrainConfig, folder: Path, *, keep_device: bool = True, label: Label | None = None
+    config: configs.TrainConfig,
+    folder: Path,
+    *,
+    keep_device: bool = True,
+    label: Label | None = None,
+    report: Callable[..., None] | None = None,
 ) -> job.Result:
     """Resume the run in a folder.
 
@@ -65,6 +70,7 @@ def go_on(
         folder: of the run.
         keep_device: whether `device=auto` means the device that the run was started on.
         label: of the job, if the run is part of a sweep; the log is then open already.
+        report: as for `job.run`.
 
     Raises:
         UserError: there is no whole checkpoint in the folder, it is not a run folder, or the device cannot be used.
@@ -83,7 +89,7 @@ def go_on(
     _, folders = members(config, folder)
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
-        return _from_the_start(config, folder, folders, label)
+        return _from_the_start(config, folder, folders, label, report)
     for path in folders:
         if not path.is_dir():
             raise UserError(f"resume={folder}: {path.name} is missing; each other seed_*/ can be resumed alone")
@@ -113,11 +119,15 @@ def go_on(
             remove_leftovers(Disk(), folder)
             write_configs(stored_config, folder)
         print(f"{who}resuming at step {starts[0].step:,}")
-        return _train(config, folder, starts, checked, label)
+        return _train(config, folder, starts, checked, label, report)
 
 
 def _from_the_start(
-    config: configs.TrainConfig, folder: Path, folders: Sequence[Path], label: Label | None
+    config: configs.TrainConfig,
+    folder: Path,
+    folders: Sequence[Path],
+    label: Label | None,
+    report: Callable[..., None] | None,
 ) -> job.Result:
     """Start again in the folder of a run that ended before its first checkpoint.
 
@@ -136,7 +146,7 @@ def _from_the_start(
         remove_leftovers(Disk(), folder)
     if label is None:
         print("nothing was trained yet: starting at step 0")
-    return _train(config, folder, None, checked, label)
+    return _train(config, folder, None, checked, label, report)
 
 
 def _train(
@@ -145,6 +155,7 @@ def _train(
     starts: Sequence[checkpoint.Loaded] | None,
     checked: build.Checked,
     label: Label | None,
+    report: Callable[..., None] | None,
 ) -> job.Result:
     """Train with a log, which Hydra opens only for new runs and for the jobs of a sweep."""
     logging.root.setLevel(logging.INFO)
@@ -152,7 +163,7 @@ def _train(
         if label is None:
             with explaining(folder):
                 opened.enter_context(logging_to(folder / "train.log"))
-        return job.run(config, folder, run_dir.command_line(), label, start=starts, checked=checked)
+        return job.run(config, folder, run_dir.command_line(), label, start=starts, checked=checked, report=report)
 
 
 def _holds_a_later_step(path: Path) -> bool:

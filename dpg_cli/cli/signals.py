@@ -84,7 +84,30 @@ class StopRequest:
             self.signal, self._when = number, now
             self._notify("dpg-train: stopping with a checkpoint; a second signal stops at once")
         elif now - self._when > GRACE:
-            raise ForcedStop(128 + number)
+            self._force(number)
+
+    def _force(self, number: int) -> None:
+        raise ForcedStop(128 + number)
+
+
+class PolledStop(StopRequest):
+    """Raises `ForcedStop` in a call, not wherever the second signal arrives, such as in the middle of drawing a table.
+
+    For a loop that calls it several times a second. A third signal is raised at once.
+    """
+
+    _forced: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether a stop was requested; raises `ForcedStop` at the second request."""
+        if self._forced is not None:
+            super()._force(self._forced)
+        return super().__call__()
+
+    def _force(self, number: int) -> None:
+        if self._forced is not None:
+            super()._force(number)
+        self._forced = number
 
 
 class StopAtOnce:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, open_dict
 
 from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
+from dpg_cli.cli import launch as local_jobs
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.job import Result
 from dpg_cli.cli.names import Label
@@ -42,6 +43,8 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
     plan = Plan(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
     planned = plan.check()
+    if configs.has_local_launcher(composed):
+        local_jobs.check(configs.select(composed, "hydra.launcher"))
     claim(folder, "hydra.sweep.dir")
     jobs = []
     if plan.planned:
@@ -74,6 +77,7 @@ class Running:
         known: configs of all jobs; where the sweeper decides on jobs as it goes, what they share.
         one_after_another: whether the jobs run in this process.
         trust: whether resuming needs `trust=true`.
+        order: in a resumed sweep, the numbers of the jobs in the order in which the launcher counts them.
     """
 
     def __init__(
@@ -84,9 +88,10 @@ class Running:
         *,
         one_after_another: bool,
         trust: bool,
+        order: Sequence[int] = (),
     ):
         self.plan, self.file, self.one_after_another, self.trust = plan, file, one_after_another, trust
-        self.known = known
+        self.known, self.order = known, order
         self.results: dict[int, Result] = {}
         self.begun = False
         self._jobs: dict[int, Described] = {}
@@ -109,17 +114,19 @@ class Running:
         found = self._jobs[number]
         where = os.path.relpath(found.folder, self.plan.folder)
         new = {} if self.plan.planned else {"overrides": list(found.overrides)}
-        self.file.set(found.number, **new, folder=where, state="running", reason=None)
+        with contextlib.suppress(DiskError):  # the end of the sweep reports it
+            self.file.set(found.number, **new, folder=where, state="running", reason=None)
 
     def ended(self, number: int, result: Result | None, state: str, reason: str | None = None) -> None:
         """Record how a job ended: `done`, `failed`, or `pending` if it was stopped, and can be resumed."""
         self.begun = True
         found = self._jobs.get(number)
-        own = number if found is None else found.number
+        own = found.number if found is not None else self.order[number] if self.order else number
         if state == "pending" and reason is None:
             reason = "stopped early"
         if found is not None or self.plan.planned:
-            self.file.set(own, state=state, reason=reason)
+            with contextlib.suppress(DiskError):
+                self.file.set(own, state=state, reason=reason)
         if result is not None:
             self.results[own] = result
 
@@ -203,7 +210,8 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
     finally:
         _current = None
         failed = [] if nothing_started else finish(running, console)
-    return 1 if failed else 0
+    unfinished = plan.planned and any(entry.state != "done" for entry in running.file.jobs)
+    return 1 if failed or unfinished else 0
 
 
 def finish(running: Running, console: Any) -> list[record.Job]:
@@ -257,7 +265,13 @@ def describe(plan: Plan, config: DictConfig, hydra: Any) -> Described:
     return Described(number, checked, folder, plan.label(number, overrides), overrides)
 
 
-def run_job(config: configs.TrainConfig, folder: Path, command: Sequence[str], label: Label) -> Result:
+def run_job(
+    config: configs.TrainConfig,
+    folder: Path,
+    command: Sequence[str],
+    label: Label,
+    report: Callable[..., None] | None = None,
+) -> Result:
     """Train a job in its folder: from the start, from its checkpoint if it was begun, or not at all if it is done.
 
     Args:
@@ -265,16 +279,18 @@ def run_job(config: configs.TrainConfig, folder: Path, command: Sequence[str], l
         folder: of the job.
         command: the command line of the sweep, for the record.
         label: of the job.
+        report: as for `job.run`.
     """
     try:
         if not _is_begun(folder):
-            return job.run(config, folder, command, label)
+            return job.run(config, folder, command, label, report=report)
         stored = configs.load_from(folder)
         if (difference := configs.difference(config, stored, without=CHANGEABLE)) is not None:
             raise UserError(f"{folder} already holds a run, with {difference}")
         if run_dir.status(folder) == "done" and stored.total_steps >= config.total_steps:
             return Result(0)
-        return go_on(configs.changed(stored, {"total_steps": config.total_steps}), folder, label=label)
+        total = {"total_steps": config.total_steps}
+        return go_on(configs.changed(stored, total), folder, label=label, report=report)
     except UserError as error:
         message = one_line(error)
         print(f"dpg-train: {label.position} failed: {message}", file=sys.stderr)

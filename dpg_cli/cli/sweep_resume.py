@@ -10,6 +10,7 @@ from dpg_cli import config as configs
 from dpg_cli.cli import handover
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.import_path import add_working_directory
+from dpg_cli.cli.launch import check
 from dpg_cli.cli.progress import new_console
 from dpg_cli.cli.sweep import RESUMED, NothingStartedError, Running, finish, launch, state_of
 from dpg_cli.cli.sweep_plan import Plan
@@ -61,6 +62,8 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else [f"hydra/launcher={file.launcher}"]
     composed = configs.compose([*launcher, *hydra])
     plan = Plan(folder, [entry.overrides for entry in jobs], planned=True)
+    if configs.has_local_launcher(composed):
+        check(configs.select(composed, "hydra.launcher"))
     one_after_another = configs.has_basic_launcher(composed)
     known = [stored[entry.number] for entry in jobs]
     running = Running(plan, file, known, one_after_another=one_after_another, trust=asks is not None)
@@ -69,6 +72,7 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
             record.store_configs(folder, ((number, config.model_dump()) for number, config in stored.items()))
         left = _left(running, stored)
         file.flush()
+        running.order = [entry.number for entry in left]
         if not left:
             print(f"{below_here(folder)}: all {len(jobs)} jobs are done; a larger total_steps= continues them")
             return 1 if finish(running, new_console()) else 0

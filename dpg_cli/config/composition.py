@@ -183,6 +183,11 @@ def has_basic_launcher(composed: DictConfig) -> bool:
     return str(select(composed, "hydra.launcher._target_")).endswith(".BasicLauncher")
 
 
+def has_local_launcher(composed: DictConfig) -> bool:
+    """Whether our own launcher is used. It runs each job in a process of its own, several at a time."""
+    return str(select(composed, "hydra.launcher._target_")).endswith(".LocalLauncher")
+
+
 def select(composed: DictConfig, key: str) -> Any:
     """The resolved value of a key of the `hydra` node; None if there is no such key.
 

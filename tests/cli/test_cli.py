@@ -264,8 +264,8 @@ def test_what_is_probably_not_meant_is_said(train):
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unknown flag"),
         (["noise={a:1}"], "noise={a:1}: must be one of gaussian, none, ou"),
         (["experiment={a:1}"], "experiment={a:1}: must be one of ddpg_notes, "),
-        (["hydra/launcher=[[1]]"], "hydra/launcher=[[1]]: must be one of basic"),
-        (["-m", "hydra/launcher=nonsense"], "hydra/launcher=nonsense: must be one of basic"),
+        (["hydra/launcher=[[1]]"], "hydra/launcher=[[1]]: must be one of basic, local"),
+        (["-m", "hydra/launcher=nonsense"], "hydra/launcher=nonsense: must be one of basic, local"),
         (["-m", "algo.actor_lr=interval(0,1)"], "algo.actor_lr=interval(0,1): has no list of values"),
         (["algo.gamma=0.9"], "algo.gamma: unknown key; use algo.discount"),
         (["algo.hidden_sizes=[64,", "64]"], "write 'algo.hidden_sizes=[64, 64]'"),
@@ -682,7 +682,7 @@ def test_a_launcher_or_sweeper_that_does_not_exist_leaves_no_folder(train, tmp_p
 
 
 def test_a_sweep_whose_folder_is_removed_still_says_which_job_failed(train, tmp_path, monkeypatch):
-    def fail(config, where, *_):
+    def fail(config, where, *_, **__):
         shutil.rmtree(tmp_path / "run")
         return job.Result(1, error="gone")
 

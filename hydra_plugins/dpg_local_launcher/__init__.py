@@ -1,0 +1,1 @@
+"""Hydra's `hydra/launcher=local`: the jobs of a sweep in parallel on one machine."""
