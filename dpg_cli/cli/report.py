@@ -16,15 +16,16 @@ Keys
   out         the folder of the report (default report); an earlier report there is replaced
   by          keys of the config that make groups, such as algo.name,noise.name (default: all that change the training)
   x           axis of the curves: steps (default) or hours
-  min_seeds   intervals of groups with fewer seeds are marked (default 5)
+  min_seeds   intervals of fewer seeds are marked and give no bold print (default 5)
   threshold   a return: when did each group reach it?
 
 Flags
   --version   versions of dpg-cli, torch, gymnasium, mujoco and others
 
 The folder holds report.html (one file, opens offline), summary.csv, .md and .tex (one row for each environment and
-group), runs.csv (one row for each seed), differences.csv, and figures/ as svg, pdf and png.
-Runs that differ only in the seed are a group. Nothing in the run folders is executed.
+group), runs.csv (one row for each run), differences.csv, and figures/ as svg, pdf and png.
+Runs are a group if they differ only in the seed, the length, the evaluations (eval.*), or in what changes at most the
+last digits, such as threads. Nothing in the run folders is executed.
 """
 
 KEYS = ("runs", "out", "by", "x", "min_seeds", "threshold")
@@ -71,7 +72,7 @@ def _report(arguments: Sequence[str]) -> int:
             raise UserError(f"threshold={values['threshold']}: should be a number")
     if missing := [module for module in MODULES if importlib.util.find_spec(module) is None]:
         raise UserError(f"needs {', '.join(missing)}; {to_install('report')}")
-    out = Path(values.get("out") or "report")
+    out = Path(os.path.normpath(values.get("out") or "report"))
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells when it makes its cache
 

@@ -278,7 +278,7 @@ def _style(*, page: bool = False) -> AbstractContextManager[None]:
 
 def _save(figure: Figure, stem: Path) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # names in a script that the font lacks
+        warnings.simplefilter("ignore", UserWarning)  # names in a script that the font lacks; odd numbers
         for suffix in SUFFIXES:
             dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
             figure.savefig(stem.with_name(f"{stem.name}.{suffix}"), dpi=200, metadata=dates)
@@ -288,7 +288,7 @@ def _for_page(figure: Figure, title: str) -> str:
     """An SVG to put into HTML: it takes the page's text color and width."""
     file = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
+        warnings.simplefilter("ignore", UserWarning)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -108,11 +108,11 @@ def group(runs: Iterable[Run], by: Sequence[str]) -> list[Group]:
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """The keys in which runs of one environment differ, in the order of the config; not those of `SAME_GROUP`."""
-    values: dict[str, dict[str, set[Value]]] = defaultdict(lambda: defaultdict(set))
+    values: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     keys = dict.fromkeys(key for run in runs for key in run.settings if _matters(key))
     for run in runs:
         for key in keys:
-            values[key][run.env_id].add(value_of(run, key))
+            values[key][run.env_id].add(text(value_of(run, key), exact=True))
     return [key for key in keys if any(len(own) > 1 for own in values[key].values())]
 
 
@@ -150,16 +150,16 @@ def _identity(run: Run, by: Sequence[str]) -> Hashable:
     """What makes a run's group: two runs with the same are the same training with, at most, another seed."""
     if by:
         return tuple(text(value_of(run, key), exact=True) for key in by)
-    return frozenset((key, value_of(run, key)) for key in run.settings if _matters(key))
+    return frozenset((key, text(value_of(run, key), exact=True)) for key in run.settings if _matters(key))
 
 
 def _group(runs: Sequence[Run], name: str, label: str, by: Sequence[str], differ: Sequence[str]) -> Group:
     """Of several runs with the same config and seed, the longest counts."""
     left_out = []
     longest: dict[Hashable, Run] = {}
-    for run in sorted(runs, key=lambda own: (-own.steps[-1], own.status != "done", str(own.folder))):
+    for run in sorted(runs, key=lambda own: (-own.steps[-1], -len(own.steps), own.status != "done", str(own.folder))):
         if longest.setdefault((run.seed, _identity(run, ())), run) is not run:
-            left_out.append(LeftOut(run, "the same config and seed as another run that is as long or longer"))
+            left_out.append(LeftOut(run, "the same training and seed as another run that is as long or longer"))
     kept, short = _long_enough(list(longest.values()))
     left_out += short
     kept, apart, steps = _with_common_steps(kept)
@@ -241,7 +241,7 @@ def _names(firsts: Sequence[Run], differ: Sequence[str], by: Sequence[str]) -> l
     found = []
     for run in firsts:
         same = [own for own in by_algo[run.algo] if own.env_id == run.env_id]
-        needed = [key for key in keys[run.algo] if len({value_of(own, key) for own in same}) > 1]
+        needed = [key for key in keys[run.algo] if len({text(value_of(own, key), exact=True) for own in same}) > 1]
         name, label = (
             _name(run, ["algo.name", *chosen] if several or not chosen else chosen, rounded)
             for chosen in (needed, keys[run.algo])

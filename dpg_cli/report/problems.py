@@ -1,5 +1,6 @@
 """What a reader of a report must know before trusting its numbers."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from dpg_cli.errors import one_line
 from dpg_cli.report.groups import UNSET, Group, differing, text
 from dpg_cli.report.runs import Run
-from dpg_cli.report.scores import LAST, last10
+from dpg_cli.report.scores import LAST, last10, shared_steps
 
 UNFINISHED = {"failed": "failed", "interrupted": "stopped early", "running": "still running"}
 NAMED = 3  # groups, in one line
@@ -143,6 +144,11 @@ def _of_environment(groups: Sequence[Group]) -> list[str]:
     ends = sorted({int(group.steps[-1]) for group in groups})
     if len(ends) > 1:
         lines.append(f"{env}: groups end between {ends[0]:,} and {ends[-1]:,} steps; each row is at its own last step")
+    apart = [(a.name, b.name) for a, b in itertools.combinations(groups, 2) if not len(shared_steps([a, b]))]
+    if apart:
+        more = f" and {len(apart) - 1} more pairs" if len(apart) > 1 else ""
+        pair = " and ".join(apart[0])
+        lines.append(f"{env}: not compared, without a common evaluation after step 0: {pair}{more}")
     for package in ("mujoco", "gymnasium"):
         if len(versions := sorted({_version(run, package) for run in runs} - {""})) > 1:
             lines.append(f"{env}: runs of different versions of {package}: {', '.join(versions)}")

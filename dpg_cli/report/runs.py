@@ -122,6 +122,8 @@ def read(folder: Path, part: str, completed: Callable[[Mapping[str, Value]], dic
     config = completed(config)
     metrics = _metrics(folder)
     steps, returns, untrained, not_finite = _evaluations(folder)
+    if not len(steps) and not_finite is not None:
+        raise UserError(f"{folder}: its evaluation at step {not_finite:,} is not a finite number")
     evaluated = bool(len(steps)) or not metrics.episodes
     if not evaluated:
         steps, returns = (np.array(column) for column in zip(*metrics.episodes.items(), strict=True))

@@ -1,8 +1,9 @@
 """What a group of runs scored, and how groups compare. The definitions are on every report (`DEFINITIONS`)."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -38,17 +39,17 @@ DEFINITIONS = {
     "IQM": f"mean of the middle half of the seeds' last10, a quarter cut off at each end; {AGARWAL}",
     "95% interval": f"percentile bootstrap over seeds, 10,000 draws; {EFRON}, chapter 13",
     "bold": "the difference from each other group of the environment has an interval above 0, and each comparison has "
-    "at least min_seeds seeds",
-    "difference": "difference of the last10 of two groups, over the evaluations that both have. If their seeds are the "
-    "same, or they share at least min_seeds, of these seeds in pairs; otherwise both groups are resampled. Not "
-    f"corrected for the number of comparisons; {EFRON}, chapter 8",
+    "at least min_seeds seeds and ten evaluations",
+    "difference": "difference of the last10 of two groups, over the evaluations that both have after step 0. If their "
+    "seeds are the same, or they share at least min_seeds, of these seeds in pairs; otherwise both groups are "
+    f"resampled. Not corrected for the number of comparisons; {EFRON}, chapter 8",
     "P(better)": "share of these pairs in which the first group has the higher last10, ties half; without pairs, of "
     f"all pairs of runs (Mann-Whitney U / nm, {AGARWAL})",
     "not learned": "last10 is no more than two standard deviations above the mean of the untrained policies' episodes",
     "normalised score": "0 is the uniformly random policy (100 episodes), 1 the published TD3 "
     f"(Table 1 of {FUJIMOTO}, else the first source that has the environment)",
-    "aggregate IQM": "IQM of the normalised last10 over all seeds and environments, bootstrap stratified by "
-    f"environment; {AGARWAL}",
+    "aggregate IQM": "IQM of the normalised last10 over all seeds and environments, by the evaluations that all groups "
+    f"have after step 0; bootstrap stratified by environment; {AGARWAL}",
     "performance profile": f"share of seeds with a normalised score above τ, mean over environments; {AGARWAL}",
     "P(improvement)": "mean over environments of the probability that a run of the first group scores higher "
     f"(Mann-Whitney U / nm); {AGARWAL}",
@@ -80,12 +81,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups of one environment, compared at the last step that both have."""
+    """Two groups of one environment, compared by the evaluations that both have after the first step.
+
+    Attributes:
+        env: the environment's id.
+        a: name of the first group.
+        b: name of the second group.
+        steps: the last that both have.
+        evaluations: on which each seed's last10 rests.
+        difference: of a and b.
+        better: how probably a seed of a scores more.
+    """
 
     env: str
     a: str
     b: str
     steps: int
+    evaluations: int
     difference: Comparison
     better: Comparison
 
@@ -125,7 +137,7 @@ class Aggregate:
         steps: by environment, the step at which all groups are compared.
         references: by environment, the random policy's return, the published one, and its source.
         missing: groups that lack one of the environments.
-        without: environments that have no scale.
+        without: environments that are in no aggregate.
         seeds: by group, the fewest in an environment.
         iqm: by group, with the interval.
         profiles: by group; `(profile, low, high)`, each over `TAUS`.
@@ -182,16 +194,19 @@ def compare(groups: Sequence[Group], min_seeds: int) -> list[Pair]:
         min_seeds: of seeds that two groups share, so many are enough to compare only these.
     """
     ranked = sorted(groups, key=lambda group: -last10(group).mean())
-    return [_pair(a, b, min_seeds) for a, b in _in_pairs(ranked)]
+    found = (_pair(a, b, min_seeds) for a, b in _in_pairs(ranked))
+    return [pair for pair in found if pair is not None]
 
 
 def clearly_best(groups: Sequence[Group], pairs: Sequence[Pair], min_seeds: int) -> str | None:
     """The group of an environment whose difference from each other group is above 0 with its whole interval.
 
-    None if there is no such group, only one group, or a comparison of fewer than `min_seeds` seeds, whose interval is
-    too narrow.
+    None if there is no such group, only one group, a comparison of fewer than `min_seeds` seeds, whose interval is too
+    narrow, or of fewer than ten evaluations.
     """
-    if len(groups) < 2 or min(pair.difference.seeds for pair in pairs) < min_seeds:
+    if not pairs or min(pair.difference.seeds for pair in pairs) < min_seeds:
+        return None
+    if min(pair.evaluations for pair in pairs) < LAST:
         return None
     best = max(groups, key=lambda group: float(last10(group).mean())).name
     wins = {pair.b if pair.a == best else pair.a for pair in pairs if best in (pair.a, pair.b) and _wins(pair, best)}
@@ -239,15 +254,15 @@ def aggregates(groups: Sequence[Group]) -> dict[str, Aggregate]:
     for group in usable:
         if group.env_id in references:
             parts.setdefault(group.env_id.rpartition("-")[2] if mixed else "", []).append(group)
-    without = tuple(dict.fromkeys(group.env_id for group in groups if group.env_id not in references))
-    found = {version: _aggregate(own, references, without) for version, own in parts.items()}
-    return {version: own for version, own in found.items() if own is not None}
+    found = {version: _aggregate(own, references) for version, own in parts.items()}
+    kept = {version: own for version, own in found.items() if own is not None}
+    in_one = {env for own in kept.values() for env in own.steps}
+    without = tuple(env for env in dict.fromkeys(group.env_id for group in groups) if env not in in_one)
+    return {version: replace(own, without=without) for version, own in kept.items()}
 
 
-def _aggregate(
-    groups: Sequence[Group], references: Mapping[str, tuple[float, float, Published]], without: tuple[str, ...]
-) -> Aggregate | None:
-    """Over the environments of the group that has most; None if that is fewer than two."""
+def _aggregate(groups: Sequence[Group], references: Mapping[str, tuple[float, float, Published]]) -> Aggregate | None:
+    """Over the environments of the group that has most, by the evaluations that all groups have; None if too few."""
     by_label: dict[str, dict[str, Group]] = {}
     for group in groups:
         by_label.setdefault(group.label, {})[group.env_id] = group
@@ -255,19 +270,22 @@ def _aggregate(
     if len(envs) < 2:
         return None
     whole = {label: own for label, own in by_label.items() if set(envs) <= set(own)}
-    steps = {env: min(int(own[env].steps[-1]) for own in whole.values()) for env in envs}
+    common = {env: shared_steps([own[env] for own in whole.values()]) for env in envs}
+    envs = [env for env in envs if len(common[env])]
+    if len(envs) < 2:
+        return None
     scores = {}
     for label, own in whole.items():
         scores[label] = [
-            (last10(own[env].until(steps[env])) - references[env][0]) / (references[env][1] - references[env][0])
+            (last10(own[env].at(common[env])) - references[env][0]) / (references[env][1] - references[env][0])
             for env in envs
         ]
     ranked = sorted(scores, key=lambda label: -float(iqm(np.concatenate(scores[label]))))
     return Aggregate(
-        steps=steps,
+        steps={env: int(common[env][-1]) for env in envs},
         references={env: references[env] for env in envs},
         missing=tuple(label for label in by_label if label not in whole),
-        without=without,
+        without=(),
         seeds={label: min(map(len, scores[label])) for label in ranked},
         iqm={label: _aggregate_iqm(scores[label]) for label in ranked},
         profiles={label: performance_profile(scores[label], TAUS) for label in ranked},
@@ -282,19 +300,22 @@ def _in_pairs(ranked: Sequence[T]) -> list[tuple[T, T]]:
     return [(ranked[0], other) for other in ranked[1:]]
 
 
-def _pair(a: Group, b: Group, min_seeds: int) -> Pair:
-    """Compared by the evaluations that both have, since their intervals may differ."""
-    common = np.intersect1d(a.steps, b.steps)
-    if common.max(initial=0) > 0:
-        a, b = a.at(common), b.at(common)
-    else:
-        last = int(min(a.steps[-1], b.steps[-1]))
-        a, b = a.until(last), b.until(last)
-    ours, theirs = (dict(zip(own.seeds, last10(own).tolist(), strict=True)) for own in (a, b))
+def _pair(a: Group, b: Group, min_seeds: int) -> Pair | None:
+    """None if they share no evaluation after the first step, or if one has only training episodes."""
+    common = shared_steps([a, b])
+    if not len(common) or a.evaluated != b.evaluated:
+        return None
+    ours, theirs = (dict(zip(own.seeds, last10(own.at(common)).tolist(), strict=True)) for own in (a, b))
     least = 2 if set(a.seeds) == set(b.seeds) else min_seeds
-    step = int(min(a.steps[-1], b.steps[-1]))
     found = difference(ours, theirs, least), probability_better(ours, theirs, least)
-    return Pair(a.env_id, a.name, b.name, step, *found)
+    number = min(LAST, len(common)) if a.evaluated else 1
+    return Pair(a.env_id, a.name, b.name, int(common[-1]), number, *found)
+
+
+def shared_steps(groups: Sequence[Group]) -> np.ndarray:
+    """Steps of the evaluations that all groups have, without that of the untrained policies at step 0."""
+    steps = functools.reduce(np.intersect1d, (group.steps for group in groups))
+    return steps[steps > 0]
 
 
 def _wins(pair: Pair, name: str) -> bool:

@@ -16,7 +16,7 @@ from dpg_cli.report.statistics import first_step_at
 
 MARK = "*"  # of an interval over too few seeds
 PAIR_COLUMNS = (
-    *("env", "a", "b", "steps", "seeds", "paired", "difference", "difference_low", "difference_high"),
+    *("env", "a", "b", "steps", "evaluations", "seeds", "paired", "difference", "difference_low", "difference_high"),
     *("better", "better_low", "better_high"),
 )
 RUN_COLUMNS = (
@@ -45,7 +45,15 @@ def pairs_csv(pairs: Sequence[Pair]) -> str:
         PAIR_COLUMNS,
         (
             (
-                *(pair.env, pair.a, pair.b, pair.steps, pair.difference.seeds, pair.difference.paired),
+                *(
+                    pair.env,
+                    pair.a,
+                    pair.b,
+                    pair.steps,
+                    pair.evaluations,
+                    pair.difference.seeds,
+                    pair.difference.paired,
+                ),
                 *(pair.difference.value, pair.difference.low, pair.difference.high),
                 *(pair.better.value, pair.better.low, pair.better.high),
             )
@@ -157,6 +165,8 @@ def number(value: float, like: float | None = None) -> str:
         return "–"
     size = abs(value if like is None else like)
     digits = next(digits for digits, least in enumerate((1000, 10, 1, 0)) if size >= least)
+    if size >= 1e9:
+        return f"{value:.3g}"
     return f"{value:,.0f}" if size >= 1e5 else f"{value:.{digits}f}"
 
 

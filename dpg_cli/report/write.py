@@ -17,6 +17,7 @@ from dpg_cli.storage.atomic import explaining
 PAGE = "report.html"
 FILES = (PAGE, "summary.csv", "summary.md", "summary.tex", "runs.csv", "differences.csv")
 FIGURES = "figures"
+MAX_NAME = 200  # bytes; file systems take 255, and a temporary name is longer
 HEAD = 2_000  # bytes of the page that hold GENERATOR
 
 
@@ -26,6 +27,8 @@ def check_out(out: Path) -> None:
     Raises:
         UserError: it is something else; nothing has been changed.
     """
+    if len(os.fsencode(out.name)) > MAX_NAME:
+        raise UserError(f"out={out}: the name is too long")
     if not os.path.lexists(out):
         parent = next(parent for parent in out.absolute().parents if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -39,7 +42,8 @@ def check_out(out: Path) -> None:
         raise UserError(f"out={out}: exists and is no earlier report; choose another folder")
     known = {*FILES, *(f"{FIGURES}/{stem}.{suffix}" for stem in _stems(out) for suffix in figures.SUFFIXES)}
     paths = [path for path in out.rglob("*") if path != out / FIGURES]
-    foreign = [path for path in paths if path.relative_to(out).as_posix() not in known or not path.is_file()]
+    own = [path for path in paths if path.name != ".DS_Store"]  # which macOS makes
+    foreign = [path for path in own if path.relative_to(out).as_posix() not in known or not path.is_file()]
     if foreign:
         name = min(foreign).relative_to(out)
         raise UserError(f"out={out}: also holds {name}, which is no part of a report; choose another folder")
@@ -84,23 +88,29 @@ def write(contents: Contents, out: Path, x: str, command: Sequence[str], when: s
         for name, content in texts.items():
             (new / name).write_text(content, encoding="utf-8")
         old = scratch / "old"
-        if out.exists():
-            out.rename(old)
         try:
+            if out.exists():
+                out.rename(old)
             new.rename(out)
-        except BaseException:
-            if old.exists():
+        except BaseException:  # a signal too
+            if old.exists() and not out.exists():
                 old.rename(out)
             raise
 
 
 def _stems(out: Path) -> set[str]:
-    """The stems of the figures of a report."""
-    rows = csv.DictReader((out / "summary.csv").read_text(encoding="utf-8").splitlines())
-    envs = [row["env"] for row in rows]
+    """The stems of the figures of a report.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        rows = csv.DictReader((out / "summary.csv").read_text(encoding="utf-8").splitlines())
+        envs = list(dict.fromkeys(row["env"] for row in rows))
+    except (KeyError, ValueError, csv.Error) as error:
+        raise UserError(f"out={out}: its summary.csv is damaged; remove the folder or choose another") from error
     versions = {env.rpartition("-")[2] for env in envs}
-    named = figures.stems(list(dict.fromkeys(envs))).values()
-    return {*named, "curves", "profile", *(f"profile_{version}" for version in versions)}
+    return {*figures.stems(envs).values(), "curves", "profile", *(f"profile_{version}" for version in versions)}
 
 
 def _is_report(path: Path) -> bool:

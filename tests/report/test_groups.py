@@ -42,7 +42,7 @@ def test_the_longest_of_several_runs_of_a_seed_counts(tmp_path):
     assert only.returns[:, -1].tolist() == [3, 5]
     ((left),) = only.left_out
     assert left.run.folder == tmp_path / "short"
-    assert "same config and seed" in left.reason
+    assert "same training and seed" in left.reason
 
 
 @pytest.mark.parametrize(

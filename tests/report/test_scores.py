@@ -9,6 +9,7 @@ from made_runs import make_run
 from dpg_cli.config.defaults import completed
 from dpg_cli.report import scores
 from dpg_cli.report.groups import group
+from dpg_cli.report.problems import problems
 from dpg_cli.report.published import published_for, reference
 from dpg_cli.report.runs import find, read
 
@@ -84,8 +85,8 @@ def test_with_many_groups_each_is_compared_with_the_best(tmp_path):
 def test_the_best_is_named_only_where_the_intervals_support_it(tmp_path, lead, seeds, best):
     noise = [0, 3, -2, 1, -4]
     for seed in range(seeds):
-        make_run(tmp_path / f"a{seed}", [0, noise[seed]], seed=seed, algo__tau=0.1)
-        make_run(tmp_path / f"b{seed}", [0, lead - noise[seed]], seed=seed, algo__tau=0.2)
+        make_run(tmp_path / f"a{seed}", [0, *[noise[seed]] * 10], seed=seed, algo__tau=0.1)
+        make_run(tmp_path / f"b{seed}", [0, *[lead - noise[seed]] * 10], seed=seed, algo__tau=0.2)
     groups = groups_of(tmp_path)
     assert scores.clearly_best(groups, scores.compare(groups, 5), 5) == best
     assert scores.clearly_best(groups[:1], [], 5) is None
@@ -209,3 +210,38 @@ def test_versions_of_an_environment_are_aggregated_apart(tmp_path):
     }
     assert found["v4"].without == ("Pendulum-v1",)
     assert found["v4"].seeds == {"td3": 1}
+
+
+def test_groups_without_a_common_evaluation_after_step_0_are_not_compared(tmp_path):
+    make_run(tmp_path / "a", [0, 1, 2], algo__tau=0.1)
+    make_run(tmp_path / "b", [0, 5], steps=[0, 1500], algo__tau=0.2)
+    make_run(tmp_path / "c", [5, 6], steps=[50_000, 60_000], algo__tau=0.3)
+    groups = groups_of(tmp_path)
+    assert scores.compare(groups, 5) == []
+    assert scores.clearly_best(groups, [], 5) is None
+    assert problems(groups, {}, 1, "steps")[-1] == (
+        "HalfCheetah-v4: not compared, without a common evaluation after step 0: tau=0.1 and tau=0.2 and 2 more pairs"
+    )
+
+
+def test_training_episodes_are_not_compared_with_evaluations(tmp_path):
+    make_run(tmp_path / "a", [0, 1, 2])
+    silent = make_run(tmp_path / "b", [])
+    (silent / "metrics.jsonl").write_text('{"step": 1000, "train/last_10_returns": 3.0}\n')
+    assert scores.compare(groups_of(tmp_path), 5) == []
+
+
+def test_aggregates_use_common_evaluations(tmp_path):
+    curve = [100.0 * number for number in range(21)]
+    for env in ("HalfCheetah-v4", "Hopper-v4"):
+        make_run(tmp_path / env / "often", curve, env=env, algo__tau=0.1)
+        make_run(tmp_path / env / "seldom", curve[::4], steps=range(0, 21_000, 4000), env=env, algo__tau=0.2)
+    often, seldom = scores.aggregates(groups_of(tmp_path))[""].iqm.values()
+    assert often[0] == seldom[0]
+
+
+def test_of_equally_long_runs_the_one_with_more_evaluations_counts(tmp_path):
+    make_run(tmp_path / "a", [0, 9], steps=[0, 4000])
+    make_run(tmp_path / "b", [0, 1, 2, 3, 9])
+    (only,) = groups_of(tmp_path)
+    assert only.steps.tolist() == [0, 1000, 2000, 3000, 4000]

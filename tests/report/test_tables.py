@@ -65,7 +65,7 @@ def test_differences_csv(tmp_path):
     groups = group([read(run, part, completed) for run, part in find([tmp_path])], ())
     (found,) = parsed(tables.pairs_csv(compare(groups, 5)))
     assert (found["a"], found["b"], found["seeds"], found["paired"]) == ("tau=0.2", "tau=0.1", "2", "True")
-    assert float(found["difference"]) == pytest.approx((10 + 9) / 2 / 2)
+    assert float(found["difference"]) == pytest.approx((10 + 9) / 2)
     assert float(found["better"]) == 1
 
 
