@@ -30,12 +30,17 @@ class Policy:
     """
 
     def __init__(self, stored: StoredPolicy, config: dict[str, Any]):
+        self._stored = stored
         self.env_id, self.step, self.config = stored.env_id, stored.step, config
         self.observation_space, self.action_space = stored.observation_space, stored.action_space
         self.metadata, self.layers, self.dtype = stored.metadata, stored.layers, stored.dtype
         self.obs_dim = flat_size(self.observation_space)
         self._flatten = flattener(self.observation_space, self.dtype)
         self._low, self._half_range = scale(self.action_space)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets a policy be pickled, for workers in other processes."""
+        return Policy, (self._stored, self.config)
 
     def __call__(self, obs: Any) -> np.ndarray:
         """The action for an observation.

@@ -98,12 +98,21 @@ def _array(
         if array.shape[max(leading, 0) :] != shape:
             batch = ", ".join(["...", *map(str, shape)])
             raise complain(f"{name} has shape {array.shape}, expected {shape}, or ({batch}) for a batch")
+        if own.kind in "biu" and array.dtype != own:
+            _check_whole(array, own, name, complain)
         if not array.dtype == own == dtype:
             with np.errstate(over="ignore"):  # a number beyond the type becomes infinite, as in training
                 array = array.astype(own, copy=False).astype(dtype, copy=False)
         return array.reshape(*array.shape[:leading], size)
 
     return flatten
+
+
+def _check_whole(array: np.ndarray, own: np.dtype[Any], name: str, complain: Complain) -> None:
+    """Check that numbers fit a type of whole numbers, which a conversion would not tell."""
+    least, most = (0, 1) if own.kind == "b" else (np.iinfo(own).min, np.iinfo(own).max)
+    if not ((array >= least) & (array <= most)).all():  # false for NaN
+        raise complain(f"{name} holds a number that is not finite or outside of {own}")
 
 
 def _one_hot(

@@ -127,6 +127,8 @@ def output_file(values: Mapping[str, str], key: str, default: str, suffixes: Seq
         raise UserError(f"{key}={given}: {what} that ends in {ends}")
     if path.suffix not in suffixes:
         raise UserError(f"{key}={path}: must end in {ends}")
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{key}={path}: is a link to nothing")
     try:
         _make_folder(path.parent)
         new = not path.exists()

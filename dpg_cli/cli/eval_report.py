@@ -27,6 +27,8 @@ from dpg_cli.storage.run_dir import versions
 
 NUMBERS = ("episode", "step", "return", "length")  # the columns of numbers
 
+WIDE = 200  # columns, where there is no terminal
+
 
 def evaluate_one(run: Path, config: TrainConfig, settings: Settings, out: Path | None) -> int:
     """Evaluate one run and print a table of its episodes; returns the exit code.
@@ -170,4 +172,4 @@ def _table(headers: Sequence[str]) -> Table:
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False)
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)

@@ -130,10 +130,13 @@ def _observations(values: Mapping[str, str], run: Path, policy: "Policy") -> tup
         UserError: the replay is damaged; or it is missing, and the environment cannot be used.
         ExportError: no observation of the environment is finite in float32.
     """
-    from dpg_cli.errors import ExportError
+    from dpg_cli.errors import ExportError, UserError
     from dpg_cli.storage.shards import some_observations
 
-    stored = _finite(some_observations(run / "replay", policy.obs_dim, OBSERVATIONS))
+    try:
+        stored = _finite(some_observations(run / "replay", policy.obs_dim, OBSERVATIONS))
+    except UserError as error:
+        raise UserError(f"{error}; without the folder replay/, evaluation episodes take its place") from error
     if len(stored) > 1:
         return stored, "of the replay"
     played = _finite(_from_episodes(values, run, policy))

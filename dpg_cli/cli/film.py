@@ -1,6 +1,7 @@
 """Films of episodes: `dpg-eval RUN_DIR video=FILE.mp4`."""
 
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 from dpg_cli.cli.signals import finish, held
 from dpg_cli.environments.state import Env
 from dpg_cli.errors import SimulatorError, UserError, one_line, to_install
+from dpg_cli.storage.atomic import explaining
 
 RENDER_FPS = 30  # of environments that name no rate
 
@@ -80,12 +82,32 @@ class Film:
         if self._writer is None:
             return
         try:
-            self._writer.close()
+            with explaining(self._path):
+                self._writer.close()
+                if error is None:
+                    self._check()
             if error is None:
                 finish()
                 self._partial.replace(self._path)
         finally:
             self._partial.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        """Read the film back: a program of its own wrote it, perhaps to a full disk.
+
+        Raises:
+            OSError: it lacks frames.
+        """
+        import imageio_ffmpeg
+
+        if self._path.suffix == ".mp4":
+            try:
+                frames, _ = imageio_ffmpeg.count_frames_and_secs(self._partial)
+            except RuntimeError as error:
+                raise OSError(errno.EIO, "the film cannot be read back", str(self._path)) from error
+            if frames != self.frames:
+                message = f"the film holds {frames} of {self.frames} frames"
+                raise OSError(errno.EIO, message, str(self._path))
 
     def add(self, frame: np.ndarray, fps: float) -> None:
         """Add a frame, `(height, width, 3)` bytes."""
@@ -93,7 +115,11 @@ class Film:
 
         if self._writer is None:
             self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=1)
-        self._writer.append_data(_even(frame))
+        try:
+            self._writer.append_data(_even(frame))
+        except OSError as error:
+            with explaining(self._path):
+                raise OSError(error.errno, "the film cannot be written", str(self._path)) from error
         self.frames += 1
         self.full = self.frames >= self._seconds * fps
 

@@ -32,6 +32,8 @@ def write(policy: Policy, metadata: Mapping[str, Any], stem: str) -> bytes:
     )
     assert program is not None
     model = program.model_proto
+    for described in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        described.ClearField("metadata_props")  # stack traces, with the paths of this machine
     model.producer_name, model.producer_version = "dpg-cli", str(metadata["dpg_cli"])
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)

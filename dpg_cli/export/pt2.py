@@ -21,6 +21,8 @@ def write(policy: Policy, metadata: Mapping[str, Any], stem: str) -> bytes:
 
     batch = torch.export.Dim("batch")
     program = torch.export.export(plain_module(policy), (torch.zeros(2, policy.obs_dim),), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # with the paths of this machine
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata))})
     return buffer.getvalue()
