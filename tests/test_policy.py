@@ -1,6 +1,7 @@
 """A trained policy in Python acts as dpg-eval's, for observations as the environment returns them."""
 
 import json
+import pickle
 import re
 import shutil
 
@@ -33,6 +34,13 @@ def actions_of_dpg_eval(run, env, flat):
     actor, _ = checkpoint.load_policy(checkpoint.find(run, "best"))
     with torch.no_grad():
         return env.own_actions(actor(torch.from_numpy(flat).to(actor.dtype)[None]).numpy()[0])
+
+
+def test_a_policy_can_be_pickled_for_workers(trained):
+    policy = load_policy(trained(TOY, *SMALL), "latest")
+    again = pickle.loads(pickle.dumps(policy))
+    assert again([0.5, 1.0]).tolist() == policy([0.5, 1.0]).tolist()
+    assert again.step == policy.step
 
 
 def test_actions_are_those_of_dpg_eval(run):

@@ -183,3 +183,15 @@ def test_an_action_without_axes_is_an_array():
     own = own_actions(np.float32([0.5]), *scale(box), box)
     assert isinstance(own, np.ndarray)
     assert (own.shape, own.dtype, own.item()) == ((), np.float32, 2.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 300.0, -1.0, 256])
+def test_numbers_that_an_integer_part_cannot_hold_are_rejected(value):
+    space = spaces.Dict({"a": spaces.Box(0, 255, (2,), np.uint8), "b": spaces.MultiBinary(2)})
+    flatten = flattener(space, np.dtype(np.float32))
+    good = {"a": np.array([3.0, 255.0]), "b": [0, 1]}
+    assert flatten(good).tolist() == [3, 255, 0, 1]
+    with pytest.raises(UserError, match=r"\['a'\] holds a number that is not finite or outside of uint8"):
+        flatten(good | {"a": np.array([1.0, value])})
+    with pytest.raises(UserError, match=r"\['b'\] holds a number"):
+        flatten(good | {"b": np.array([0, value * 200])})

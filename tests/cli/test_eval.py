@@ -271,3 +271,33 @@ def test_eval_mistakes(finished, evaluate, arguments, message):
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("broken", ["close", "append_data"])
+def test_a_disk_that_is_full_while_filming_leaves_no_film(train, evaluate, tmp_path, monkeypatch, broken):
+    """ffmpeg, a program of its own, does not tell when it cannot write; so the film is read back."""
+    imageio = pytest.importorskip("imageio.v2")
+    pytest.importorskip("imageio_ffmpeg")
+    assert train("env=custom_envs:Draws-v0", *SMALL, "hydra.run.dir=run")[0] == 0
+    (tmp_path / "v.mp4").write_text("an earlier film")
+    writer = imageio.get_writer
+
+    def get_writer(path, **options):
+        made = writer(path, **options)
+        if broken == "close":
+            close = made.close
+            made.close = lambda: [close(), os.truncate(path, 100)]
+        else:
+            made.append_data = full
+        return made
+
+    def full(_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(imageio, "get_writer", get_writer)
+    code, _, err = evaluate("run=run", "trust=true", "video=v.mp4", "checkpoint=latest", "episodes=1")
+    assert code == 1
+    assert "v.mp4: the film cannot be" in err
+    assert "bytes are free" in err
+    assert (tmp_path / "v.mp4").read_text() == "an earlier film"
+    assert not list(tmp_path.glob(".*partial*"))

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from commands import SMALL, TOY
 from gymnasium import spaces
 from policy_files import RUNS, arguments_of, entries, rewrite
 
+import dpg_cli
 from dpg_cli import load_policy
 from dpg_cli.errors import ExportError
 from dpg_cli.export import FORMATS, c, export
@@ -302,3 +304,16 @@ def test_nan_in_an_observation_is_nan_in_the_action(finished, tmp_path):
     policy = load_policy(finished(*arguments_of("normalize_obs")))
     path, _ = exported(policy, "c", tmp_path)
     assert np.isnan(c.run(path, np.full((2, 2), np.nan, np.float32), STEM)).all()
+
+
+@pytest.mark.parametrize("name", ["onnx", "pt2"])
+def test_an_exported_file_names_no_path_of_the_machine(trained, tmp_path, name):
+    chosen = FORMATS[name]
+    for module in chosen.modules:
+        pytest.importorskip(module)
+    policy = load_policy(trained(TOY, *SMALL), "latest")
+    out = tmp_path / f"policy{chosen.suffix}"
+    export(policy, chosen, {"dpg_cli": "0"}, np.zeros((2, policy.obs_dim), np.float32), out)
+    data = out.read_bytes()
+    assert b"site-packages" not in data
+    assert str(Path(dpg_cli.__file__).parent).encode() not in data
