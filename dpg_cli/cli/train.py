@@ -30,7 +30,8 @@ Examples
   dpg-train algo=ddpg env=Pendulum-v1 noise=ou seed=3
   dpg-train experiment=td3_paper env=Hopper-v4 num_seeds=3
   dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
-  dpg-train resume=RUN_DIR [total_steps=2e6]            resume a run exactly
+  dpg-train -m hydra/launcher=local 'seed=range(10)'    several jobs at a time
+  dpg-train resume=RUN_DIR [total_steps=2e6]            resume a run exactly, or what is left of a sweep
   tensorboard --logdir outputs
 """
 KEYS = """
