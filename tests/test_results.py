@@ -106,3 +106,11 @@ def test_the_returns_beside_the_overestimation(job, name):
     last = returns[:, -(returns.shape[1] // 3) :].mean(axis=1)
     cells = " | ".join(f"{value:.0f}" for value in (last.mean(), *last))
     assert f"| `eval/return_mean`, {name} | {cells} |" in (DOCS / "theory.md").read_text(encoding="utf-8")
+
+
+def test_inverted_pendulum():
+    steps, returns = curves("inverted_pendulum")
+    for seed, own in enumerate(returns):
+        best = int(own.argmax())
+        cells = f"{own[best]:.1f} | {steps[best]:,} | {own[-1]:.1f} | {own[-3:].mean():.1f}"
+        assert f"| {seed} | {cells} |" in PAGE
