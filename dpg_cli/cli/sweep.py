@@ -1,7 +1,6 @@
 """`dpg-train -m`: one job for each combination of values."""
 
 import contextlib
-import json
 import math
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
+from rich.console import Console
 
 from dpg_cli import config as configs
 from dpg_cli.cli import handover, job
@@ -214,7 +214,7 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
     return 1 if failed or unfinished else 0
 
 
-def finish(running: Running, console: Any) -> list[record.Job]:
+def finish(running: Running, console: Console) -> list[record.Job]:
     """Correct the record, print scores, failures and what to do next; returns the failed jobs."""
     with contextlib.suppress(DiskError):
         running.correct()
@@ -231,7 +231,7 @@ def finish(running: Running, console: Any) -> list[record.Job]:
     console.print(f"  curves       tensorboard --logdir {quoted(shown / CURVES)}", soft_wrap=True)
     console.print(f"  compare      dpg-report {quoted(shown)}", soft_wrap=True)
     failed = [own for own in entries if own.state == "failed"]
-    if running.plan.planned and (failed or len(begun) < len(entries) or any(own.state != "done" for own in entries)):
+    if running.plan.planned and any(own.state != "done" for own in entries):
         trusting = " trust=true" if running.trust else ""
         console.print(f"  resume       dpg-train resume={quoted(shown)}{trusting}", soft_wrap=True)
     for own in failed:
@@ -257,8 +257,10 @@ def describe(plan: Plan, config: DictConfig, hydra: Any) -> Described:
     """
     folder = Path(hydra.runtime.output_dir)
     if RESUMED in config:
-        number = int(config[RESUMED].number)
-        checked, overrides = _stored(plan.folder, number), list(plan.jobs[number])
+        number, running = int(config[RESUMED].number), current()
+        overrides = list(plan.jobs[number])
+        known = running.known[number] if running is not None else None
+        checked = known or configs.check(record.stored_configs(plan.folder)[number])
     else:
         number, overrides = int(hydra.job.num), list(hydra.overrides.task)
         checked = configs.validate(config, here())
@@ -353,10 +355,6 @@ def _is_begun(folder: Path) -> bool:
         (folder / "run.json").unlink()
         return False
     return True
-
-
-def _stored(folder: Path, number: int) -> configs.TrainConfig:
-    return configs.load(json.dumps(record.stored_configs(folder)[number]))
 
 
 def _has_jobs(folder: Path) -> bool:

@@ -49,7 +49,8 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     file = record.load(folder)
     stored = {number: configs.check(tree) for number, tree in record.stored_configs(folder).items()}
     jobs = file.jobs
-    if {entry.number for entry in jobs} != stored.keys() or not jobs:
+    numbers = [entry.number for entry in jobs]
+    if not jobs or numbers != list(range(len(jobs))) or stored.keys() != set(numbers):
         raise UserError(f"resume={folder}: its jobs were not known when it was started, so it cannot be resumed")
     asks = next(filter(None, map(configs.asks_for_trust, stored.values())), None)
     if asks is not None and values.get("trust") != "true":
