@@ -45,15 +45,8 @@ RC: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Looks:
-    """Color and line style of each group, the same in all figures."""
-
-    of: Mapping[str, tuple[str, Any]]
-
-    def __call__(self, name: str) -> tuple[str, Any]:
-        """Color and line style of a group."""
-        return self.of.get(name, (OTHERS, "-"))
+Looks = Mapping[str, tuple[str, Any]]  # color and line style of each group's label, the same in all figures
+OTHER = (OTHERS, "-")
 
 
 def looks(groups: Sequence[Group]) -> Looks:
@@ -67,7 +60,7 @@ def looks(groups: Sequence[Group]) -> Looks:
     names = list(dict.fromkeys(group.label for group in groups))
     if len(names) > len(kinds):
         names = sorted(names, key=lambda name: np.mean(ranks[name]))
-    return Looks(dict(zip(names, kinds, strict=False)))
+    return dict(zip(names, kinds, strict=False))
 
 
 def write_curves(
@@ -130,7 +123,7 @@ def write_profile(folder: Path, name: str, aggregate: Aggregate, looks: Looks) -
         ax = figure.add_subplot()
         handles = {}
         for label, (profile, low, high) in aggregate.profiles.items():
-            color, style = looks(label)
+            color, style = looks.get(label, OTHER)
             (handles[label],) = ax.plot(TAUS, profile, color=color, linestyle=style)
             ax.fill_between(TAUS, low, high, color=color, alpha=0.2, linewidth=0)
         ax.set(xlabel="normalised score τ", ylabel="share of seeds with a score > τ", ylim=(0, 1.02))
@@ -172,9 +165,9 @@ class Curve:
 def _curves(groups: Sequence[Group], looks: Looks, x: str, min_seeds: int) -> list[Curve]:
     """The curves of an environment; those without a color first, to lie below the others."""
     found = []
-    for group in sorted(groups, key=lambda own: own.label in looks.of):
+    for group in sorted(groups, key=lambda own: own.label in looks):
         at, returns = _thinned(group) if x == "steps" else _over_hours(group)
-        color, style = looks(group.label)
+        color, style = looks.get(group.label, OTHER)
         band = interval(returns) if len(returns) >= min_seeds and color != OTHERS else None
         if len(at):
             found.append(Curve(group, at, returns, band, color, style))
