@@ -17,6 +17,8 @@ GRACE = 1.0  # seconds in which a repeated signal counts as one request: a closi
 
 install = signal.signal  # which `StopRequest` replaces for everybody else
 _ignored: set[int] | None = None
+_outlasts = False
+_active: "StopRequest | None" = None
 
 
 def remember() -> None:
@@ -27,6 +29,20 @@ def remember() -> None:
 
 def _ignored_now() -> set[int]:
     return {number for number in HANDLED if signal.getsignal(number) is signal.SIG_IGN}
+
+
+def outlast() -> None:
+    """From here on, a second signal does not stop a training at once: SLURM repeats them, and ends with SIGKILL."""
+    global _outlasts
+    _outlasts = True
+
+
+def request_stop() -> bool:
+    """Ask the training of this process to stop with a checkpoint, as SIGTERM would; returns whether there is one."""
+    if _active is None:
+        return False
+    _active._handle(signal.SIGTERM, None)
+    return True
 
 
 class ForcedStop(SystemExit):
@@ -60,6 +76,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         """Take over the handlers."""
+        global _active
+        _active, self._around = self, _active
         self._outer = signal.signal
         for number in set(HANDLED) - (_ignored_now() if _ignored is None else _ignored):
             self._before[number] = install(number, self._handle)
@@ -70,6 +88,8 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the handlers."""
+        global _active
+        _active = self._around
         signal.signal = self._outer
         for number, handler in self._before.items():
             install(number, handler)
@@ -83,7 +103,7 @@ class StopRequest:
         if self.signal is None:
             self.signal, self._when = number, now
             self._notify("dpg-train: stopping with a checkpoint; a second signal stops at once")
-        elif now - self._when > GRACE:
+        elif now - self._when > GRACE and not _outlasts:
             self._force(number)
 
     def _force(self, number: int) -> None:

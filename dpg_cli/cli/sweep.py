@@ -4,7 +4,8 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,23 +14,25 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from dpg_cli import config as configs
-from dpg_cli.cli import handover, job
+from dpg_cli.cli import handover, job, slurm
 from dpg_cli.cli import launch as local_jobs
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.job import Result
-from dpg_cli.cli.names import Label
+from dpg_cli.cli.names import Label, members
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.resume import CHANGEABLE, go_on
 from dpg_cli.cli.signals import StopRequest
-from dpg_cli.cli.sweep_plan import CURVES, Plan
+from dpg_cli.cli.sweep_plan import CURVES, Naming, Plan
 from dpg_cli.cli.sweep_scores import Scores, print_scores, scores_of
+from dpg_cli.cli.sweep_states import Follower, overrides_of, state_of, unknown_jobs
 from dpg_cli.errors import DiskError, UserError, one_line
 from dpg_cli.storage import run_dir
 from dpg_cli.storage.atomic import explaining
 from dpg_cli.storage.run_dir import claim, command_line
-from dpg_cli.storage.untrusted import run_file
 from dpg_cli.sweeps import record
+from dpg_cli.sweeps.slurm import Submitted
 
+WAIT_FOR_OLDER = 60.0  # seconds
 RESUMED = "sweep_job"  # the key that tells a resumed sweep's job its number and folder
 _current: "Running | None" = None  # of this process; a job in another process has none
 
@@ -43,8 +46,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
     plan = Plan(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
     planned = plan.check()
-    if configs.has_local_launcher(composed):
-        local_jobs.check(configs.select(composed, "hydra.launcher"))
+    check_launcher(composed)
     claim(folder, "hydra.sweep.dir")
     jobs = []
     if plan.planned:
@@ -55,7 +57,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     file.flush()
     trust = any(configs.asks_for_trust(own.config) is not None for own in planned)
     known = [own.config for own in planned]
-    running = Running(plan, file, known, one_after_another=configs.has_basic_launcher(composed), trust=trust)
+    running = Running(plan, file, known, composed, trust=trust)
     try:
         with run_dir.locked([folder]):
             return launch(running, ["-m", *overrides, f"hydra.sweep.dir={handover.quoted(folder)}"])
@@ -75,9 +77,14 @@ class Running:
         plan: of the jobs.
         file: the sweep's record.
         known: configs of all jobs; where the sweeper decides on jobs as it goes, what they share.
-        one_after_another: whether the jobs run in this process.
+        composed: the config with the `hydra` node, which names the launcher.
         trust: whether resuming needs `trust=true`.
+
+    Attributes:
         order: in a resumed sweep, the numbers of the jobs in the order in which the launcher counts them.
+        queued: in a resumed sweep, jobs that still wait or run in SLURM, by number.
+        logs: of jobs that were submitted to SLURM, by number.
+        stop: whether a signal has asked the sweep to stop.
     """
 
     def __init__(
@@ -85,14 +92,20 @@ class Running:
         plan: Plan,
         file: record.SweepFile,
         known: Sequence[configs.TrainConfig],
+        composed: DictConfig,
         *,
-        one_after_another: bool,
         trust: bool,
-        order: Sequence[int] = (),
     ):
-        self.plan, self.file, self.one_after_another, self.trust = plan, file, one_after_another, trust
-        self.known, self.order = known, order
+        self.plan, self.file, self.known, self.trust = plan, file, known, trust
+        self.one_after_another = configs.has_basic_launcher(composed)
+        self.elsewhere = not self.one_after_another and not configs.has_local_launcher(composed)
+        self.on_slurm = configs.has_slurm_launcher(composed)
+        self.order: Sequence[int] = ()
+        self.queued: Mapping[int, Submitted] = {}
+        self.logs: dict[int, Path] = {}
+        self.stop = StopRequest()
         self.results: dict[int, Result] = {}
+        self._console = new_console()
         self.begun = False
         self._jobs: dict[int, Described] = {}
 
@@ -103,9 +116,9 @@ class Running:
             number: of the job among those that the launcher runs; in a resumed sweep its own number is another.
             composed: its config with the `hydra` node.
         """
-        found = describe(self.plan, composed, composed.hydra)
+        found = describe(self.plan.naming, composed, composed.hydra)
         self._jobs[number] = found
-        self.plan.link_curves(found.number, found.label, found.config, found.folder)
+        self.plan.naming.link_curves(found.number, found.label, found.config, found.folder)
         return found.config, found.folder, found.label, command_line()
 
     def started(self, number: int) -> None:
@@ -121,7 +134,7 @@ class Running:
         """Record how a job ended: `done`, `failed`, or `pending` if it was stopped, and can be resumed."""
         self.begun = True
         found = self._jobs.get(number)
-        own = found.number if found is not None else self.order[number] if self.order else number
+        own = found.number if found is not None else self.number(number)
         if state == "pending" and reason is None:
             reason = "stopped early"
         if found is not None or self.plan.planned:
@@ -129,6 +142,32 @@ class Running:
                 self.file.set(own, state=state, reason=reason)
         if result is not None:
             self.results[own] = result
+
+    def number(self, launched: int) -> int:
+        """The number of a job, from its number among those that the launcher runs."""
+        return self.order[launched] if self.order else launched
+
+    def folder(self, number: int) -> Path | None:
+        """The folder of a job; None if it is not known yet."""
+        where = next((own.folder for own in self.file.jobs if own.number == number), None)
+        return None if where is None else self.plan.folder / where
+
+    def failed(self, number: int, reason: str) -> None:
+        """Record that a job failed before its training began."""
+        with contextlib.suppress(DiskError):  # the end of the sweep reports it
+            self.file.set(number, state="failed", reason=reason)
+        self.results[number] = Result(1, error=reason)
+
+    def score(self, number: int) -> float:
+        """The score of a job that ran elsewhere; NaN if it is not done."""
+        folder = self.folder(number)
+        if folder is None or state_of(folder)[0] != "done" or (found := scores_of(folder)) is None:
+            return math.nan
+        return found.mean()
+
+    def tell(self, line: str) -> None:
+        """Print a line with the time."""
+        self._console.print(f"{time.strftime('%H:%M:%S')}  {line}", soft_wrap=True)
 
     def correct(self) -> None:
         """Take the states of jobs that ran elsewhere from their folders."""
@@ -154,40 +193,54 @@ def current() -> Running | None:
     return _current
 
 
+def check_launcher(composed: DictConfig) -> None:
+    """Check the launcher of a sweep.
+
+    Raises:
+        UserError: one of its keys is wrong, or it cannot be used here.
+    """
+    if configs.has_local_launcher(composed):
+        local_jobs.check(configs.select(composed, "hydra.launcher"))
+    if configs.has_slurm_launcher(composed):
+        slurm.check()
+
+
 def launch(running: Running, arguments: Sequence[str]) -> int:
     """Run the jobs with Hydra and print how they went; returns the exit code.
 
     Args:
         running: the sweep.
-        arguments: of Hydra's command line.
+        arguments: of Hydra's command line; empty if there is no job to start, only to wait for.
 
     Raises:
         NothingStartedError: Hydra failed before the first job.
         UserError: Hydra rejects the arguments.
     """
     global _current
-    plan, command, console = running.plan, command_line(), new_console()
-    one_after_another = running.one_after_another
-    between_jobs = StopRequest()
+    plan, naming, command = running.plan, running.plan.naming, command_line()
 
     def task(config: DictConfig) -> float:
         number = HydraConfig.get().job.num
         sweep_here = current()
         if sweep_here is None:  # a process of its own
-            found = describe(plan, config, HydraConfig.get())
-            plan.link_curves(found.number, found.label, found.config, found.folder)
-            checked, where, label = one_thread(found.config), found.folder, found.label
+            found = describe(naming, config, HydraConfig.get())
+            naming.link_curves(found.number, found.label, found.config, found.folder)
+            with slurm.requeued() as requeue:
+                _wait_for_older(found.config, found.folder)
+                result = run_job(one_thread(found.config), found.folder, command, found.label)
+                if result.exit_code > 128:
+                    requeue()
+            where = found.folder
         else:
-            if between_jobs.signal is not None:
+            if sweep_here.stop.signal is not None:
                 sweep_here.begun = True
-                sys.exit(128 + between_jobs.signal)  # not an Exception, so that it ends the sweep
+                sys.exit(128 + sweep_here.stop.signal)  # not an Exception, so that it ends the sweep
             with open_dict(config):
                 config.hydra = HydraConfig.get()
             checked, where, label, _ = sweep_here.job(number, config)
-            checked = checked if one_after_another else one_thread(checked)
+            checked = checked if sweep_here.one_after_another else one_thread(checked)
             sweep_here.started(number)
-        result = run_job(checked, where, command, label)
-        if sweep_here is not None:
+            result = run_job(checked, where, command, label)
             sweep_here.ended(number, result, *_ending(result))
         if result.exit_code > 128:
             sys.exit(result.exit_code)
@@ -197,19 +250,22 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
     _current = running
     nothing_started = False
     try:
-        with between_jobs, explaining(plan.folder):
-            handover.hand_over(task, arguments)
+        follower = Follower(running, running.tell if running.on_slurm or running.queued else None)
+        with running.stop, explaining(plan.folder), follower if running.elsewhere else contextlib.nullcontext():
+            if arguments:
+                handover.hand_over(task, arguments)
+            slurm.wait(running, running.queued)
     except DiskError:
         raise
     except Exception as error:
-        nothing_started = not running.begun and (one_after_another or not _has_jobs(plan.folder))
+        nothing_started = not running.begun and (running.one_after_another or not _has_jobs(plan.folder))
         if not nothing_started:
             raise
         message = str(error) if isinstance(error, UserError) else f"hydra: {type(error).__name__}: {one_line(error)}"
         raise NothingStartedError(message) from error
     finally:
         _current = None
-        failed = [] if nothing_started else finish(running, console)
+        failed = [] if nothing_started else finish(running, new_console())
     unfinished = plan.planned and any(entry.state != "done" for entry in running.file.jobs)
     return 1 if failed or unfinished else 0
 
@@ -221,7 +277,7 @@ def finish(running: Running, console: Console) -> list[record.Job]:
         running.file.flush()
     folder, entries = running.plan.folder, running.file.jobs
     begun = [own for own in entries if own.state != "pending" or own.number in running.results or own.reason]
-    rows = [(own, running.plan.differs(own.overrides), running.scores(own)) for own in begun]
+    rows = [(own, running.plan.naming.differs(own.overrides), running.scores(own)) for own in begun]
     if rows:
         print_scores(console, rows)
     if missing := len(entries) - len(begun):
@@ -249,7 +305,7 @@ class Described(NamedTuple):
     overrides: Sequence[str]
 
 
-def describe(plan: Plan, config: DictConfig, hydra: Any) -> Described:
+def describe(naming: Naming, config: DictConfig, hydra: Any) -> Described:
     """A job, from its composed config and Hydra's own node.
 
     Raises:
@@ -258,13 +314,15 @@ def describe(plan: Plan, config: DictConfig, hydra: Any) -> Described:
     folder = Path(hydra.runtime.output_dir)
     if RESUMED in config:
         number, running = int(config[RESUMED].number), current()
-        overrides = list(plan.jobs[number])
-        known = running.known[number] if running is not None else None
-        checked = known or configs.check(record.stored_configs(plan.folder)[number])
+        if running is not None:
+            overrides, checked = list(running.plan.jobs[number]), running.known[number]
+        else:
+            overrides = overrides_of(folder)
+            checked = configs.check(record.stored_configs(naming.folder)[number])
     else:
         number, overrides = int(hydra.job.num), list(hydra.overrides.task)
         checked = configs.validate(config, here())
-    return Described(number, checked, folder, plan.label(number, overrides), overrides)
+    return Described(number, checked, folder, naming.label(number, overrides), overrides)
 
 
 def run_job(
@@ -315,29 +373,12 @@ def one_thread(config: configs.TrainConfig) -> configs.TrainConfig:
     return config.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
 
 
-def state_of(folder: Path) -> tuple[str, str | None]:
-    """State and reason of a job, from its folder."""
-    content = run_file(folder)
-    status, error = content.get("status"), content.get("error")
-    if status == "done":
-        return "done", None
-    if status == "failed":
-        return "failed", one_line(error) if isinstance(error, str) else "unknown"
-    if status == "running" and run_dir.is_locked(folder):
-        return "running", None
-    return "pending", None if status is None else f"stopped at step {content.get('last_step')}"
-
-
-def unknown_jobs(folder: Path, known: Sequence[record.Job]) -> Iterator[tuple[Path, int, list[str]]]:
-    """Jobs that only their folders tell of, because a sweeper decided on them as it went."""
-    folders = {own.folder for own in known}
-    for path in sorted(folder.rglob("run.json")):
-        where = path.parent
-        if os.path.relpath(where, folder) in folders or (where.parent / "run.json").exists():
-            continue  # known, or the folder of one seed
-        with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
-            node = configs.read_yaml(where / ".hydra" / "hydra.yaml")["hydra"]
-            yield where, int(node["job"]["num"]), [str(text) for text in node["overrides"]["task"]]
+def _wait_for_older(config: configs.TrainConfig, folder: Path) -> None:
+    """Wait for a process of the same job on a node that has failed: the cluster may start the job again sooner."""
+    _, folders = members(config, folder)
+    until = time.monotonic() + WAIT_FOR_OLDER
+    while any(map(run_dir.is_locked, {folder, *folders})) and time.monotonic() < until:
+        time.sleep(1)
 
 
 def _ending(result: Result) -> tuple[str, str | None]:

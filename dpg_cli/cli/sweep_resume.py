@@ -10,15 +10,21 @@ from dpg_cli import config as configs
 from dpg_cli.cli import handover
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.import_path import add_working_directory
-from dpg_cli.cli.launch import check
 from dpg_cli.cli.progress import new_console
-from dpg_cli.cli.sweep import RESUMED, NothingStartedError, Running, finish, launch, state_of
+from dpg_cli.cli.sweep import RESUMED, NothingStartedError, Running, check_launcher, finish, launch
 from dpg_cli.cli.sweep_plan import Plan
+from dpg_cli.cli.sweep_states import state_of
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import run_dir
 from dpg_cli.storage.untrusted import run_file
-from dpg_cli.sweeps import record
+from dpg_cli.sweeps import record, slurm
 
+# Keys of launchers that are taken from the sweep's command. The others could run commands of a stranger's sweep.
+OPTIONS = (
+    *("n_jobs", "retries", "fail_fast", "gpus"),
+    *("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem_gb", "mem_per_cpu"),
+    *("gpus_per_node", "gres", "timeout_min", "signal_delay_s", "max_num_timeout", "array_parallelism"),
+)
 KEYS = "total_steps, trust, hydra/launcher and hydra.launcher.*"
 
 
@@ -60,24 +66,29 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     if "total_steps" in values:
         total = {"total_steps": configs.parse_value("total_steps", values["total_steps"])}
         stored = {number: configs.changed(config, total) for number, config in stored.items()}
-    launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else [f"hydra/launcher={file.launcher}"]
+    launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else _launcher_of(file)
     composed = configs.compose([*launcher, *hydra])
     plan = Plan(folder, [entry.overrides for entry in jobs], planned=True)
-    if configs.has_local_launcher(composed):
-        check(configs.select(composed, "hydra.launcher"))
-    one_after_another = configs.has_basic_launcher(composed)
+    check_launcher(composed)
     known = [stored[entry.number] for entry in jobs]
-    running = Running(plan, file, known, one_after_another=one_after_another, trust=asks is not None)
+    running = Running(plan, file, known, composed, trust=asks is not None)
     with run_dir.locked([folder]):
         if "total_steps" in values:
             record.store_configs(folder, ((number, config.model_dump()) for number, config in stored.items()))
         left = _left(running, stored)
         file.flush()
-        running.order = [entry.number for entry in left]
         if not left:
             print(f"{below_here(folder)}: all {len(jobs)} jobs are done; a larger total_steps= continues them")
             return 1 if finish(running, new_console()) else 0
         print(f"{below_here(folder)}: {len(jobs) - len(left)} of {len(jobs)} jobs are done")
+        queued = slurm.still_queued(folder)
+        running.queued = {entry.number: queued[entry.number] for entry in left if entry.number in queued}
+        left = [entry for entry in left if entry.number not in queued]
+        if running.queued:
+            print(f"waiting for {len(running.queued)} jobs that are in SLURM's queue")
+        if not left:
+            return launch(running, [])
+        running.order = [entry.number for entry in left]
         _tell_differences(plan, left[0], stored)
         for entry in left:
             where = folder / _where(entry)
@@ -112,6 +123,17 @@ def _parsed(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     if values.get("trust", "false") not in ("true", "false"):
         raise UserError(f"trust={values['trust']}: should be true or false")
     return values, hydra
+
+
+def _launcher_of(file: record.SweepFile) -> list[str]:
+    """The overrides that choose the launcher of the sweep's command, with its options."""
+    prefix = "hydra.launcher."
+    options = [text for text in file.command if text.startswith(prefix)]
+    taken = [text for text in options if text.removeprefix(prefix).partition("=")[0] in OPTIONS]
+    for text in options:
+        if text not in taken:
+            print(f"note: {text} is not taken from the sweep's command; add it to this one if it is needed")
+    return [f"hydra/launcher={file.launcher}", *taken]
 
 
 def _left(running: Running, stored: Mapping[int, configs.TrainConfig]) -> list[record.Job]:

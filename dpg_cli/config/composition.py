@@ -188,6 +188,11 @@ def has_local_launcher(composed: DictConfig) -> bool:
     return str(select(composed, "hydra.launcher._target_")).endswith(".LocalLauncher")
 
 
+def has_slurm_launcher(composed: DictConfig) -> bool:
+    """Whether jobs are submitted to SLURM by our launcher."""
+    return str(select(composed, "hydra.launcher._target_")).endswith(".dpg_slurm_launcher.launcher.SlurmLauncher")
+
+
 def select(composed: DictConfig, key: str) -> Any:
     """The resolved value of a key of the `hydra` node; None if there is no such key.
 

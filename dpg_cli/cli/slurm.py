@@ -1,0 +1,211 @@
+"""`hydra/launcher=slurm`: the jobs of a sweep as SLURM jobs, submitted by submitit."""
+
+import contextlib
+import copy
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from dpg_cli.cli import signals
+from dpg_cli.cli.here import below_here
+from dpg_cli.errors import UserError, one_line, to_install
+from dpg_cli.sweeps import slurm
+
+if TYPE_CHECKING:
+    from dpg_cli.cli.sweep import Running
+
+MOST = 1000  # jobs of an array: SLURM's own limit, unless it is configured
+LOOK_EVERY = 0.5  # seconds between looks for results
+ASK_EVERY = 15.0  # seconds between questions to SLURM
+
+
+def check() -> None:
+    """Check that jobs can be submitted here.
+
+    Raises:
+        UserError: the extra is not installed, or this machine has no SLURM.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("submitit", "hydra_plugins.hydra_submitit_launcher")):
+        raise UserError(f"hydra/launcher=slurm: needs submitit; {to_install('slurm')}")
+    if shutil.which("sbatch") is None or shutil.which("squeue") is None:
+        raise UserError("hydra/launcher=slurm: this machine has no sbatch and squeue, so it cannot submit SLURM jobs")
+
+
+def launch(
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    options: Mapping[str, Any],
+    context: HydraContext,
+    task: TaskFunction,
+    config: DictConfig,
+    running: "Running",
+) -> list[JobReturn]:
+    """Submit jobs, and wait until all have ended; returns their scores, NaN for a job that is not done.
+
+    Args:
+        job_overrides: of each job.
+        first: number of the first job.
+        options: the keys of `hydra.launcher`.
+        context: Hydra's.
+        task: Hydra's.
+        config: of the sweep.
+        running: the sweep.
+
+    Raises:
+        SystemExit: a signal stopped the waiting (128 + signal). The jobs continue.
+    """
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    numbers = [running.number(first + index) for index in range(len(job_overrides))]
+    submitted = dict(zip(numbers, _submit(job_overrides, first, options, context, task, config), strict=True))
+    running.begun = True
+    slurm.store(running.plan.folder, submitted)
+    jobs = "1 job was" if len(submitted) == 1 else f"{len(submitted)} jobs were"
+    running.tell(f"{jobs} submitted to SLURM; squeue --jobs={','.join(_arrays(submitted))} shows them")
+    wait(running, submitted)
+    return [
+        JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=running.score(number))
+        for number, overrides in zip(numbers, job_overrides, strict=True)
+    ]
+
+
+def _submit(
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    options: Mapping[str, Any],
+    context: HydraContext,
+    task: TaskFunction,
+    config: DictConfig,
+) -> list[slurm.Submitted]:
+    """Submit jobs; returns what they are in SLURM."""
+    import submitit
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+
+    values: dict[str, Any] = {
+        key: OmegaConf.to_container(own, resolve=True) if OmegaConf.is_config(own) else own
+        for key, own in options.items()
+    }
+    config = copy.deepcopy(config)  # each job gets a copy, which in a resumed sweep would name all jobs
+    with open_dict(config.hydra):
+        config.hydra.overrides.task = []
+    runs_jobs = SlurmLauncher(**values)
+    runs_jobs.setup(hydra_context=context, task_function=task, config=config)
+    executor = submitit.AutoExecutor(
+        values.pop("submitit_folder"), cluster="slurm", slurm_max_num_timeout=values.pop("max_num_timeout")
+    )
+    if values["cpus_per_task"] is not None:  # srun does not take it from sbatch since SLURM 22.05
+        values["srun_args"] = [f"--cpus-per-task={values['cpus_per_task']}"]
+    shared = {"name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node"}
+    shared.add("stderr_to_stdout")
+    executor.update_parameters(**{key if key in shared else f"slurm_{key}": own for key, own in values.items()})
+    submitted = []
+    for begin in range(0, len(job_overrides), MOST):
+        calls = [
+            (list(job_overrides[n]), "hydra.sweep.dir", first + n, f"job_{first + n}", Singleton.get_state())
+            for n in range(begin, min(begin + MOST, len(job_overrides)))
+        ]
+        for own in executor.map_array(runs_jobs, *zip(*calls, strict=True)):
+            log = own.paths.stdout if values["stderr_to_stdout"] else own.paths.stderr
+            submitted.append(slurm.Submitted(own.job_id, os.path.relpath(log, config.hydra.sweep.dir)))
+    return submitted
+
+
+def wait(running: "Running", submitted: Mapping[int, slurm.Submitted]) -> None:
+    """Wait until submitted jobs have ended.
+
+    Args:
+        running: the sweep.
+        submitted: the jobs, by number.
+
+    Raises:
+        SystemExit: a signal stopped the waiting (128 + signal). The jobs continue.
+    """
+    left, missing, asked = dict(submitted), set[str](), time.monotonic()
+    running.logs |= {number: running.plan.folder / own.log for number, own in submitted.items()}
+    while left:
+        if running.stop.signal is not None:
+            _explain(running, left)
+            sys.exit(128 + running.stop.signal)
+        gone = {number for number, own in left.items() if _result(running.logs[number], own).exists()}
+        if time.monotonic() - asked > ASK_EVERY:
+            asked = time.monotonic()
+            if (queued := slurm.queue()) is not None:
+                now = {own.name for own in left.values()} - queued
+                gone |= {number for number, own in left.items() if own.name in now & missing}  # twice, to be sure
+                missing = now
+        for number in gone:
+            _record(running, number, left.pop(number))
+        if not gone:
+            time.sleep(LOOK_EVERY)
+
+
+def _record(running: "Running", number: int, submitted: slurm.Submitted) -> None:
+    """Record a job that failed before its training began; what else a job does is in its folder."""
+    folder = running.folder(number)
+    if folder is None or not (folder / "run.json").exists():
+        reason, log = "ended before the training began", running.logs[number]
+        with contextlib.suppress(OSError, IndexError):
+            reason = f"{reason}: {one_line(log.read_text(errors='replace').strip().splitlines()[-1])}"
+        running.failed(number, f"SLURM job {submitted.name} {reason} (log: {below_here(log)})")
+
+
+def _result(log: Path, submitted: slurm.Submitted) -> Path:
+    """The file in which submitit stores what a job returns; only whether it exists matters here."""
+    return log.with_name(f"{submitted.name}_0_result.pkl")
+
+
+def _arrays(submitted: Mapping[int, slurm.Submitted]) -> list[str]:
+    return list(dict.fromkeys(own.name.partition("_")[0] for own in submitted.values()))
+
+
+def _explain(running: "Running", left: Mapping[int, slurm.Submitted]) -> None:
+    """Say what continues."""
+    arrays = _arrays(left)
+    running.tell("stopped waiting; the SLURM jobs continue without this process")
+    running.tell(f"  look at them  squeue --jobs={','.join(arrays)}")
+    running.tell(f"  cancel them   scancel {' '.join(arrays)}")
+    running.tell("  resume, as below, waits for them and submits missing jobs")
+
+
+@contextlib.contextmanager
+def requeued() -> Iterator[Callable[[], None]]:
+    """In a SLURM job of submitit, stop a training with a checkpoint at submitit's signal.
+
+    submitit's own handler would end the process in the middle of a step.
+
+    Yields:
+        To call when a training has stopped: if that signal came, it lets submitit requeue the job, and does not return.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        yield lambda: None
+        return
+    from submitit import JobEnvironment
+
+    signals.outlast()
+    number = JobEnvironment._usr_sig()
+    submitit, asked = signal.getsignal(number), False
+    assert callable(submitit)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = signals.request_stop()
+        if not asked:  # no training is active
+            submitit(number, frame)
+
+    signal.signal(number, stop)
+    try:
+        yield lambda: submitit(number, None) if asked else None
+    finally:
+        signal.signal(number, submitit)

@@ -1,0 +1,151 @@
+"""The states of a sweep's jobs, from their folders, wherever the jobs run."""
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from dpg_cli import config as configs
+from dpg_cli.cli.sweep_scores import scores_of
+from dpg_cli.errors import DiskError, UserError, one_line
+from dpg_cli.storage import run_dir
+from dpg_cli.storage.untrusted import run_file
+from dpg_cli.sweeps.record import Job
+
+if TYPE_CHECKING:
+    from dpg_cli.cli.sweep import Running
+
+POLL_EVERY = 2.0  # seconds between looks at the folders of 100 jobs; more jobs are looked at less often
+SUMMARY_EVERY = 60.0  # seconds
+
+
+def state_of(folder: Path) -> tuple[str, str | None]:
+    """State and reason of a job, from its folder."""
+    content = run_file(folder)
+    status, error = content.get("status"), content.get("error")
+    if status == "done":
+        return "done", None
+    if status == "failed":
+        return "failed", one_line(error) if isinstance(error, str) else "unknown"
+    if status == "running" and run_dir.is_locked(folder):
+        return "running", None
+    return "pending", None if status is None else f"stopped at step {content.get('last_step')}"
+
+
+def unknown_jobs(folder: Path, known: Sequence[Job]) -> Iterator[tuple[Path, int, list[str]]]:
+    """Jobs that only their folders tell of, because a sweeper decided on them as it went."""
+    folders = {own.folder for own in known}
+    for path in sorted(folder.rglob("run.json")):
+        where = path.parent
+        if os.path.relpath(where, folder) in folders or (where.parent / "run.json").exists():
+            continue  # known, or the folder of one seed
+        with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+            node = configs.read_yaml(where / ".hydra" / "hydra.yaml")["hydra"]
+            yield where, int(node["job"]["num"]), overrides_of(where)
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """The overrides of a job, from its `.hydra/`.
+
+    Raises:
+        UserError: they cannot be read.
+        KeyError, TypeError: they are damaged.
+    """
+    return [str(text) for text in configs.read_yaml(folder / ".hydra" / "hydra.yaml")["hydra"]["overrides"]["task"]]
+
+
+class Follower:
+    """While active, a thread records the states of jobs that run in other processes, and may print a line for each.
+
+    Args:
+        running: the sweep.
+        tell: prints a line when a job starts, stops or ends, and a summary every minute; None prints nothing.
+    """
+
+    def __init__(self, running: "Running", tell: Callable[[str], None] | None):
+        self._running, self._tell = running, tell
+        self._seen: dict[int, tuple[int, Any]] = {}  # by job: when run.json was written, and what it was about
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        for job in running.file.jobs:
+            self._look(job, first=True)
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the thread, after a last look."""
+        self._ended.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        told = time.monotonic()
+        while True:
+            last = self._ended.is_set()
+            for job in self._running.file.jobs:
+                self._look(job)
+            if self._tell is not None and time.monotonic() - told > SUMMARY_EVERY:
+                told = time.monotonic()
+                self._tell(self._summary())
+            if last:
+                return
+            self._ended.wait(POLL_EVERY * max(1.0, len(self._seen) / 100))
+
+    def _look(self, job: Job, *, first: bool = False) -> None:
+        """Record and print what has changed."""
+        if job.folder is None:
+            return
+        folder = self._running.plan.folder / job.folder
+        try:
+            written = (folder / "run.json").stat().st_mtime_ns
+        except OSError:
+            return
+        before, about = self._seen.get(job.number, (None, None))
+        if written == before:
+            return
+        content = run_file(folder)
+        now = (content.get("status"), str(content.get("resumed")))
+        self._seen[job.number] = written, now
+        if first or now == about:
+            return
+        state, reason, line = self._change(folder, *now, content)
+        with contextlib.suppress(DiskError):  # the end of the sweep reports it
+            self._running.file.set(job.number, state=state, reason=reason)
+        if self._tell is not None:
+            label = self._running.plan.naming.label(job.number, job.overrides)
+            log = self._running.logs.get(job.number) if state == "failed" else None
+            where = "" if log is None else f" (log: {log})"
+            self._tell(
+                f"{label.position} {line}{where}: {label.differs}" if label.differs else f"{label.position} {line}"
+            )
+
+    def _change(self, folder: Path, status: object, resumed: str, content: Any) -> tuple[str, str | None, str]:
+        """State, reason, and what the line says."""
+        if status == "running":
+            times = content.get("resumed")
+            step = times[-1].get("step") if isinstance(times, list) and times and isinstance(times[-1], dict) else None
+            return "running", None, "started" if step is None else f"resumed at step {step:,}"
+        if status == "done":
+            scores = scores_of(folder)
+            mean = math.nan if scores is None else scores.mean()
+            return "done", None, "done" if math.isnan(mean) else f"done, score {mean:.1f}"
+        if status == "failed":
+            _, reason = state_of(folder)
+            return "failed", reason, f"failed: {reason}"
+        return "pending", (reason := f"stopped at step {content.get('last_step')}"), reason
+
+    def _summary(self) -> str:
+        states = [job.state for job in self._running.file.jobs]
+        counts = [f"{states.count(state)} {name}" for state, name in (("failed", "failed"), ("running", "running"))]
+        return "  ".join(
+            [f"{states.count('done')} of {len(states)} done", *counts, f"{states.count('pending')} waiting"]
+        )

@@ -1,0 +1,1 @@
+"""Hydra's `hydra/launcher=slurm`: the jobs of a sweep as SLURM jobs."""
