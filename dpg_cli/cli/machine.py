@@ -33,9 +33,17 @@ def affinity() -> int:
     return psutil.cpu_count() or 1
 
 
+def slurm_cpus() -> int | None:
+    """The cores that SLURM gives to each task of a job; None outside a job, or if the job did not ask for any."""
+    value = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(value) if value.isdecimal() else None
+
+
 def cores() -> int:
     """The number of cores that this process may keep busy, within the limits of its machine and container."""
     count = affinity()
+    if (own := slurm_cpus()) is not None:  # which not every cluster enforces
+        count = max(1, min(count, own))
     with contextlib.suppress(OSError, ValueError):  # no container, no limit, or an old kernel
         quota, period = map(int, (CGROUP / "cpu.max").read_text(encoding="utf-8").split())
         count = max(1, min(count, quota // period))

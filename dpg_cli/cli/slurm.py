@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
@@ -20,15 +20,44 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dpg_cli.cli import signals
 from dpg_cli.cli.here import below_here
+from dpg_cli.cli.machine import slurm_cpus
 from dpg_cli.errors import UserError, one_line, to_install
 from dpg_cli.sweeps import slurm
-
-if TYPE_CHECKING:
-    from dpg_cli.cli.sweep import Running
 
 MOST = 1000  # jobs of an array: SLURM's own limit, unless it is configured
 LOOK_EVERY = 0.5  # seconds between looks for results
 ASK_EVERY = 15.0  # seconds between questions to SLURM
+
+
+class Sweep(Protocol):
+    """A sweep whose jobs are submitted.
+
+    Attributes:
+        root: its folder.
+        stop: whether a signal has asked it to stop.
+        logs: of submitted jobs, by number.
+        begun: whether any job was submitted.
+    """
+
+    root: Path
+    stop: signals.StopRequest
+    logs: dict[int, Path]
+    begun: bool
+
+    def number(self, launched: int) -> int:
+        """The number of a job, from its number among those that the launcher runs."""
+
+    def folder(self, number: int) -> Path | None:
+        """The folder of a job; None if it is not known yet."""
+
+    def failed(self, number: int, reason: str) -> None:
+        """Record that a job failed before its training began."""
+
+    def score(self, number: int) -> float:
+        """The score of a job; NaN if it is not done."""
+
+    def tell(self, line: str) -> None:
+        """Print a line."""
 
 
 def check() -> None:
@@ -50,7 +79,7 @@ def launch(
     context: HydraContext,
     task: TaskFunction,
     config: DictConfig,
-    running: "Running",
+    sweep: Sweep,
 ) -> list[JobReturn]:
     """Submit jobs, and wait until all have ended; returns their scores, NaN for a job that is not done.
 
@@ -61,22 +90,22 @@ def launch(
         context: Hydra's.
         task: Hydra's.
         config: of the sweep.
-        running: the sweep.
+        sweep: the sweep.
 
     Raises:
         SystemExit: a signal stopped the waiting (128 + signal). The jobs continue.
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    numbers = [running.number(first + index) for index in range(len(job_overrides))]
+    numbers = [sweep.number(first + index) for index in range(len(job_overrides))]
     submitted = dict(zip(numbers, _submit(job_overrides, first, options, context, task, config), strict=True))
-    running.begun = True
-    slurm.store(running.plan.folder, submitted)
+    sweep.begun = True
+    slurm.store(sweep.root, submitted)
     jobs = "1 job was" if len(submitted) == 1 else f"{len(submitted)} jobs were"
-    running.tell(f"{jobs} submitted to SLURM; squeue --jobs={','.join(_arrays(submitted))} shows them")
-    wait(running, submitted)
+    sweep.tell(f"{jobs} submitted to SLURM; squeue --jobs={','.join(_arrays(submitted))} shows them")
+    wait(sweep, submitted)
     return [
-        JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=running.score(number))
+        JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=sweep.score(number))
         for number, overrides in zip(numbers, job_overrides, strict=True)
     ]
 
@@ -122,23 +151,23 @@ def _submit(
     return submitted
 
 
-def wait(running: "Running", submitted: Mapping[int, slurm.Submitted]) -> None:
+def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:
     """Wait until submitted jobs have ended.
 
     Args:
-        running: the sweep.
+        sweep: the sweep.
         submitted: the jobs, by number.
 
     Raises:
         SystemExit: a signal stopped the waiting (128 + signal). The jobs continue.
     """
     left, missing, asked = dict(submitted), set[str](), time.monotonic()
-    running.logs |= {number: running.plan.folder / own.log for number, own in submitted.items()}
+    sweep.logs |= {number: sweep.root / own.log for number, own in submitted.items()}
     while left:
-        if running.stop.signal is not None:
-            _explain(running, left)
-            sys.exit(128 + running.stop.signal)
-        gone = {number for number, own in left.items() if _result(running.logs[number], own).exists()}
+        if sweep.stop.signal is not None:
+            _explain(sweep, left)
+            sys.exit(128 + sweep.stop.signal)
+        gone = {number for number, own in left.items() if _result(sweep.logs[number], own).exists()}
         if time.monotonic() - asked > ASK_EVERY:
             asked = time.monotonic()
             if (queued := slurm.queue()) is not None:
@@ -146,19 +175,19 @@ def wait(running: "Running", submitted: Mapping[int, slurm.Submitted]) -> None:
                 gone |= {number for number, own in left.items() if own.name in now & missing}  # twice, to be sure
                 missing = now
         for number in gone:
-            _record(running, number, left.pop(number))
+            _record(sweep, number, left.pop(number))
         if not gone:
             time.sleep(LOOK_EVERY)
 
 
-def _record(running: "Running", number: int, submitted: slurm.Submitted) -> None:
+def _record(sweep: Sweep, number: int, submitted: slurm.Submitted) -> None:
     """Record a job that failed before its training began; what else a job does is in its folder."""
-    folder = running.folder(number)
+    folder = sweep.folder(number)
     if folder is None or not (folder / "run.json").exists():
-        reason, log = "ended before the training began", running.logs[number]
+        reason, log = "ended before the training began", sweep.logs[number]
         with contextlib.suppress(OSError, IndexError):
             reason = f"{reason}: {one_line(log.read_text(errors='replace').strip().splitlines()[-1])}"
-        running.failed(number, f"SLURM job {submitted.name} {reason} (log: {below_here(log)})")
+        sweep.failed(number, f"SLURM job {submitted.name} {reason} (log: {below_here(log)})")
 
 
 def _result(log: Path, submitted: slurm.Submitted) -> Path:
@@ -170,13 +199,18 @@ def _arrays(submitted: Mapping[int, slurm.Submitted]) -> list[str]:
     return list(dict.fromkeys(own.name.partition("_")[0] for own in submitted.values()))
 
 
-def _explain(running: "Running", left: Mapping[int, slurm.Submitted]) -> None:
+def _explain(sweep: Sweep, left: Mapping[int, slurm.Submitted]) -> None:
     """Say what continues."""
     arrays = _arrays(left)
-    running.tell("stopped waiting; the SLURM jobs continue without this process")
-    running.tell(f"  look at them  squeue --jobs={','.join(arrays)}")
-    running.tell(f"  cancel them   scancel {' '.join(arrays)}")
-    running.tell("  resume, as below, waits for them and submits missing jobs")
+    sweep.tell("stopped waiting; the SLURM jobs continue without this process")
+    sweep.tell(f"  look at them  squeue --jobs={','.join(arrays)}")
+    sweep.tell(f"  cancel them   scancel {' '.join(arrays)}")
+    sweep.tell("  resume, as below, waits for them and submits missing jobs")
+
+
+def cpus_of_job() -> int:
+    """The number of cores that SLURM has given to the job of this process; 1 outside a submitted job."""
+    return slurm_cpus() or 1 if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else 1
 
 
 @contextlib.contextmanager

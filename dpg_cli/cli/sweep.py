@@ -21,7 +21,7 @@ from dpg_cli.cli.job import Result
 from dpg_cli.cli.names import Label, members
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.resume import CHANGEABLE, go_on
-from dpg_cli.cli.signals import StopRequest
+from dpg_cli.cli.signals import StopRequest, say
 from dpg_cli.cli.sweep_plan import CURVES, Naming, Plan
 from dpg_cli.cli.sweep_scores import Scores, print_scores, scores_of
 from dpg_cli.cli.sweep_states import Follower, overrides_of, state_of, unknown_jobs
@@ -81,6 +81,7 @@ class Running:
         trust: whether resuming needs `trust=true`.
 
     Attributes:
+        root: the sweep's folder.
         order: in a resumed sweep, the numbers of the jobs in the order in which the launcher counts them.
         queued: in a resumed sweep, jobs that still wait or run in SLURM, by number.
         logs: of jobs that were submitted to SLURM, by number.
@@ -100,10 +101,11 @@ class Running:
         self.one_after_another = configs.has_basic_launcher(composed)
         self.elsewhere = not self.one_after_another and not configs.has_local_launcher(composed)
         self.on_slurm = configs.has_slurm_launcher(composed)
+        self.root = plan.folder
         self.order: Sequence[int] = ()
         self.queued: Mapping[int, Submitted] = {}
         self.logs: dict[int, Path] = {}
-        self.stop = StopRequest()
+        self.stop = StopRequest(self._stopping)
         self.results: dict[int, Result] = {}
         self._console = new_console()
         self.begun = False
@@ -169,6 +171,11 @@ class Running:
         """Print a line with the time."""
         self._console.print(f"{time.strftime('%H:%M:%S')}  {line}", soft_wrap=True)
 
+    def _stopping(self, line: str) -> None:
+        """Show that a signal came. Jobs in SLURM do not stop."""
+        if not self.on_slurm:
+            say(line)
+
     def correct(self) -> None:
         """Take the states of jobs that ran elsewhere from their folders."""
         for entry in self.file.jobs:
@@ -227,7 +234,9 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
             naming.link_curves(found.number, found.label, found.config, found.folder)
             with slurm.requeued() as requeue:
                 _wait_for_older(found.config, found.folder)
-                result = run_job(one_thread(found.config), found.folder, command, found.label)
+                alone = slurm.cpus_of_job() > 1  # jobs of other launchers share cores
+                checked = found.config if alone else one_thread(found.config)
+                result = run_job(checked, found.folder, command, found.label)
                 if result.exit_code > 128:
                     requeue()
             where = found.folder
@@ -250,8 +259,10 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
     _current = running
     nothing_started = False
     try:
-        follower = Follower(running, running.tell if running.on_slurm or running.queued else None)
-        with running.stop, explaining(plan.folder), follower if running.elsewhere else contextlib.nullcontext():
+        waits = running.on_slurm or bool(running.queued)
+        follower = Follower(running.file, naming, running.logs, running.tell if waits else None)
+        followed = follower if waits or running.elsewhere else contextlib.nullcontext()
+        with running.stop, explaining(plan.folder), followed:
             if arguments:
                 handover.hand_over(task, arguments)
             slurm.wait(running, running.queued)

@@ -5,20 +5,18 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from dpg_cli import config as configs
+from dpg_cli.cli.sweep_plan import Naming
 from dpg_cli.cli.sweep_scores import scores_of
 from dpg_cli.errors import DiskError, UserError, one_line
 from dpg_cli.storage import run_dir
 from dpg_cli.storage.untrusted import run_file
-from dpg_cli.sweeps.record import Job
-
-if TYPE_CHECKING:
-    from dpg_cli.cli.sweep import Running
+from dpg_cli.sweeps.record import Job, SweepFile
 
 POLL_EVERY = 2.0  # seconds between looks at the folders of 100 jobs; more jobs are looked at less often
 SUMMARY_EVERY = 60.0  # seconds
@@ -63,16 +61,18 @@ class Follower:
     """While active, a thread records the states of jobs that run in other processes, and may print a line for each.
 
     Args:
-        running: the sweep.
+        file: the record of the sweep.
+        naming: of its jobs.
+        logs: of failed jobs, by number; may grow.
         tell: prints a line when a job starts, stops or ends, and a summary every minute; None prints nothing.
     """
 
-    def __init__(self, running: "Running", tell: Callable[[str], None] | None):
-        self._running, self._tell = running, tell
+    def __init__(self, file: SweepFile, naming: Naming, logs: Mapping[int, Path], tell: Callable[[str], None] | None):
+        self._file, self._naming, self._logs, self._tell = file, naming, logs, tell
         self._seen: dict[int, tuple[int, Any]] = {}  # by job: when run.json was written, and what it was about
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        for job in running.file.jobs:
+        for job in file.jobs:
             self._look(job, first=True)
 
     def __enter__(self) -> Self:
@@ -91,7 +91,7 @@ class Follower:
         told = time.monotonic()
         while True:
             last = self._ended.is_set()
-            for job in self._running.file.jobs:
+            for job in self._file.jobs:
                 self._look(job)
             if self._tell is not None and time.monotonic() - told > SUMMARY_EVERY:
                 told = time.monotonic()
@@ -104,7 +104,7 @@ class Follower:
         """Record and print what has changed."""
         if job.folder is None:
             return
-        folder = self._running.plan.folder / job.folder
+        folder = self._naming.folder / job.folder
         try:
             written = (folder / "run.json").stat().st_mtime_ns
         except OSError:
@@ -119,10 +119,10 @@ class Follower:
             return
         state, reason, line = self._change(folder, *now, content)
         with contextlib.suppress(DiskError):  # the end of the sweep reports it
-            self._running.file.set(job.number, state=state, reason=reason)
+            self._file.set(job.number, state=state, reason=reason)
         if self._tell is not None:
-            label = self._running.plan.naming.label(job.number, job.overrides)
-            log = self._running.logs.get(job.number) if state == "failed" else None
+            label = self._naming.label(job.number, job.overrides)
+            log = self._logs.get(job.number) if state == "failed" else None
             where = "" if log is None else f" (log: {log})"
             self._tell(
                 f"{label.position} {line}{where}: {label.differs}" if label.differs else f"{label.position} {line}"
@@ -144,7 +144,7 @@ class Follower:
         return "pending", (reason := f"stopped at step {content.get('last_step')}"), reason
 
     def _summary(self) -> str:
-        states = [job.state for job in self._running.file.jobs]
+        states = [job.state for job in self._file.jobs]
         counts = [f"{states.count(state)} {name}" for state, name in (("failed", "failed"), ("running", "running"))]
         return "  ".join(
             [f"{states.count('done')} of {len(states)} done", *counts, f"{states.count('pending')} waiting"]
