@@ -90,6 +90,9 @@ def go_on(
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
         return _from_the_start(config, folder, folders, label, report)
+    if label is not None and not config.checkpoint.replay and run_dir.status(folder) != "done":
+        print(f"{who}starts again at step 0: with checkpoint.replay=false it cannot be resumed")
+        return _from_the_start(config, folder, folders, label, report, has_results=True)
     for path in folders:
         if not path.is_dir():
             raise UserError(f"resume={folder}: {path.name} is missing; each other seed_*/ can be resumed alone")
@@ -128,20 +131,26 @@ def _from_the_start(
     folders: Sequence[Path],
     label: Label | None,
     report: Callable[..., None] | None,
+    *,
+    has_results: bool = False,
 ) -> job.Result:
-    """Start again in the folder of a run that ended before its first checkpoint.
+    """Start again in the folder of a run that ended before its first checkpoint, or that has none that can be resumed.
+
+    With `has_results`, results are removed.
 
     Raises:
         UserError: the run has results, so its checkpoints are lost.
     """
     for path in folders:
-        if any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES):
+        found = any((path / "replay").glob("*")) or any(_holds_a_later_step(path / name) for name in CURVES)
+        if found and not has_results:
             raise UserError(f"resume={path}: it has results, but no checkpoints; start a new run")
     checked = build.check(config)
     check_init(config, checked.obs_dim, checked.action_dim)
     check_disk(config, checked.obs_dim, checked.action_dim, folder)
     with explaining(folder), run_dir.locked([folder]):
-        for path in {*folders, folder / "run.json", *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
+        parts = {folder / name for name in ("run.json", "checkpoints", "replay")}
+        for path in {*folders, *parts, *folder.glob("*.jsonl"), *folder.glob("events.*")} - {folder}:
             Disk().remove(path)
         remove_leftovers(Disk(), folder)
     if label is None:

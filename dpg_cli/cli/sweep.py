@@ -237,7 +237,7 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
                 alone = slurm.cpus_of_job() > 1  # jobs of other launchers share cores
                 checked = found.config if alone else one_thread(found.config)
                 result = run_job(checked, found.folder, command, found.label)
-                if result.exit_code > 128:
+                if result.exit_code > 128 and checked.checkpoint.replay:  # else it would start again each time
                     requeue()
             where = found.folder
         else:
