@@ -98,9 +98,16 @@ def launch(
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     numbers = [sweep.number(first + index) for index in range(len(job_overrides))]
-    submitted = dict(zip(numbers, _submit(job_overrides, first, options, context, task, config), strict=True))
-    sweep.begun = True
-    slurm.store(sweep.root, submitted)
+    submitted: dict[int, slurm.Submitted] = {}
+    try:
+        for array in _submit(job_overrides, first, options, context, task, config):
+            sweep.begun = True
+            submitted |= zip(numbers[len(submitted) :], array, strict=False)
+            slurm.store(sweep.root, submitted)
+    except Exception as error:  # of many types
+        if not submitted:
+            raise
+        sweep.tell(f"SLURM rejected more jobs: {one_line(error)}")
     jobs = "1 job was" if len(submitted) == 1 else f"{len(submitted)} jobs were"
     sweep.tell(f"{jobs} submitted to SLURM; squeue --jobs={','.join(_arrays(submitted))} shows them")
     wait(sweep, submitted)
@@ -117,8 +124,8 @@ def _submit(
     context: HydraContext,
     task: TaskFunction,
     config: DictConfig,
-) -> list[slurm.Submitted]:
-    """Submit jobs; returns what they are in SLURM."""
+) -> Iterator[list[slurm.Submitted]]:
+    """Submit jobs; yields what those of each array are in SLURM."""
     import submitit
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
@@ -139,16 +146,16 @@ def _submit(
     shared = {"name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node"}
     shared.add("stderr_to_stdout")
     executor.update_parameters(**{key if key in shared else f"slurm_{key}": own for key, own in values.items()})
-    submitted = []
     for begin in range(0, len(job_overrides), MOST):
         calls = [
             (list(job_overrides[n]), "hydra.sweep.dir", first + n, f"job_{first + n}", Singleton.get_state())
             for n in range(begin, min(begin + MOST, len(job_overrides)))
         ]
+        submitted = []
         for own in executor.map_array(runs_jobs, *zip(*calls, strict=True)):
             log = own.paths.stdout if values["stderr_to_stdout"] else own.paths.stderr
             submitted.append(slurm.Submitted(own.job_id, os.path.relpath(log, config.hydra.sweep.dir)))
-    return submitted
+        yield submitted
 
 
 def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:

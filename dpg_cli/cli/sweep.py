@@ -410,5 +410,5 @@ def _is_begun(folder: Path) -> bool:
 
 
 def _has_jobs(folder: Path) -> bool:
-    own = {record.FILE, record.CONFIGS, "multirun.yaml", ".lock"}
+    own = {record.FILE, record.CONFIGS, "multirun.yaml", ".lock", ".submitit"}
     return not own.issuperset(os.listdir(folder))

@@ -85,7 +85,9 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         running.queued = {entry.number: queued[entry.number] for entry in left if entry.number in queued}
         left = [entry for entry in left if entry.number not in queued]
         if running.queued:
-            print(f"waiting for {len(running.queued)} jobs that are in SLURM's queue")
+            count = len(running.queued)
+            which = "1 job that is" if count == 1 else f"{count} jobs that are"
+            print(f"waiting for {which} in SLURM's queue")
         if not left:
             return launch(running, [])
         running.order = [entry.number for entry in left]

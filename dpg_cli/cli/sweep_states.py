@@ -72,8 +72,7 @@ class Follower:
         self._seen: dict[int, tuple[int, Any]] = {}  # by job: when run.json was written, and what it was about
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        for job in file.jobs:
-            self._look(job, first=True)
+        self.look(first=True)
 
     def __enter__(self) -> Self:
         """Start the thread."""
@@ -91,8 +90,7 @@ class Follower:
         told = time.monotonic()
         while True:
             last = self._ended.is_set()
-            for job in self._file.jobs:
-                self._look(job)
+            self.look()
             if self._tell is not None and time.monotonic() - told > SUMMARY_EVERY:
                 told = time.monotonic()
                 self._tell(self._summary())
@@ -100,7 +98,12 @@ class Follower:
                 return
             self._ended.wait(POLL_EVERY * max(1.0, len(self._seen) / 100))
 
-    def _look(self, job: Job, *, first: bool = False) -> None:
+    def look(self, *, first: bool = False) -> None:
+        """Record and print what has changed since the last look; the first one only notes."""
+        for job in self._file.jobs:
+            self._look(job, first=first)
+
+    def _look(self, job: Job, *, first: bool) -> None:
         """Record and print what has changed."""
         if job.folder is None:
             return
