@@ -32,7 +32,7 @@ def state_of(folder: Path) -> tuple[str, str | None]:
         return "failed", one_line(error) if isinstance(error, str) else "unknown"
     if status == "running" and run_dir.is_locked(folder):
         return "running", None
-    return "pending", None if status is None else f"stopped at step {content.get('last_step')}"
+    return "pending", None if status is None else f"stopped at step {_count(content.get('last_step'))}"
 
 
 def unknown_jobs(folder: Path, known: Sequence[Job]) -> Iterator[tuple[Path, int, list[str]]]:
@@ -69,7 +69,7 @@ class Follower:
 
     def __init__(self, file: SweepFile, naming: Naming, logs: Mapping[int, Path], tell: Callable[[str], None] | None):
         self._file, self._naming, self._logs, self._tell = file, naming, logs, tell
-        self._seen: dict[int, tuple[int, Any]] = {}  # by job: when run.json was written, and what it was about
+        self._seen: dict[int, tuple[int, Any]] = {}  # by job: when run.json was written, and what it said
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self.look(first=True)
@@ -105,7 +105,7 @@ class Follower:
 
     def _look(self, job: Job, *, first: bool) -> None:
         """Record and print what has changed."""
-        if job.folder is None:
+        if job.folder is None or job.state == "done":
             return
         folder = self._naming.folder / job.folder
         try:
@@ -116,39 +116,38 @@ class Follower:
         if written == before:
             return
         content = run_file(folder)
-        now = (content.get("status"), str(content.get("resumed")))
+        now = (content.get("status"), content.get("resumed"))
         self._seen[job.number] = written, now
         if first or now == about:
             return
-        state, reason, line = self._change(folder, *now, content)
+        state, reason = ("running", None) if now[0] == "running" else state_of(folder)
         with contextlib.suppress(DiskError):  # the end of the sweep reports it
             self._file.set(job.number, state=state, reason=reason)
         if self._tell is not None:
             label = self._naming.label(job.number, job.overrides)
-            log = self._logs.get(job.number) if state == "failed" else None
-            where = "" if log is None else f" (log: {log})"
-            self._tell(
-                f"{label.position} {line}{where}: {label.differs}" if label.differs else f"{label.position} {line}"
+            line = {"running": _begun(now[1]), "done": _scored(folder), "failed": f"failed: {reason}"}.get(
+                state, reason
             )
-
-    def _change(self, folder: Path, status: object, resumed: str, content: Any) -> tuple[str, str | None, str]:
-        """State, reason, and what the line says."""
-        if status == "running":
-            times = content.get("resumed")
-            step = times[-1].get("step") if isinstance(times, list) and times and isinstance(times[-1], dict) else None
-            return "running", None, "started" if step is None else f"resumed at step {step:,}"
-        if status == "done":
-            scores = scores_of(folder)
-            mean = math.nan if scores is None else scores.mean()
-            return "done", None, "done" if math.isnan(mean) else f"done, score {mean:.1f}"
-        if status == "failed":
-            _, reason = state_of(folder)
-            return "failed", reason, f"failed: {reason}"
-        return "pending", (reason := f"stopped at step {content.get('last_step')}"), reason
+            if state == "failed" and job.number in self._logs:
+                line = f"{line} (log: {self._logs[job.number]})"
+            self._tell(f"{label.position} {line}" + (f": {label.differs}" if label.differs else ""))
 
     def _summary(self) -> str:
         states = [job.state for job in self._file.jobs]
-        counts = [f"{states.count(state)} {name}" for state, name in (("failed", "failed"), ("running", "running"))]
-        return "  ".join(
-            [f"{states.count('done')} of {len(states)} done", *counts, f"{states.count('pending')} waiting"]
-        )
+        failed, running, waiting = (states.count(state) for state in ("failed", "running", "pending"))
+        return f"{states.count('done')} of {len(states)} done  {failed} failed  {running} running  {waiting} waiting"
+
+
+def _begun(resumed: object) -> str:
+    """What a line says of a job that runs; `resumed` is from its `run.json`."""
+    last = resumed[-1] if isinstance(resumed, list) and resumed else None
+    return f"resumed at step {_count(last.get('step'))}" if isinstance(last, dict) else "started"
+
+
+def _scored(folder: Path) -> str:
+    scores = scores_of(folder)
+    return "done" if scores is None or math.isnan(scores.mean()) else f"done, score {scores.mean():.1f}"
+
+
+def _count(step: object) -> str:
+    return f"{step:,}" if isinstance(step, int) else "unknown"
