@@ -264,7 +264,8 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
         followed = follower if waits or running.elsewhere else contextlib.nullcontext()
         with running.stop, explaining(plan.folder), followed:
             if arguments:
-                handover.hand_over(task, arguments)
+                with handover.without_second_check() if plan.planned else contextlib.nullcontext():
+                    handover.hand_over(task, arguments)
             slurm.wait(running, running.queued)
     except DiskError:
         raise
