@@ -116,6 +116,8 @@ class Follower:
         if written == before:
             return
         content = run_file(folder)
+        if not content:  # it is being replaced on another machine
+            return
         now = (content.get("status"), content.get("resumed"))
         self._seen[job.number] = written, now
         if first or now == about:
