@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -36,12 +36,14 @@ class Sweep(Protocol):
         root: its folder.
         stop: whether a signal has asked it to stop.
         logs: of submitted jobs, by number.
+        waiting: numbers of jobs that were left in SLURM.
         begun: whether any job was submitted.
     """
 
     root: Path
     stop: signals.StopRequest
     logs: dict[int, Path]
+    waiting: Set[int]
     begun: bool
 
     def number(self, launched: int) -> int:
@@ -172,6 +174,7 @@ def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:
     sweep.logs |= {number: sweep.root / own.log for number, own in submitted.items()}
     while left:
         if sweep.stop.signal is not None:
+            sweep.waiting = set(left)
             _explain(sweep, left)
             sys.exit(128 + sweep.stop.signal)
         gone = {number for number, own in left.items() if _result(sweep.logs[number], own).exists()}

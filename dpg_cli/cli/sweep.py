@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,7 @@ class Running:
         order: in a resumed sweep, the numbers of the jobs in the order in which the launcher counts them.
         queued: in a resumed sweep, jobs that still wait or run in SLURM, by number.
         logs: of jobs that were submitted to SLURM, by number.
+        waiting: numbers of jobs that were left in SLURM.
         stop: whether a signal has asked the sweep to stop.
     """
 
@@ -105,6 +106,7 @@ class Running:
         self.order: Sequence[int] = ()
         self.queued: Mapping[int, Submitted] = {}
         self.logs: dict[int, Path] = {}
+        self.waiting: Set[int] = frozenset()
         self.stop = StopRequest(self._stopping)
         self.results: dict[int, Result] = {}
         self._console = new_console()
@@ -292,8 +294,10 @@ def finish(running: Running, console: Console) -> list[record.Job]:
     rows = [(own, running.plan.naming.differs(own.overrides), running.scores(own)) for own in begun]
     if rows:
         print_scores(console, rows)
-    if missing := len(entries) - len(begun):
-        console.print(f"{missing} {'job' if missing == 1 else 'jobs'} did not start")
+    queued = len(running.waiting - {own.number for own in begun})
+    for count, what in ((queued, "in SLURM's queue"), (len(entries) - len(begun) - queued, "did not start")):
+        if count:
+            console.print(f"{count} {'job' if count == 1 else 'jobs'} {what}")
     shown = below_here(folder)
     console.print(f"  sweep folder {shown}", soft_wrap=True)
     console.print(f"  curves       tensorboard --logdir {quoted(shown / CURVES)}", soft_wrap=True)
