@@ -127,6 +127,14 @@ def statuses(tmp_path):
     return [json.loads((tmp_path / f"sweep/{number}/run.json").read_text())["status"] for number in range(2)]
 
 
+def test_a_signal_before_the_first_job_starts_none(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "setup_globals", lambda: os.kill(os.getpid(), signal.SIGINT))
+    code, out, err = train(*LOCAL, TOY, *SMALL, "seed=0,1", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep")
+    assert (code, err) == (130, "dpg-train: stopping with a checkpoint; a second signal stops at once\n")
+    assert "2 jobs did not start" in out
+    assert not list(tmp_path.glob("sweep/[01]"))
+
+
 def test_ctrl_c_stops_every_job_with_a_checkpoint(sweeping, tmp_path):
     terminal, _ = sweeping
     terminal.type(b"\x03")
