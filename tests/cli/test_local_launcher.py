@@ -1,8 +1,10 @@
 """`hydra/launcher=local`: real jobs in parallel, its keys, GPUs, cores and memory."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +92,16 @@ def test_a_failed_job_is_reported_with_its_log_and_the_others_end(train, tmp_pat
     assert err == "dpg-train: job 0 failed: the environment Reach raised RuntimeError: the simulator broke\n"
     assert json.loads((tmp_path / "sweep/1/run.json").read_text())["status"] == "done"
     assert "the simulator broke" in (tmp_path / "sweep/0/output.log").read_text()
+
+
+def test_a_job_whose_folder_cannot_be_written_names_it(train, tmp_path, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch, "run_job", full)
+    code, _, err = train(*LOCAL, TOY, *SMALL, "seed=0", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
+    assert code == 1
+    assert re.fullmatch(r"dpg-train: job 0 failed: \S+/sweep: No space left on device; [\d,]+ bytes are free\n", err)
 
 
 # --- kills and signals ---
