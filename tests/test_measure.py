@@ -1,18 +1,22 @@
 """What the measuring scripts count, add up and reject; never how fast anything is."""
 
 import json
+import shutil
 import sys
+from collections import Counter
 
 import benchmark
 import checkpoint_cost
 import cold
 import costs
 import footprint
+import numpy as np
 import policy
 import pytest
 import revisions
 import scaling
 import seeds
+import sweep_faults
 from commands import SMALL, TOY
 from updates import update_flops
 
@@ -78,6 +82,7 @@ def test_a_paired_ratio_is_the_median_of_ratios():
         (benchmark, "side_by_side=1000", "1000 times 1 threads: this process may use"),
         (benchmark, "second=2", "second: unknown key; did you mean seconds?"),
         (scaling, "algo=sac", "algo=sac: there are ddpg, td3"),
+        (sweep_faults, "cases=0", "cases=0: should be a whole number, at least 1"),
         (costs, "steps=-1", "steps=-1: should be a whole number, at least 1"),
         (revisions, "HEAD", "name at least two revisions, each once"),
         (revisions, "seconds=0.5", "name at least two revisions, each once"),
@@ -145,6 +150,45 @@ def test_every_part_around_an_update_is_timed(script, tmp_path):
     microseconds = json.loads(out.read_text())["microseconds"]
     assert len(microseconds) == 3
     assert all(len(parts) == len(cold.PARTS) and min(parts) > 0 for parts in microseconds.values())
+
+
+def test_every_fault_of_a_sweep_has_as_many_cases():
+    faults = [sweep_faults.faults_of(number, np.random.default_rng([0, number])) for number in range(60)]
+    alone = Counter(own[0].name for own in faults if len(own) == 1)
+    assert alone == {fault.name: 5 for fault in sweep_faults.FAULTS}
+    assert {len(own) for own in faults} == {1, 2, 3}
+
+
+@pytest.fixture
+def disturbed(train, tmp_path):
+    """A case whose sweep equals the undisturbed one, as far as it goes."""
+    assert train("-m", TOY, *SMALL, "algo=ddpg,td3", "num_seeds=2", "hydra.sweep.dir=reference")[0] == 0
+    shutil.copytree(tmp_path / "reference", tmp_path / "sweep", symlinks=True)
+    return sweep_faults.Case(0, np.random.default_rng(0), tmp_path, tmp_path / "reference")
+
+
+def test_a_resumed_sweep_passes_only_if_nothing_differs(disturbed):
+    sweep_faults.check(disturbed)
+    run = disturbed.sweep / "1" / "seed_0"
+    for path, content, complaint in (
+        (run / "evaluations.jsonl", "", "evaluations differ"),
+        (run / "metrics.jsonl", "", "job 1 differs: TensorBoard, metrics"),
+        (run / "run.json", json.dumps({"status": "running"}), "seed_0: running"),
+        (disturbed.sweep / "1" / "run.json", json.dumps({"status": "done"}), "job 1 was trained again"),
+        (disturbed.sweep / "1" / "train.log", "done at step 60\n" * 2, "job 1 was trained again"),
+        (disturbed.sweep / "1" / ".hydra" / "config.yaml", None, "config.yaml"),
+        (disturbed.sweep / ".sweep.json.7", "", "left in the folder of the sweep"),
+    ):
+        before = path.read_text() if path.exists() else None
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(AssertionError, match=complaint):
+            sweep_faults.check(disturbed)
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_text(before)
+    sweep_faults.check(disturbed)
 
 
 @pytest.mark.parametrize(("varied", "size"), [("batch", 4), ("width", 8), ("num_seeds", 2), ("num_envs", 2)])

@@ -148,7 +148,7 @@ def run(
                     step = None if start is None else start[0].step
                     watcher.run_files.append(run_dir.RunFile(path, command, step))
                 outcome = _train(config, folder, names, watcher, stop, start, checked or check(config))
-                for run_file in watcher.run_files:
+                for run_file in reversed(watcher.run_files):  # the seeds first: a run that is done is not resumed
                     run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
                 ended = f"{'stopped' if outcome.interrupted else 'done'} at step {outcome.step:,} after {elapsed()}"
                 log.info(ended)

@@ -24,6 +24,7 @@ from dpg_cli.cli.progress import new_console
 from dpg_cli.cli.signals import PolledStop, say
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
+from dpg_cli.storage.atomic import explaining
 from dpg_cli.sweeps.local import Pool, State, Worker
 from dpg_cli.sweeps.table import SweepDisplay
 from dpg_cli.trainer import Outcome
@@ -172,7 +173,8 @@ def launch(
 
         silent = HydraContext(context.config_loader, Callbacks())  # ours are called when the job really starts and ends
         folder_keys = "hydra.sweep.dir", "hydra.sweep.subdir"
-        returns[number] = run_job(resolve, own, *folder_keys, silent, configure_logging=False)
+        with explaining(Path(str(config.hydra.sweep.dir))):
+            returns[number] = run_job(resolve, own, *folder_keys, silent, configure_logging=False)
         (found,) = prepared
         if isinstance(found, Exception):
             raise found

@@ -54,7 +54,7 @@ class StopRequest:
 
     A signal that was ignored at the start, for example by nohup, stays ignored. A simulator may install handlers of its
     own: those that it installs from Python have no effect while this is active, and calls take back what it has
-    installed otherwise, as robot middleware does.
+    installed otherwise, as robot middleware does. A request that an outer `StopRequest` has received counts here too.
 
     Args:
         notify: shows a line at once. It is called by a signal handler.
@@ -80,7 +80,10 @@ class StopRequest:
         _active, self._around = self, _active
         self._outer = signal.signal
         for number in set(HANDLED) - (_ignored_now() if _ignored is None else _ignored):
-            self._before[number] = install(number, self._handle)
+            before = self._before[number] = install(number, self._handle)
+            outer = getattr(before, "__self__", None)
+            if isinstance(outer, StopRequest) and self.signal is None:
+                self.signal, self._when = outer.signal, outer._when
         signal.signal = self._instead  # type: ignore[assignment]
         return self
 

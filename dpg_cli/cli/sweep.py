@@ -27,7 +27,7 @@ from dpg_cli.cli.sweep_scores import Scores, print_scores, scores_of
 from dpg_cli.cli.sweep_states import Follower, overrides_of, state_of, unknown_jobs
 from dpg_cli.errors import DiskError, UserError, one_line
 from dpg_cli.storage import run_dir
-from dpg_cli.storage.atomic import explaining
+from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.run_dir import claim, command_line
 from dpg_cli.sweeps import record
 from dpg_cli.sweeps.slurm import Submitted
@@ -409,7 +409,10 @@ def _is_begun(folder: Path) -> bool:
     if not (folder / "run.json").exists():
         return False
     if run_dir.status(folder) is None and not (folder / "config.yaml").exists():
-        (folder / "run.json").unlink()
+        made = [path for path in folder.glob("seed_*") if not (path / "config.yaml").exists()]
+        for path in (*made, folder / "run.json"):
+            Disk().remove(path)
+        remove_leftovers(Disk(), folder)
         return False
     return True
 

@@ -16,6 +16,7 @@ from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.cli.sweep_states import state_of
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import run_dir
+from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.untrusted import run_file
 from dpg_cli.sweeps import record, slurm
 
@@ -73,6 +74,8 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     known = [stored[entry.number] for entry in jobs]
     running = Running(plan, file, known, composed, trust=asks is not None)
     with run_dir.locked([folder]):
+        with explaining(folder):
+            remove_leftovers(Disk(), folder)
         if "total_steps" in values:
             record.store_configs(folder, ((number, config.model_dump()) for number, config in stored.items()))
         left = _left(running, stored)
@@ -94,8 +97,9 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         _tell_differences(plan, left[0], stored)
         for entry in left:
             where = folder / _where(entry)
-            with contextlib.suppress(UserError, FileExistsError):  # exists if the job was begun
-                configs.write_hydra(entry.overrides, where, entry.number, stored[entry.number])
+            if not (where / "run.json").exists():  # a job that was begun has its .hydra/
+                with contextlib.suppress(UserError):
+                    configs.write_hydra(entry.overrides, where, entry.number, stored[entry.number])
         values_of = ",".join(f"{{number:{entry.number},folder:{handover.quoted(_where(entry))}}}" for entry in left)
         own = [
             *("-m", f"+{RESUMED}={values_of}", f"hydra.sweep.dir={handover.quoted(folder)}"),

@@ -153,7 +153,7 @@ def write_hydra(overrides: Sequence[str], folder: Path, number: int, config: Tra
 
     Args:
         overrides: of the job.
-        folder: of the job, which has no `.hydra/` yet.
+        folder: of the job. Its `.hydra/` is replaced if it exists: a kill may have left a part of it.
         number: of the job.
         config: of the job; today's YAML files may differ from those that it was composed of.
 
@@ -166,7 +166,7 @@ def write_hydra(overrides: Sequence[str], folder: Path, number: int, config: Tra
         composed.hydra.runtime.output_dir = str(folder)
         composed.hydra.job.num, composed.hydra.job.id = number, str(number)
         task = list(composed.hydra.overrides.task)
-    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     node = OmegaConf.masked_copy(composed, "hydra")
     own = OmegaConf.create(config.model_dump())
     for name, content in (("config", own), ("hydra", node), ("overrides", OmegaConf.create(task))):

@@ -33,7 +33,9 @@ class Lifeline:
     def _watch(self) -> None:
         os.read(self._descriptor, 1)  # nothing is ever written
         self._ended.set()
-        self._request_stop()
-        time.sleep(GRACE)
-        kill_session(os.getsid(0))
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            self._request_stop()
+            time.sleep(GRACE)
+            kill_session(os.getsid(0))
+        finally:  # without memory, for example
+            os.kill(os.getpid(), signal.SIGKILL)

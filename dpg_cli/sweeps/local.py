@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from dpg_cli.errors import UserError, one_line
+from dpg_cli.errors import DiskError, UserError, one_line
 from dpg_cli.sweeps.process import Exit, Process, in_session, kill_session
 
 TICK = 0.1  # seconds between looks at processes that say nothing
@@ -194,7 +194,7 @@ class Pool:
                 self._running.append(Running(number, worker, document, self._given(document)))
             except Exception as error:
                 self._free.insert(0, worker)
-                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                kind = "" if isinstance(error, UserError | DiskError) else f"{type(error).__name__}: "
                 self._end(number, "failed", one_line(f"{kind}{error}"), None)
                 continue
             self._events.started(number)

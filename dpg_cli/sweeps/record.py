@@ -1,5 +1,6 @@
 """`sweep.json`: the jobs of a sweep and their states. Only the sweep's own process writes it."""
 
+import contextlib
 import json
 import threading
 import time
@@ -8,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dpg_cli.errors import UserError
+from dpg_cli.errors import DiskError, UserError
 from dpg_cli.storage import untrusted
 from dpg_cli.storage.atomic import Disk, explaining, write_whole
 
@@ -54,7 +55,8 @@ class SweepFile:
         self._lines = {number: json.dumps(asdict(job)) for number, job in self._jobs.items()}
         self._lock = threading.Lock()
         self._written = -TOGETHER
-        self._timer: threading.Timer | None = None
+        self._due = threading.Event()  # a change is not written yet
+        self._writer: threading.Thread | None = None
 
     @property
     def jobs(self) -> list[Job]:
@@ -85,10 +87,11 @@ class SweepFile:
             wait = self._written + TOGETHER - time.monotonic()
             if wait <= 0:
                 self._write()
-            elif self._timer is None:
-                self._timer = threading.Timer(wait, self._later)
-                self._timer.daemon = True
-                self._timer.start()
+            else:
+                self._due.set()
+                if self._writer is None:  # one for all writes: a thread that starts while memory is short may hang
+                    self._writer = threading.Thread(target=self._write_later, daemon=True)
+                    self._writer.start()
 
     def flush(self) -> None:
         """Write now.
@@ -99,17 +102,15 @@ class SweepFile:
         with self._lock:
             self._write()
 
-    def _later(self) -> None:
-        with self._lock:
-            try:
-                self._write()
-            except OSError:  # the next change, or the end, reports it
-                self._timer = None
+    def _write_later(self) -> None:
+        while self._due.wait():
+            time.sleep(max(0.0, self._written + TOGETHER - time.monotonic()))
+            with self._lock, contextlib.suppress(DiskError):  # the next change, or the end, reports it
+                if self._due.is_set():
+                    self._write()
 
     def _write(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._due.clear()
         self._written = time.monotonic()
         head = json.dumps({"version": VERSION, "command": self.command, "launcher": self.launcher})
         lines = ",\n".join(self._lines[number] for number in sorted(self._lines))

@@ -217,6 +217,21 @@ def test_a_sweep_that_is_stopped_says_how_far_it_came(train, monkeypatch):
     assert "sweep folder sweep" in out
 
 
+def test_a_signal_between_two_handlers_of_a_sweep_counts(train, monkeypatch):
+    """While Hydra prepares a job, the handler of the sweep receives it, not that of the job."""
+
+    def run(*arguments, **others):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return run_job(*arguments, **others)
+
+    run_job = job.run
+    monkeypatch.setattr(job, "run", run)
+    code, out, err = train("-m", TOY, "seed=0,1", *SMALL, "hydra.sweep.dir=sweep")
+    assert code == 143
+    assert "stopped at step 0 " in err
+    assert "1 job did not start" in out
+
+
 def test_a_sweep_is_stopped_between_two_jobs(train, monkeypatch):
     def run(*arguments, **others):
         result = run_job(*arguments, **others)

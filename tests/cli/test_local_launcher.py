@@ -1,8 +1,10 @@
 """`hydra/launcher=local`: real jobs in parallel, its keys, GPUs, cores and memory."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +94,16 @@ def test_a_failed_job_is_reported_with_its_log_and_the_others_end(train, tmp_pat
     assert "the simulator broke" in (tmp_path / "sweep/0/output.log").read_text()
 
 
+def test_a_job_whose_folder_cannot_be_written_names_it(train, tmp_path, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch, "run_job", full)
+    code, _, err = train(*LOCAL, TOY, *SMALL, "seed=0", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
+    assert code == 1
+    assert re.fullmatch(r"dpg-train: job 0 failed: \S+/sweep: No space left on device; [\d,]+ bytes are free\n", err)
+
+
 # --- kills and signals ---
 
 SLOW = ["total_steps=1_000_000", "eval.every=1000", "checkpoint.every=100", "eval.episodes=1"]
@@ -125,6 +137,14 @@ def lives(process):
 
 def statuses(tmp_path):
     return [json.loads((tmp_path / f"sweep/{number}/run.json").read_text())["status"] for number in range(2)]
+
+
+def test_a_signal_before_the_first_job_starts_none(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "setup_globals", lambda: os.kill(os.getpid(), signal.SIGINT))
+    code, out, err = train(*LOCAL, TOY, *SMALL, "seed=0,1", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep")
+    assert (code, err) == (130, "dpg-train: stopping with a checkpoint; a second signal stops at once\n")
+    assert "2 jobs did not start" in out
+    assert not list(tmp_path.glob("sweep/[01]"))
 
 
 def test_ctrl_c_stops_every_job_with_a_checkpoint(sweeping, tmp_path):

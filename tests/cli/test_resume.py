@@ -17,6 +17,7 @@ from dpg_cli.cli import job
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.environments import group as env_group
 from dpg_cli.environments.state import CannotCopy
+from dpg_cli.storage import run_dir
 
 RUN = [TOY, *SMALL, "noise=ou", "hydra.run.dir=run"]
 
@@ -227,6 +228,20 @@ def test_a_seed_that_is_missing_is_named(train, finished, tmp_path):
     assert code == 2
     assert "seed_1 is missing; each other seed_*/ can be resumed alone" in err
     assert train("resume=run/seed_0", "trust=true", "total_steps=80")[0] == 0
+
+
+def test_a_run_is_done_after_its_seeds(train, monkeypatch):
+    """If it is killed in between it is resumed, and the seeds that say "running" are done too."""
+    ended = []
+
+    def end(run_file, status, **values):
+        ended.append((run_file._path.parent.name, status))
+        whole_end(run_file, status, **values)
+
+    whole_end = run_dir.RunFile.end
+    monkeypatch.setattr(run_dir.RunFile, "end", end)
+    assert train(*RUN, "num_seeds=2")[0] == 0
+    assert ended == [("seed_1", "done"), ("seed_0", "done"), ("run", "done")]
 
 
 def test_seeds_without_a_step_in_common_are_told_apart(train, finished, tmp_path):

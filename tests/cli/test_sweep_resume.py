@@ -8,6 +8,7 @@ import pytest
 import toy_envs  # noqa: F401 - registers Toy/Reach-v0
 import yaml
 from commands import SMALL, lines
+from oracle import differences
 
 from dpg_cli.cli import job, sweep
 from dpg_cli.cli.signals import StopRequest
@@ -108,6 +109,31 @@ def test_a_killed_sweep_is_corrected_from_its_folders(train, undisturbed, tmp_pa
     assert "sweep: 2 of 4 jobs are done" in out
     assert states(folder) == ["done"] * 4
     assert evaluations(folder) == undisturbed
+
+
+def test_a_job_that_was_killed_while_its_folder_was_made_starts_anew(train, tmp_path):
+    arguments = ["-m", TOY, "algo=ddpg,td3", "num_seeds=2", *SMALL, "hydra.sweep.dir=sweep"]
+    assert train(*arguments)[0] == 0
+    folder, undisturbed = tmp_path / "sweep", tmp_path / "undisturbed"
+    shutil.copytree(folder, undisturbed, symlinks=True)
+    for path in (folder / "1").iterdir():
+        if path.name not in (".hydra", "output.log", "seed_0"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (folder / "1" / "seed_0").iterdir():
+        if path.name != ".hydra":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for leftover in ("1/run.json", "1/.config.yaml.7", ".sweep.json.7"):
+        (folder / leftover).touch()
+    shutil.rmtree(folder / "0")
+    (folder / "0" / ".hydra").mkdir(parents=True)
+    (folder / "0" / ".hydra" / "config.yaml").write_text("algo:\n  na")
+    assert train("resume=sweep")[::2] == (0, "")
+    for number in ("0", "1"):
+        assert differences(folder / number, undisturbed / number) == []
+        contents = [json.dumps(yaml.safe_load(path.read_text())) for path in sorted((folder / number).glob(".hydra/*"))]
+        assert len(contents) == 3
+        assert all("algo" in content for content in contents)
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
 
 
 def test_failed_jobs_are_tried_again_from_their_checkpoint(train, tmp_path, monkeypatch):

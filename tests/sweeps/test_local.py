@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dpg_cli.errors import DiskError
 from dpg_cli.sweeps import local
 from dpg_cli.sweeps.local import Pool, Worker
 from dpg_cli.sweeps.process import in_session
@@ -130,8 +131,8 @@ def test_a_job_that_fails_is_not_started_again_and_the_others_run(run, seen):
 
 
 def test_a_job_that_cannot_be_prepared_fails_alone(run, seen):
-    run([ValueError("no\nfolder"), DONE])
-    assert seen.ends == {0: ("failed", "ValueError: no folder"), 1: ("done", None)}
+    run([ValueError("no\nfolder"), DONE, DiskError("x: no room")])
+    assert seen.ends == {0: ("failed", "ValueError: no folder"), 1: ("done", None), 2: ("failed", "x: no room")}
     assert seen.started_jobs == [1]
 
 

@@ -1,6 +1,7 @@
 """sweep.json: what it holds, how often it is written, and what of a stranger's is rejected."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -73,6 +74,31 @@ def test_a_change_is_written_also_if_none_follows(tmp_path, monkeypatch):
             break
         time.sleep(0.02)
     assert [job.state for job in load(tmp_path).jobs] == ["running", "running", "pending"]
+
+
+def test_a_late_write_that_fails_is_reported_by_the_next(tmp_path, monkeypatch):
+    started = []
+
+    class Thread(threading.Thread):
+        def start(self):
+            started.append(self)
+            super().start()
+
+    monkeypatch.setattr(record.threading, "Thread", Thread)
+    monkeypatch.setattr(record, "TOGETHER", 0.01)
+    file = a_sweep(tmp_path / "sweep")
+    for state in ("running", "done", "running"):
+        file._written = time.monotonic()  # so that it waits
+        file.set(0, state=state)
+        while file._due.is_set():
+            time.sleep(0.01)
+    assert len(started) == 1
+    assert started[0].is_alive()
+    with pytest.raises(DiskError, match="sweep"):
+        file.flush()
+    (tmp_path / "sweep").mkdir()
+    file.flush()
+    assert load(tmp_path / "sweep")[0].state == "running"
 
 
 def test_what_does_not_change_is_not_written(tmp_path, writes):
