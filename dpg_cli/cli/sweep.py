@@ -235,7 +235,6 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
             found = describe(naming, config, HydraConfig.get())
             naming.link_curves(found.number, found.label, found.config, found.folder)
             with slurm.requeued() as requeue:
-                _wait_for_older(found.config, found.folder)
                 alone = slurm.cpus_of_job() > 1  # jobs of other launchers share cores
                 checked = found.config if alone else one_thread(found.config)
                 result = run_job(checked, found.folder, command, found.label)
@@ -358,6 +357,7 @@ def run_job(
         report: as for `job.run`.
     """
     try:
+        _wait_for_older(config, folder)
         if not _is_begun(folder):
             return job.run(config, folder, command, label, report=report)
         stored = configs.load_from(folder)
@@ -390,11 +390,17 @@ def one_thread(config: configs.TrainConfig) -> configs.TrainConfig:
 
 
 def _wait_for_older(config: configs.TrainConfig, folder: Path) -> None:
-    """Wait for a process of the same job on a node that has failed: the cluster may start the job again sooner."""
+    """Wait for an older process of the same job.
+
+    It may still write its checkpoint after its sweep was killed, and a cluster may start the job of a failed node again
+    before it has ended there.
+    """
     _, folders = members(config, folder)
-    until = time.monotonic() + WAIT_FOR_OLDER
+    until, running = time.monotonic() + WAIT_FOR_OLDER, current()
     while any(map(run_dir.is_locked, {folder, *folders})) and time.monotonic() < until:
-        time.sleep(1)
+        if running is not None and running.stop.signal is not None:
+            return
+        time.sleep(0.5)
 
 
 def _ending(result: Result) -> tuple[str, str | None]:

@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,6 +21,8 @@ from dpg_cli import __version__
 from dpg_cli.errors import DiskError, UserError
 from dpg_cli.storage.atomic import Disk, explaining, write_whole
 from dpg_cli.storage.untrusted import run_file
+
+ATTEMPTS = 3  # to lock a folder
 
 
 def claim(folder: Path, key: str) -> None:
@@ -65,10 +68,14 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
                 file = files.enter_context((folder / ".lock").open("a"))
             except OSError as error:
                 raise DiskError(f"{folder}: cannot be written: {error.strerror}") from error
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"{folder}: is being trained by another process") from error
+            for attempt in range(ATTEMPTS):  # `is_locked` of another process takes the lock for an instant
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if attempt == ATTEMPTS - 1:
+                        raise UserError(f"{folder}: is being trained by another process") from error
+                    time.sleep(0.05)
         yield
 
 
