@@ -13,13 +13,14 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from dpg_cli import config as configs
-from dpg_cli.cli import handover, job
+from dpg_cli.cli import handover, job, plugins
 from dpg_cli.cli import launch as local_jobs
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.job import Result
 from dpg_cli.cli.names import Label
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.resume import CHANGEABLE, go_on
+from dpg_cli.cli.returned import NoScoreError, checked_score
 from dpg_cli.cli.signals import StopRequest
 from dpg_cli.cli.sweep_plan import CURVES, Plan
 from dpg_cli.cli.sweep_scores import Scores, print_scores, scores_of
@@ -40,6 +41,7 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     Raises:
         UserError: a job has a mistake. Raised before anything is written.
     """
+    plugins.check(composed)
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
     plan = Plan(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
     planned = plan.check()
@@ -191,16 +193,17 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
             sweep_here.ended(number, result, *_ending(result))
         if result.exit_code > 128:
             sys.exit(result.exit_code)
-        # A failed job returns NaN: after an exception Hydra would end the sweep with the current batch of jobs.
-        return score(where, result)
+        return checked_score(score(where, result), HydraConfig.get().sweeper, result.error)
 
     _current = running
-    nothing_started = False
+    nothing_started = ended_by_sweeper = False
     try:
         with between_jobs, explaining(plan.folder):
             handover.hand_over(task, arguments)
     except DiskError:
         raise
+    except NoScoreError:  # raised by the sweeper
+        ended_by_sweeper = True
     except Exception as error:
         nothing_started = not running.begun and (one_after_another or not _has_jobs(plan.folder))
         if not nothing_started:
@@ -210,8 +213,10 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
     finally:
         _current = None
         failed = [] if nothing_started else finish(running, console)
+    if ended_by_sweeper:
+        print("dpg-train: the search ended: more jobs failed than hydra.sweeper.max_failure_rate", file=sys.stderr)
     unfinished = plan.planned and any(entry.state != "done" for entry in running.file.jobs)
-    return 1 if failed or unfinished else 0
+    return 1 if failed or unfinished or ended_by_sweeper else 0
 
 
 def finish(running: Running, console: Console) -> list[record.Job]:
