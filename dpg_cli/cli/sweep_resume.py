@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpg_cli import config as configs
-from dpg_cli.cli import handover
+from dpg_cli.cli import handover, plugins
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.import_path import add_working_directory
 from dpg_cli.cli.launch import check
@@ -47,6 +47,11 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     """
     values, hydra = _parsed(arguments)
     file = record.load(folder)
+    if not (folder / record.CONFIGS).exists():
+        raise UserError(
+            f"resume={folder}: a search decides on its jobs as it goes, so it cannot be resumed as a whole; "
+            f"resume={folder}/NUMBER resumes one job"
+        )
     stored = {number: configs.check(tree) for number, tree in record.stored_configs(folder).items()}
     jobs = file.jobs
     numbers = [entry.number for entry in jobs]
@@ -62,6 +67,7 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         stored = {number: configs.changed(config, total) for number, config in stored.items()}
     launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else [f"hydra/launcher={file.launcher}"]
     composed = configs.compose([*launcher, *hydra])
+    plugins.check(composed)
     plan = Plan(folder, [entry.overrides for entry in jobs], planned=True)
     if configs.has_local_launcher(composed):
         check(configs.select(composed, "hydra.launcher"))
