@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from hydra._internal.callbacks import Callbacks
-from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -21,6 +21,7 @@ from dpg_cli.cli.job_process import JOB_PROGRAM, LOG, surroundings
 from dpg_cli.cli.machine import affinity, cores
 from dpg_cli.cli.names import Label
 from dpg_cli.cli.progress import new_console
+from dpg_cli.cli.returned import fill
 from dpg_cli.cli.signals import PolledStop, say
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
@@ -182,9 +183,9 @@ def launch(
         context.callbacks.on_job_start(config=own, task_function=task)
         return found
 
-    def ended(number: int, score: float) -> None:
+    def ended(number: int, score: float, reason: str | None) -> None:
         done = returns.setdefault(number, JobReturn(overrides=list(job_overrides[number - first])))
-        done.return_value, done.status = score, JobStatus.COMPLETED
+        fill(done, score, config.hydra.sweeper, reason)
         if (own := composed.pop(number, None)) is not None:
             context.callbacks.on_job_end(config=own, job_return=done)
 
@@ -199,7 +200,7 @@ def run_jobs(
     options: Options,
     record: Record,
     known: Sequence[TrainConfig],
-    ended: Callable[[int, float], None] = lambda number, score: None,
+    ended: Callable[[int, float, str | None], None] = lambda number, score, reason: None,
 ) -> None:
     """Run jobs in parallel, each in its own process.
 
@@ -209,7 +210,7 @@ def run_jobs(
         options: how to run them.
         record: is told what happens.
         known: configs of all jobs of the sweep, for `n_jobs=auto`.
-        ended: called with the score of each job that has ended; NaN if it failed.
+        ended: called with the score of each job that has ended, NaN if it failed, and the reason.
 
     Raises:
         SystemExit: a signal stopped the sweep (128 + signal), or a failure did, with `fail_fast` (1).
@@ -255,7 +256,7 @@ def run_jobs(
 class _Events:
     """Tells the display and the record of a sweep what happens to its jobs."""
 
-    def __init__(self, display: SweepDisplay, record: Record, on_end: Callable[[int, float], None]):
+    def __init__(self, display: SweepDisplay, record: Record, on_end: Callable[[int, float, str | None], None]):
         self._display, self._record, self._on_end = display, record, on_end
         self.prepared: dict[int, Prepared] = {}  # jobs that run
 
@@ -286,7 +287,7 @@ class _Events:
             code = 1 if result is None else result["exit_code"]
             whole = Result(code, outcome, reason if state == "failed" else None)
         self._record.ended(number, whole, state, reason)
-        self._on_end(number, score)
+        self._on_end(number, score, reason)
 
     def passed(self) -> None:
         """Called several times a second."""

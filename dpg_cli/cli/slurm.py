@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib.util
 import os
 import shutil
 import signal
@@ -14,14 +13,15 @@ from types import FrameType
 from typing import Any, Protocol
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dpg_cli.cli import signals
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.machine import slurm_cpus
-from dpg_cli.errors import UserError, one_line, to_install
+from dpg_cli.cli.returned import fill
+from dpg_cli.errors import UserError, one_line
 from dpg_cli.sweeps import slurm
 
 MOST = 1000  # jobs of an array: SLURM's own limit, unless it is configured
@@ -66,10 +66,8 @@ def check() -> None:
     """Check that jobs can be submitted here.
 
     Raises:
-        UserError: the extra is not installed, or this machine has no SLURM.
+        UserError: this machine has no SLURM.
     """
-    if any(importlib.util.find_spec(name) is None for name in ("submitit", "hydra_plugins.hydra_submitit_launcher")):
-        raise UserError(f"hydra/launcher=slurm: needs submitit; {to_install('slurm')}")
     if shutil.which("sbatch") is None or shutil.which("squeue") is None:
         raise UserError("hydra/launcher=slurm: this machine has no sbatch and squeue, so it cannot submit SLURM jobs")
 
@@ -113,10 +111,10 @@ def launch(
     jobs = "1 job was" if len(submitted) == 1 else f"{len(submitted)} jobs were"
     sweep.tell(f"{jobs} submitted to SLURM; squeue --jobs={','.join(_arrays(submitted))} shows them")
     wait(sweep, submitted)
-    return [
-        JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=sweep.score(number))
-        for number, overrides in zip(numbers, job_overrides, strict=True)
-    ]
+    returns = [JobReturn(overrides=list(overrides)) for overrides in job_overrides]
+    for done, number in zip(returns, numbers, strict=True):
+        fill(done, sweep.score(number), config.hydra.sweeper, None)
+    return returns
 
 
 def _submit(

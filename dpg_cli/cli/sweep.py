@@ -14,13 +14,14 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from dpg_cli import config as configs
-from dpg_cli.cli import handover, job, slurm
+from dpg_cli.cli import handover, job, plugins, slurm
 from dpg_cli.cli import launch as local_jobs
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.job import Result
 from dpg_cli.cli.names import Label, members
 from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.resume import CHANGEABLE, go_on
+from dpg_cli.cli.returned import NoScoreError, checked_score
 from dpg_cli.cli.signals import StopRequest, say
 from dpg_cli.cli.sweep_plan import CURVES, Naming, Plan
 from dpg_cli.cli.sweep_scores import Scores, print_scores, scores_of
@@ -43,10 +44,10 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     Raises:
         UserError: a job has a mistake. Raised before anything is written.
     """
+    check_launcher(composed)
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
     plan = Plan(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
     planned = plan.check()
-    check_launcher(composed)
     claim(folder, "hydra.sweep.dir")
     jobs = []
     if plan.planned:
@@ -102,6 +103,7 @@ class Running:
         self.one_after_another = configs.has_basic_launcher(composed)
         self.elsewhere = not self.one_after_another and not configs.has_local_launcher(composed)
         self.on_slurm = configs.has_slurm_launcher(composed)
+        self.silent = self.on_slurm or configs.has_ray_launcher(composed)  # jobs print nothing here
         self.root = plan.folder
         self.order: Sequence[int] = ()
         self.queued: Mapping[int, Submitted] = {}
@@ -203,11 +205,12 @@ def current() -> Running | None:
 
 
 def check_launcher(composed: DictConfig) -> None:
-    """Check the launcher of a sweep.
+    """Check the launcher and the sweeper of a sweep.
 
     Raises:
-        UserError: one of its keys is wrong, or it cannot be used here.
+        UserError: one of the launcher's keys is wrong, or something is missing on this machine.
     """
+    plugins.check(composed)
     if configs.has_local_launcher(composed):
         local_jobs.check(configs.select(composed, "hydra.launcher"))
     if configs.has_slurm_launcher(composed):
@@ -254,15 +257,14 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
             sweep_here.ended(number, result, *_ending(result))
         if result.exit_code > 128:
             sys.exit(result.exit_code)
-        # A failed job returns NaN: after an exception Hydra would end the sweep with the current batch of jobs.
-        return score(where, result)
+        return checked_score(score(where, result), HydraConfig.get().sweeper, result.error)
 
     _current = running
-    nothing_started = False
+    nothing_started = ended_by_sweeper = False
     try:
-        waits = running.on_slurm or bool(running.queued)
-        follower = Follower(running.file, naming, running.logs, running.tell if waits else None)
-        followed = follower if waits or running.elsewhere else contextlib.nullcontext()
+        tell = running.tell if running.silent or running.queued else None
+        follower = Follower(running.file, naming, running.logs, tell)
+        followed = follower if tell is not None or running.elsewhere else contextlib.nullcontext()
         with running.stop, explaining(plan.folder), followed:
             if arguments:
                 with handover.without_second_check() if plan.planned else contextlib.nullcontext():
@@ -270,6 +272,8 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
             slurm.wait(running, running.queued)
     except DiskError:
         raise
+    except NoScoreError:  # raised by the sweeper
+        ended_by_sweeper = True
     except Exception as error:
         nothing_started = not running.begun and (running.one_after_another or not _has_jobs(plan.folder))
         if not nothing_started:
@@ -279,8 +283,10 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
     finally:
         _current = None
         failed = [] if nothing_started else finish(running, new_console())
+    if ended_by_sweeper:
+        print("dpg-train: the search ended: more jobs failed than hydra.sweeper.max_failure_rate", file=sys.stderr)
     unfinished = plan.planned and any(entry.state != "done" for entry in running.file.jobs)
-    return 1 if failed or unfinished else 0
+    return 1 if failed or unfinished or ended_by_sweeper else 0
 
 
 def finish(running: Running, console: Console) -> list[record.Job]:

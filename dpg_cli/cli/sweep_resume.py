@@ -25,6 +25,8 @@ OPTIONS = (
     *("n_jobs", "retries", "fail_fast", "gpus"),
     *("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem_gb", "mem_per_cpu"),
     *("gpus_per_node", "gres", "timeout_min", "signal_delay_s", "max_num_timeout", "array_parallelism"),
+    *("ray.init.num_cpus", "ray.init.num_gpus", "ray.remote.num_cpus", "ray.remote.num_gpus", "ray.remote.memory"),
+    *("ray.remote.max_retries", "ray.remote.scheduling_strategy"),
 )
 KEYS = "total_steps, trust, hydra/launcher and hydra.launcher.*"
 
@@ -54,6 +56,11 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     """
     values, hydra = _parsed(arguments)
     file = record.load(folder)
+    if not (folder / record.CONFIGS).exists():
+        raise UserError(
+            f"resume={folder}: a search decides on its jobs as it goes, so it cannot be resumed as a whole; "
+            f"resume={folder}/NUMBER resumes one job"
+        )
     stored = {number: configs.check(tree) for number, tree in record.stored_configs(folder).items()}
     jobs = file.jobs
     numbers = [entry.number for entry in jobs]

@@ -193,6 +193,11 @@ def has_slurm_launcher(composed: DictConfig) -> bool:
     return str(select(composed, "hydra.launcher._target_")).endswith(".dpg_slurm_launcher.launcher.SlurmLauncher")
 
 
+def has_ray_launcher(composed: DictConfig) -> bool:
+    """Whether jobs are run by Ray, through our launcher."""
+    return str(select(composed, "hydra.launcher._target_")).endswith(".dpg_ray_launcher.launcher.RayLauncher")
+
+
 def select(composed: DictConfig, key: str) -> Any:
     """The resolved value of a key of the `hydra` node; None if there is no such key.
 

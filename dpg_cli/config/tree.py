@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -91,6 +92,13 @@ class EnvironmentIds(ConfigSource):
 
 
 def register() -> None:
-    """Register the environment ids with Hydra, and the resolver `${path_name:...}` with OmegaConf."""
-    Plugins.instance().register(EnvironmentIds)
+    """Register the environment ids with Hydra, and the resolver `${path_name:...}` with OmegaConf.
+
+    Files in `configs/hydra` replace the configs of that name that plugins have stored: Hydra would validate one against
+    the other, which it warns of or rejects.
+    """
+    Plugins.instance().register(EnvironmentIds)  # all plugins are loaded by now
+    stored = ConfigStore.instance().repo.get("hydra", {})
+    for path in (config_dir() / "hydra").glob("*/*.yaml"):
+        stored.get(path.parent.name, {}).pop(path.name, None)
     OmegaConf.register_new_resolver("path_name", lambda name: re.sub(r"[/:]", "_", name), replace=True)

@@ -1,5 +1,6 @@
 """hydra/launcher=slurm: jobs are submitted, followed by their folders, requeued with a checkpoint, and waited for."""
 
+import importlib.util
 import json
 import os
 import pickle
@@ -81,11 +82,11 @@ def test_jobs_run_elsewhere_with_the_same_numbers_and_their_scores_arrive(train,
 
 @pytest.mark.parametrize("missing", ["hydra_plugins.hydra_submitit_launcher", "submitit"])
 def test_a_missing_extra_is_said_before_anything_is_written(train, fake_slurm, monkeypatch, tmp_path, missing):
-    found = slurm.importlib.util.find_spec
-    monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
     code, _, err = train(*JOBS, "hydra/launcher=slurm")
     assert code == 2
-    assert "needs submitit; pip install -e '.[slurm]'" in err
+    assert "needs hydra-submitit-launcher; pip install -e '.[slurm]'" in err
     assert not (tmp_path / "sweep").exists()
 
 

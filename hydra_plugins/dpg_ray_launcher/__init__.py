@@ -1,0 +1,1 @@
+"""Hydra's `hydra/launcher=ray`: the jobs of a sweep on a Ray cluster."""
