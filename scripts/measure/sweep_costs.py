@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal import config_loader_impl
-from hydra._internal.core_plugins import basic_launcher
+from hydra.core import utils
 from results import check_files, write
 
 from dpg_cli.cli import handover, sweep
@@ -70,8 +70,8 @@ def bookkeeping(many: int) -> dict[str, float]:
     sweep.run_job = timed("trainings", sweep.run_job)
     loader: Any = config_loader_impl.ConfigLoaderImpl
     loader.load_sweep_config = timed("composing (Hydra)", loader.load_sweep_config)
-    launcher: Any = basic_launcher
-    launcher.run_job = timed("jobs (Hydra and all inside)", launcher.run_job)
+    hydra_utils: Any = utils  # Hydra's launcher, which it imports later, takes run_job from here
+    hydra_utils.run_job = timed("jobs (Hydra and all inside)", hydra_utils.run_job)
     hand_over = handover.hand_over
     handover.hand_over = lambda task, arguments: hand_over(timed("tasks", task), arguments)
     with tempfile.TemporaryDirectory() as folder:
