@@ -155,13 +155,16 @@ class Running:
 
     def folder(self, number: int) -> Path | None:
         """The folder of a job; None if it is not known yet."""
-        where = next((own.folder for own in self.file.jobs if own.number == number), None)
+        if number not in self.file:
+            self._add_unknown()
+        where = self.file[number].folder if number in self.file else None
         return None if where is None else self.plan.folder / where
 
     def failed(self, number: int, reason: str) -> None:
         """Record that a job failed before its training began."""
+        new: dict[str, Any] = {} if number in self.file else {"overrides": [], "folder": None}
         with contextlib.suppress(DiskError):  # the end of the sweep reports it
-            self.file.set(number, state="failed", reason=reason)
+            self.file.set(number, **new, state="failed", reason=reason)
         self.results[number] = Result(1, error=reason)
 
     def score(self, number: int) -> float:
@@ -186,6 +189,10 @@ class Running:
             if entry.number not in self.results:
                 state, reason = state_of(self.plan.folder / entry.folder) if entry.folder else ("pending", None)
                 self.file.set(entry.number, state=state, reason=reason)
+        self._add_unknown()
+
+    def _add_unknown(self) -> None:
+        """Add jobs that a sweeper has decided on, and that ran elsewhere."""
         for folder, number, overrides in unknown_jobs(self.plan.folder, self.file.jobs):
             state, reason = state_of(folder)
             where = os.path.relpath(folder, self.plan.folder)

@@ -64,6 +64,10 @@ class SweepFile:
         with self._lock:
             return [self._jobs[number] for number in sorted(self._jobs)]
 
+    def __contains__(self, number: int) -> bool:
+        with self._lock:
+            return number in self._jobs
+
     def __getitem__(self, number: int) -> Job:
         with self._lock:
             return self._jobs[number]
