@@ -86,6 +86,14 @@ class Record(Protocol):
             composed: its config with the `hydra` node, which names its folder.
         """
 
+    def expect(self, number: int, composed: DictConfig) -> None:
+        """Called before a job starts in another process, by launchers that do not call `job`.
+
+        Args:
+            number: of the job.
+            composed: as for `job`.
+        """
+
     def started(self, number: int) -> None:
         """Called when a job starts."""
 

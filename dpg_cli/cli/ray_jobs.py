@@ -70,6 +70,7 @@ def launch(
             own = context.config_loader.load_sweep_config(config, list(overrides))
             with open_dict(own):
                 own.hydra.job.id, own.hydra.job.num = str(number), number
+                record.expect(number, own)
             try:
                 reference = launch_job_on_ray(context, options.remote, own, there, Singleton.get_state())
             except (TypeError, ValueError) as error:

@@ -12,15 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dpg_cli import config as configs
 from dpg_cli.cli import signals
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.machine import slurm_cpus
 from dpg_cli.cli.returned import fill
+from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.sweeps import slurm
 
@@ -33,18 +36,21 @@ class Sweep(Protocol):
     """A sweep whose jobs are submitted.
 
     Attributes:
-        root: its folder.
+        plan: of its jobs.
         stop: whether a signal has asked it to stop.
         logs: of submitted jobs, by number.
         waiting: numbers of jobs that were left in SLURM.
         begun: whether any job was submitted.
     """
 
-    root: Path
+    plan: Plan
     stop: signals.StopRequest
     logs: dict[int, Path]
     waiting: Set[int]
     begun: bool
+
+    def expect(self, number: int, composed: DictConfig) -> None:
+        """Record a job before it starts."""
 
     def number(self, launched: int) -> int:
         """The number of a job, from its number among those that the launcher runs."""
@@ -97,13 +103,18 @@ def launch(
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    if not sweep.plan.planned:
+        for number, overrides in enumerate(job_overrides, first):
+            own = context.config_loader.load_sweep_config(config, list(overrides))
+            with open_dict(own):
+                sweep.expect(number, own)
     numbers = [sweep.number(first + index) for index in range(len(job_overrides))]
     submitted: dict[int, slurm.Submitted] = {}
     try:
         for array in _submit(job_overrides, first, options, context, task, config):
             sweep.begun = True
             submitted |= zip(numbers[len(submitted) :], array, strict=False)
-            slurm.store(sweep.root, submitted)
+            slurm.store(sweep.plan.folder, submitted)
     except Exception as error:  # of many types
         if not submitted:
             raise
@@ -137,7 +148,8 @@ def _submit(
     with open_dict(config.hydra):
         config.hydra.overrides.task = []
     runs_jobs = SlurmLauncher(**values)
-    runs_jobs.setup(hydra_context=context, task_function=task, config=config)
+    there = HydraContext(_Loader(context.config_loader), context.callbacks)  # type: ignore[arg-type]
+    runs_jobs.setup(hydra_context=there, task_function=task, config=config)
     executor = submitit.AutoExecutor(
         values.pop("submitit_folder"), cluster="slurm", slurm_max_num_timeout=values.pop("max_num_timeout")
     )
@@ -158,6 +170,18 @@ def _submit(
         yield submitted
 
 
+class _Loader:
+    """Hydra's config loader in a job, where Hydra has loaded its plugins again and knows nothing of ours."""
+
+    def __init__(self, loader: ConfigLoader):
+        self._loader = loader
+
+    def load_sweep_config(self, *arguments: Any, **named: Any) -> DictConfig:
+        """As Hydra's."""
+        configs.register()
+        return self._loader.load_sweep_config(*arguments, **named)
+
+
 def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:
     """Wait until submitted jobs have ended.
 
@@ -169,7 +193,7 @@ def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:
         SystemExit: a signal stopped the waiting (128 + signal). The jobs continue.
     """
     left, missing, asked = dict(submitted), set[str](), time.monotonic()
-    sweep.logs |= {number: sweep.root / own.log for number, own in submitted.items()}
+    sweep.logs |= {number: sweep.plan.folder / own.log for number, own in submitted.items()}
     while left:
         if sweep.stop.signal is not None:
             sweep.waiting = set(left)

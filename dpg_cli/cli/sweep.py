@@ -82,7 +82,6 @@ class Running:
         trust: whether resuming needs `trust=true`.
 
     Attributes:
-        root: the sweep's folder.
         order: in a resumed sweep, the numbers of the jobs in the order in which the launcher counts them.
         queued: in a resumed sweep, jobs that still wait or run in SLURM, by number.
         logs: of jobs that were submitted to SLURM, by number.
@@ -104,7 +103,6 @@ class Running:
         self.elsewhere = not self.one_after_another and not configs.has_local_launcher(composed)
         self.on_slurm = configs.has_slurm_launcher(composed)
         self.silent = self.on_slurm or configs.has_ray_launcher(composed)  # jobs print nothing here
-        self.root = plan.folder
         self.order: Sequence[int] = ()
         self.queued: Mapping[int, Submitted] = {}
         self.logs: dict[int, Path] = {}
@@ -126,6 +124,17 @@ class Running:
         self._jobs[number] = found
         self.plan.naming.link_curves(found.number, found.label, found.config, found.folder)
         return found.config, found.folder, found.label, command_line()
+
+    def expect(self, number: int, composed: DictConfig) -> None:
+        """Record a job that will start in another process, if the sweeper has just decided on it.
+
+        Args:
+            number: of the job among those that the launcher runs.
+            composed: its config with the `hydra` node.
+        """
+        if not self.plan.planned:
+            overrides = list(composed.hydra.overrides.task)
+            self.file.set(number, overrides=overrides, folder=configs.job_folder(composed, number))
 
     def started(self, number: int) -> None:
         """Record that a job starts."""
@@ -155,16 +164,13 @@ class Running:
 
     def folder(self, number: int) -> Path | None:
         """The folder of a job; None if it is not known yet."""
-        if number not in self.file:
-            self._add_unknown()
         where = self.file[number].folder if number in self.file else None
         return None if where is None else self.plan.folder / where
 
     def failed(self, number: int, reason: str) -> None:
         """Record that a job failed before its training began."""
-        new: dict[str, Any] = {} if number in self.file else {"overrides": [], "folder": None}
         with contextlib.suppress(DiskError):  # the end of the sweep reports it
-            self.file.set(number, **new, state="failed", reason=reason)
+            self.file.set(number, state="failed", reason=reason)
         self.results[number] = Result(1, error=reason)
 
     def score(self, number: int) -> float:
@@ -189,10 +195,6 @@ class Running:
             if entry.number not in self.results:
                 state, reason = state_of(self.plan.folder / entry.folder) if entry.folder else ("pending", None)
                 self.file.set(entry.number, state=state, reason=reason)
-        self._add_unknown()
-
-    def _add_unknown(self) -> None:
-        """Add jobs that a sweeper has decided on, and that ran elsewhere."""
         for folder, number, overrides in unknown_jobs(self.plan.folder, self.file.jobs):
             state, reason = state_of(folder)
             where = os.path.relpath(folder, self.plan.folder)

@@ -45,14 +45,15 @@ class FakeSweep:
     """A sweep without jobs of its own."""
 
     def __init__(self, folder):
-        self.root, self.stop, self.logs, self.begun = folder, StopRequest(), {}, False
+        self.plan = Plan(folder, [["seed=0"], ["seed=1"]], planned=True)
+        self.stop, self.logs, self.begun = StopRequest(), {}, False
         self.lines, self.failures = [], {}
 
     def number(self, launched):
         return launched
 
     def folder(self, number):
-        return self.root / str(number)
+        return self.plan.folder / str(number)
 
     def failed(self, number, reason):
         self.failures[number] = reason
