@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal import hydra as hydra_internals
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dpg_cli.cli.arguments import readable
-from dpg_cli.config import config_dir, user_error
+from dpg_cli.config import config_dir, register, user_error
 from dpg_cli.errors import UserError, one_line
 
 
@@ -29,10 +31,23 @@ def hand_over(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> No
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *arguments]
+    internals: Any = hydra_internals
+    internals.ConfigLoaderImpl = Loader
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise user_error(error, arguments) from error
+    finally:
+        internals.ConfigLoaderImpl = ConfigLoaderImpl
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's, also in the processes of other launchers, where Hydra loads its plugins again and forgets ours."""
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """As Hydra's."""
+        register()
+        return super().load_sweep_config(master_config, sweep_overrides)
 
 
 @contextlib.contextmanager

@@ -12,13 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dpg_cli import config as configs
 from dpg_cli.cli import signals
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.machine import slurm_cpus
@@ -148,8 +146,7 @@ def _submit(
     with open_dict(config.hydra):
         config.hydra.overrides.task = []
     runs_jobs = SlurmLauncher(**values)
-    there = HydraContext(_Loader(context.config_loader), context.callbacks)  # type: ignore[arg-type]
-    runs_jobs.setup(hydra_context=there, task_function=task, config=config)
+    runs_jobs.setup(hydra_context=context, task_function=task, config=config)
     executor = submitit.AutoExecutor(
         values.pop("submitit_folder"), cluster="slurm", slurm_max_num_timeout=values.pop("max_num_timeout")
     )
@@ -168,18 +165,6 @@ def _submit(
             log = own.paths.stdout if values["stderr_to_stdout"] else own.paths.stderr
             submitted.append(slurm.Submitted(own.job_id, os.path.relpath(log, config.hydra.sweep.dir)))
         yield submitted
-
-
-class _Loader:
-    """Hydra's config loader in a job, where Hydra has loaded its plugins again and knows nothing of ours."""
-
-    def __init__(self, loader: ConfigLoader):
-        self._loader = loader
-
-    def load_sweep_config(self, *arguments: Any, **named: Any) -> DictConfig:
-        """As Hydra's."""
-        configs.register()
-        return self._loader.load_sweep_config(*arguments, **named)
 
 
 def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:

@@ -8,12 +8,15 @@ from types import ModuleType
 import pytest
 import yaml
 from commands import SMALL, TOY
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 
 from dpg_cli import config as configs
+from dpg_cli.cli.handover import Loader
 from dpg_cli.cli.returned import NoScoreError, checked_score, fill
 
 SEARCH = ["-m", "hydra/sweeper=optuna", "++hydra.sweeper.sampler=null"]  # whose class the real plugin would import
@@ -129,3 +132,12 @@ def test_rays_keys_need_no_plus():
     composed = configs.compose(["hydra/launcher=ray", *(f"hydra.launcher.ray.{key}" for key in keys)])
     assert configs.select(composed, "hydra.launcher.ray.remote.num_gpus") == 0.5
     assert configs.select(composed, "hydra.launcher._target_").endswith(".RayLauncher")
+
+
+def test_processes_of_other_launchers_know_our_configs(monkeypatch):
+    stored = ConfigStore.instance().repo.setdefault("hydra", {}).setdefault("sweeper", {})
+    seen = []
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda *_: seen.append("optuna.yaml" in stored))
+    ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node={"direction": "minimize"})
+    Loader.load_sweep_config(object.__new__(Loader), None, [])  # as after Hydra has loaded its plugins again
+    assert seen == [False]
