@@ -23,6 +23,7 @@ from dpg_cli.cli.machine import slurm_cpus
 from dpg_cli.cli.returned import fill
 from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.errors import UserError, one_line
+from dpg_cli.storage import run_dir
 from dpg_cli.sweeps import slurm
 
 MOST = 1000  # jobs of an array: SLURM's own limit, unless it is configured
@@ -115,7 +116,7 @@ def launch(
             slurm.store(sweep.plan.folder, submitted)
     except Exception as error:  # of many types
         if not submitted:
-            raise
+            raise UserError(f"SLURM rejected the jobs: {one_line(error)}") from error
         sweep.tell(f"SLURM rejected more jobs: {one_line(error)}")
     jobs = "1 job was" if len(submitted) == 1 else f"{len(submitted)} jobs were"
     sweep.tell(f"{jobs} submitted to SLURM; squeue --jobs={','.join(_arrays(submitted))} shows them")
@@ -178,6 +179,7 @@ def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:
         SystemExit: a signal stopped the waiting (128 + signal). The jobs continue.
     """
     left, missing, asked = dict(submitted), set[str](), time.monotonic()
+    user = slurm.submitter(sweep.plan.folder)
     sweep.logs |= {number: sweep.plan.folder / own.log for number, own in submitted.items()}
     while left:
         if sweep.stop.signal is not None:
@@ -187,7 +189,7 @@ def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:
         gone = {number for number, own in left.items() if _result(sweep.logs[number], own).exists()}
         if time.monotonic() - asked > ASK_EVERY:
             asked = time.monotonic()
-            if (queued := slurm.queue()) is not None:
+            if (queued := slurm.queue(user)) is not None:
                 now = {own.name for own in left.values()} - queued
                 gone |= {number for number, own in left.items() if own.name in now & missing}  # twice, to be sure
                 missing = now
@@ -198,13 +200,22 @@ def wait(sweep: Sweep, submitted: Mapping[int, slurm.Submitted]) -> None:
 
 
 def _record(sweep: Sweep, number: int, submitted: slurm.Submitted) -> None:
-    """Record a job that failed before its training began; what else a job does is in its folder."""
-    folder = sweep.folder(number)
-    if folder is None or not (folder / "run.json").exists():
-        reason, log = "ended before the training began", sweep.logs[number]
-        with contextlib.suppress(OSError, IndexError):
-            reason = f"{reason}: {one_line(log.read_text(errors='replace').strip().splitlines()[-1])}"
-        sweep.failed(number, f"SLURM job {submitted.name} {reason} (log: {below_here(log)})")
+    """Record a job whose process ended without a word; what else a job does is in its folder."""
+    folder, log = sweep.folder(number), sweep.logs[number]
+    status = None if folder is None else run_dir.status(folder)
+    if status is None and not log.exists():
+        sweep.failed(number, f"SLURM job {submitted.name} was cancelled, or never started")
+    elif status is None or (status == "running" and folder is not None and not run_dir.is_locked(folder)):
+        what = "ended before the training began" if status is None else "was killed"
+        words = [line for line in _lines(log) if line.strip() and not line.startswith(("srun:", "slurmstepd:"))]
+        last = f": {one_line(words[-1])}" if words else ""
+        sweep.failed(number, f"SLURM job {submitted.name} {what}{last} (log: {below_here(log)})")
+
+
+def _lines(log: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return log.read_text(errors="replace").split("\n")[-1000:]
+    return []
 
 
 def _result(log: Path, submitted: slurm.Submitted) -> Path:

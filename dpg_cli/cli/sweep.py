@@ -23,6 +23,7 @@ from dpg_cli.cli.progress import new_console, quoted
 from dpg_cli.cli.resume import CHANGEABLE, go_on
 from dpg_cli.cli.returned import NoScoreError, checked_score
 from dpg_cli.cli.signals import StopRequest, say
+from dpg_cli.cli.sweep_options import to_give_again
 from dpg_cli.cli.sweep_plan import CURVES, Naming, Plan
 from dpg_cli.cli.sweep_scores import Scores, print_scores, scores_of
 from dpg_cli.cli.sweep_states import Follower, overrides_of, state_of, unknown_jobs
@@ -111,6 +112,7 @@ class Running:
         self.results: dict[int, Result] = {}
         self._console = new_console()
         self.begun = False
+        self._identity = _identity(plan.folder)
         self._jobs: dict[int, Described] = {}
 
     def job(self, number: int, composed: DictConfig) -> tuple[configs.TrainConfig, Path, Label, Sequence[str]]:
@@ -120,10 +122,20 @@ class Running:
             number: of the job among those that the launcher runs; in a resumed sweep its own number is another.
             composed: its config with the `hydra` node.
         """
+        self.check_folder()
         found = describe(self.plan.naming, composed, composed.hydra)
         self._jobs[number] = found
         self.plan.naming.link_curves(found.number, found.label, found.config, found.folder)
         return found.config, found.folder, found.label, command_line()
+
+    def check_folder(self) -> None:
+        """Check that the sweep's folder is where it was.
+
+        Raises:
+            DiskError: it is not.
+        """
+        if _identity(self.plan.folder) != self._identity:
+            raise DiskError(f"{self.plan.folder}: the sweep's folder was moved or deleted")
 
     def expect(self, number: int, composed: DictConfig) -> None:
         """Record a job that will start in another process, if the sweeper has just decided on it.
@@ -171,6 +183,7 @@ class Running:
         """Record that a job failed before its training began."""
         with contextlib.suppress(DiskError):  # the end of the sweep reports it
             self.file.set(number, state="failed", reason=reason)
+        self.tell(f"job {number} failed: {reason}")
         self.results[number] = Result(1, error=reason)
 
     def score(self, number: int) -> float:
@@ -195,6 +208,8 @@ class Running:
             if entry.number not in self.results:
                 state, reason = state_of(self.plan.folder / entry.folder) if entry.folder else ("pending", None)
                 self.file.set(entry.number, state=state, reason=reason)
+        if self.plan.planned:
+            return
         for folder, number, overrides in unknown_jobs(self.plan.folder, self.file.jobs):
             state, reason = state_of(folder)
             where = os.path.relpath(folder, self.plan.folder)
@@ -319,7 +334,8 @@ def finish(running: Running, console: Console) -> list[record.Job]:
     failed = [own for own in entries if own.state == "failed"]
     if running.plan.planned and any(own.state != "done" for own in entries):
         trusting = " trust=true" if running.trust else ""
-        console.print(f"  resume       dpg-train resume={quoted(shown)}{trusting}", soft_wrap=True)
+        again = to_give_again(command_line())
+        console.print(f"  resume       dpg-train resume={quoted(shown)}{trusting}{again}", soft_wrap=True)
     for own in failed:
         print(f"dpg-train: job {own.number} failed: {own.reason}", file=sys.stderr)
     return failed
@@ -416,6 +432,13 @@ def _wait_for_older(config: configs.TrainConfig, folder: Path) -> None:
         if running is not None and running.stop.signal is not None:
             return
         time.sleep(0.5)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        about = folder.stat()
+        return about.st_dev, about.st_ino
+    return None
 
 
 def _ending(result: Result) -> tuple[str, str | None]:

@@ -86,7 +86,7 @@ def _run(document: Mapping[str, Any], run_job: Callable[..., "Result"], report: 
 
 def _redirect(path: Path) -> None:
     """Append everything that this process prints to a file."""
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         if isinstance(stream, io.TextIOWrapper):

@@ -12,22 +12,15 @@ from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.import_path import add_working_directory
 from dpg_cli.cli.progress import new_console
 from dpg_cli.cli.sweep import RESUMED, NothingStartedError, Running, check_launcher, finish, launch
+from dpg_cli.cli.sweep_options import launcher_of
 from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.cli.sweep_states import state_of
 from dpg_cli.errors import UserError, one_line
-from dpg_cli.storage import run_dir
+from dpg_cli.storage import run_dir, untrusted
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.untrusted import run_file
 from dpg_cli.sweeps import record, slurm
 
-# Keys of launchers that are taken from the sweep's command. The others could run commands of a stranger's sweep.
-OPTIONS = (
-    *("n_jobs", "retries", "fail_fast", "gpus"),
-    *("partition", "account", "qos", "constraint", "exclude", "cpus_per_task", "mem_gb", "mem_per_cpu"),
-    *("gpus_per_node", "gres", "timeout_min", "signal_delay_s", "max_num_timeout", "array_parallelism"),
-    *("ray.init.num_cpus", "ray.init.num_gpus", "ray.remote.num_cpus", "ray.remote.num_gpus", "ray.remote.memory"),
-    *("ray.remote.max_retries", "ray.remote.scheduling_strategy"),
-)
 KEYS = "total_steps, trust, hydra/launcher and hydra.launcher.*"
 
 
@@ -61,6 +54,9 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
             f"resume={folder}: a search decides on its jobs as it goes, so it cannot be resumed as a whole; "
             f"resume={folder}/NUMBER resumes one job"
         )
+    if "${" in str(folder):
+        raise UserError(f"resume={folder}: Hydra reads ${{ as the start of an interpolation; rename the folder")
+    untrusted.check_sweep(folder, map(_where, file.jobs))
     stored = {number: configs.check(tree) for number, tree in record.stored_configs(folder).items()}
     jobs = file.jobs
     numbers = [entry.number for entry in jobs]
@@ -74,7 +70,7 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     if "total_steps" in values:
         total = {"total_steps": configs.parse_value("total_steps", values["total_steps"])}
         stored = {number: configs.changed(config, total) for number, config in stored.items()}
-    launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else _launcher_of(file)
+    launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else launcher_of(file)
     composed = configs.compose([*launcher, *hydra])
     plan = Plan(folder, [entry.overrides for entry in jobs], planned=True)
     check_launcher(composed)
@@ -83,6 +79,9 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     with run_dir.locked([folder]):
         with explaining(folder):
             remove_leftovers(Disk(), folder)
+        queued = slurm.still_queued(folder)
+        if "total_steps" in values and queued:
+            raise UserError("total_steps: jobs are in SLURM's queue with the old value; wait for their end first")
         if "total_steps" in values:
             record.store_configs(folder, ((number, config.model_dump()) for number, config in stored.items()))
         left = _left(running, stored)
@@ -91,7 +90,6 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
             print(f"{below_here(folder)}: all {len(jobs)} jobs are done; a larger total_steps= continues them")
             return 1 if finish(running, new_console()) else 0
         print(f"{below_here(folder)}: {len(jobs) - len(left)} of {len(jobs)} jobs are done")
-        queued = slurm.still_queued(folder)
         running.queued = {entry.number: queued[entry.number] for entry in left if entry.number in queued}
         left = [entry for entry in left if entry.number not in queued]
         if running.queued:
@@ -104,9 +102,12 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         _tell_differences(plan, left[0], stored)
         for entry in left:
             where = folder / _where(entry)
+            if where.exists():
+                untrusted.check_kinds(where)
             if not (where / "run.json").exists():  # a job that was begun has its .hydra/
+                overrides = configs.without_hydra(entry.overrides)
                 with contextlib.suppress(UserError):
-                    configs.write_hydra(entry.overrides, where, entry.number, stored[entry.number])
+                    configs.write_hydra(overrides, where, entry.number, stored[entry.number])
         values_of = ",".join(f"{{number:{entry.number},folder:{handover.quoted(_where(entry))}}}" for entry in left)
         own = [
             *("-m", f"+{RESUMED}={values_of}", f"hydra.sweep.dir={handover.quoted(folder)}"),
@@ -138,17 +139,6 @@ def _parsed(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return values, hydra
 
 
-def _launcher_of(file: record.SweepFile) -> list[str]:
-    """The overrides that choose the launcher of the sweep's command, with its options."""
-    prefix = "hydra.launcher."
-    options = [text for text in file.command if text.startswith(prefix)]
-    taken = [text for text in options if text.removeprefix(prefix).partition("=")[0] in OPTIONS]
-    for text in options:
-        if text not in taken:
-            print(f"note: {text} is not taken from the sweep's command; add it to this one if it is needed")
-    return [f"hydra/launcher={file.launcher}", *taken]
-
-
 def _left(running: Running, stored: Mapping[int, configs.TrainConfig]) -> list[record.Job]:
     """The jobs to run; corrects the record of the others from their folders."""
     left = []
@@ -176,7 +166,7 @@ def _made(folder: Path) -> int:
 def _tell_differences(plan: Plan, first: record.Job, stored: Mapping[int, configs.TrainConfig]) -> None:
     """Say where today's YAML files differ from the stored config, which counts."""
     try:
-        today = configs.validate(configs.compose(plan.jobs[first.number]), here())
+        today = configs.validate(configs.compose(configs.without_hydra(plan.jobs[first.number])), here())
     except UserError as error:
         print(f"note: today's YAML files do not fit this sweep ({one_line(error)}); its own configs count")
         return

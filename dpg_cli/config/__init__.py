@@ -23,7 +23,7 @@ from dpg_cli.config.files import asks_for_trust, dump, given, load, load_from, s
 from dpg_cli.config.names_elsewhere import counterpart
 from dpg_cli.config.overrides import check_given_once, check_spaces, parse_value, search_folders
 from dpg_cli.config.schema import TrainConfig, changed, check, difference
-from dpg_cli.config.sweeps import combinations, of_preset, without_sweeps
+from dpg_cli.config.sweeps import combinations, of_preset, without_hydra, without_sweeps
 from dpg_cli.config.tree import GROUPS, choices, config_dir, register
 from dpg_cli.storage.untrusted import load_yaml, read_yaml
 
@@ -64,6 +64,7 @@ __all__ = [
     "store_hydra",
     "user_error",
     "validate",
+    "without_hydra",
     "without_sweeps",
     "write_hydra",
 ]

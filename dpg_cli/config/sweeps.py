@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from hydra.core.override_parser.types import Override, RangeSweep
@@ -33,6 +34,19 @@ def of_preset(composed: DictConfig) -> Mapping[str, str]:
     if not isinstance(params, Mapping):
         raise UserError(f"hydra.sweeper.params={params}: must be a mapping of keys to values")
     return params
+
+
+def without_hydra(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a job except those of Hydra itself, which could import a stranger's modules.
+
+    A search path stays if it names folders only.
+    """
+
+    def is_safe(text: str) -> bool:
+        folders = text.startswith("hydra.searchpath=") and not re.search(r"pkg:|\$", text)
+        return folders or not re.match(r"[+~]*hydra([/.@=:]|$)", text)
+
+    return list(filter(is_safe, overrides))
 
 
 def combinations(overrides: Sequence[str], composed: DictConfig) -> Iterator[list[str]]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dpg_cli import __version__
 from dpg_cli.errors import DiskError, UserError
@@ -65,7 +65,7 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
     with contextlib.ExitStack() as files:
         for folder in folders:
             try:
-                file = files.enter_context((folder / ".lock").open("a"))
+                file = files.enter_context(_open_lock(folder))
             except OSError as error:
                 raise DiskError(f"{folder}: cannot be written: {error.strerror}") from error
             for attempt in range(ATTEMPTS):  # `is_locked` of another process takes the lock for an instant
@@ -81,12 +81,18 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
 
 def is_locked(folder: Path) -> bool:
     """Whether another process trains in a folder."""
-    with contextlib.suppress(OSError), (folder / ".lock").open("r+") as file:
+    with contextlib.suppress(OSError), _open_lock(folder, create=False) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return True
     return False
+
+
+def _open_lock(folder: Path, *, create: bool = True) -> IO[bytes]:
+    """Open the file that is locked, but no link; a pipe does not block."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    return os.fdopen(os.open(folder / ".lock", flags, 0o666), "r+b", buffering=0)
 
 
 class RunFile:

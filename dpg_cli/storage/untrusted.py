@@ -8,9 +8,9 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dpg_cli.errors import UserError, first_line
@@ -41,6 +41,29 @@ def check_kinds(folder: Path) -> None:
                         raise UserError(f"{entry.path}: has a second name (a hard link); resume a copy of the folder")
                 elif not stat.S_ISDIR(about.st_mode):
                     raise UserError(f"{entry.path}: is neither a file nor a folder")
+
+
+def check_sweep(folder: Path, jobs: Iterable[str]) -> None:
+    """Reject links, pipes and devices where a sweep keeps its own files and the folders of its jobs.
+
+    Args:
+        folder: of the sweep.
+        jobs: the folder of each job, relative to it.
+
+    Raises:
+        UserError: there is one; the message names it.
+    """
+    wheres = [PurePosixPath(job) for job in jobs]
+    paths = {folder / part for where in wheres for part in (where, *where.parents)} - {folder}
+    for path in {*paths, *folder.iterdir()}:
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_ISLNK(mode):
+            raise UserError(f"{path}: is a link; a sweep's folder holds none")
+        if not stat.S_ISDIR(mode) and (path in paths or not stat.S_ISREG(mode)):
+            raise UserError(f"{path}: is not a folder" if path in paths else f"{path}: is neither a file nor a folder")
 
 
 def opened(path: Path) -> BufferedReader:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ VERSION = 1
 STATES = ("pending", "running", "done", "failed")
 TOGETHER = 1.0  # seconds in which changes share one write
 MAX_BYTES = 100_000_000
+MOST_OVERRIDES, LONGEST = 1_000, 10_000  # of a job, and characters of each
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def stored_configs(folder: Path) -> dict[int, Any]:
         try:
             content = json.loads(line)
             found[int(content["number"])] = content["config"]
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}: not the configs of a sweep") from error
     return found
 
@@ -172,13 +174,16 @@ def stored_configs(folder: Path) -> dict[int, Any]:
 def _job(entry: Any) -> Job:
     job = Job(**entry)
     known = job.state in STATES and type(job.number) is int and isinstance(job.reason, str | None)
-    texts = isinstance(job.overrides, list) and all(isinstance(text, str) for text in job.overrides)
+    overrides = job.overrides if isinstance(job.overrides, list) and len(job.overrides) <= MOST_OVERRIDES else [None]
+    texts = all(isinstance(text, str) and len(text) <= LONGEST for text in overrides)
     if not known or not texts or not (job.folder is None or _is_inside(job.folder)):
         raise ValueError
     return job
 
 
 def _is_inside(folder: Any) -> bool:
-    """Whether it is a relative path that does not lead out of the sweep."""
+    """Whether it is a relative path that does not lead out of the sweep, also after Hydra has interpolated it."""
     path = PurePosixPath(folder) if isinstance(folder, str) else PurePosixPath("/")
-    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
+    plain = str(path).isprintable() and "${" not in str(path)
+    short = plain and all(len(os.fsencode(part)) <= 255 for part in path.parts)
+    return short and not path.is_absolute() and ".." not in path.parts and bool(path.parts)

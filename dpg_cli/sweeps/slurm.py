@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from dpg_cli.storage.atomic import Disk, explaining, write_whole
 
 FILE = "slurm.json"
 MAX_BYTES = 10_000_000
+ANSWER = 10.0  # seconds
 
 
 class Submitted(NamedTuple):
@@ -28,15 +30,16 @@ class Submitted(NamedTuple):
     log: str
 
 
-def queue() -> set[str] | None:
-    """SLURM's ids of this user's jobs that wait or run, such as 17 or 17_3; None if SLURM does not answer."""
+def queue(user: int) -> set[str] | None:
+    """SLURM's ids of a user's jobs that wait or run, such as 17 or 17_3; None if SLURM does not answer."""
     # Not sacct, which clusters without accounting do not have. -r: one line for each job of an array.
-    command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--user={user}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, timeout=ANSWER, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return set(done.stdout.split())
+    names = done.stdout.decode(errors="replace").split()
+    return set(names) if all(re.fullmatch(r"\d+(_\d+)?", name) for name in names) else None
 
 
 def store(folder: Path, submitted: Mapping[int, Submitted]) -> None:
@@ -51,7 +54,7 @@ def store(folder: Path, submitted: Mapping[int, Submitted]) -> None:
     """
     both = {number: own._asdict() for number, own in {**stored(folder), **submitted}.items()}
     with explaining(folder):
-        write_whole(Disk(), folder / FILE, (json.dumps({"jobs": both}) + "\n").encode())
+        write_whole(Disk(), folder / FILE, (json.dumps({"user": os.getuid(), "jobs": both}) + "\n").encode())
 
 
 def stored(folder: Path) -> dict[int, Submitted]:
@@ -71,10 +74,18 @@ def still_queued(folder: Path) -> dict[int, Submitted]:
     submitted = stored(folder)
     if not submitted:
         return {}
-    names = queue()
+    names = queue(submitter(folder))
     if names is None:
         raise UserError(
             f"resume={folder}: its jobs were submitted to SLURM, which does not answer (squeue); without it, jobs that "
             f"still wait there would run twice. If the cluster is gone, remove {folder / FILE}"
         )
     return {number: own for number, own in submitted.items() if own.name in names}
+
+
+def submitter(folder: Path) -> int:
+    """The user who submitted the jobs of a sweep; the user of this process if that is not known."""
+    with contextlib.suppress(UserError, AttributeError):
+        user = untrusted.read_json(folder / FILE, MAX_BYTES).get("user")
+        return user if isinstance(user, int) else os.getuid()
+    return os.getuid()

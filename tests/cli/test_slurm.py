@@ -14,8 +14,8 @@ from commands import SMALL
 
 from dpg_cli.cli import signals, slurm, sweep_states
 from dpg_cli.cli.signals import StopRequest
+from dpg_cli.cli.sweep_options import launcher_of
 from dpg_cli.cli.sweep_plan import Naming, Plan
-from dpg_cli.cli.sweep_resume import _launcher_of
 from dpg_cli.errors import UserError
 from dpg_cli.sweeps import slurm as queue_of
 from dpg_cli.sweeps.record import Job, SweepFile
@@ -129,14 +129,14 @@ def test_resume_waits_for_queued_jobs_and_runs_the_others(train, monkeypatch, tm
         (tmp_path / "sweep" / number / "run.json").unlink()
     queue_of.store(tmp_path / "sweep", {0: Submitted("9_0", "0.err"), 1: Submitted("9_1", "1.err")})
     answers = [{"9_1"}, {"9_1"}]
-    monkeypatch.setattr(queue_of, "queue", lambda: answers.pop() if answers else set())
+    monkeypatch.setattr(queue_of, "queue", lambda user: answers.pop() if answers else set())
     monkeypatch.setattr(slurm, "ASK_EVERY", -1.0)
     monkeypatch.setattr(slurm, "LOOK_EVERY", 0.0)
     code, out, err = train("resume=sweep")
     assert code == 1
     assert "waiting for 1 job that is in SLURM's queue" in out
     assert "[1/2] job 0 " in out
-    assert "job 1 failed: SLURM job 9_1 ended before the training began" in err
+    assert "job 1 failed: SLURM job 9_1 was cancelled, or never started" in err
     states = [entry["state"] for entry in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]]
     assert states == ["done", "failed"]
 
@@ -144,7 +144,7 @@ def test_resume_waits_for_queued_jobs_and_runs_the_others(train, monkeypatch, tm
 def test_resume_needs_an_answer_of_slurm_if_jobs_were_submitted(tmp_path, monkeypatch):
     assert queue_of.still_queued(tmp_path) == {}
     queue_of.store(tmp_path, {0: Submitted("9", "0.err")})
-    monkeypatch.setattr(queue_of, "queue", lambda: None)
+    monkeypatch.setattr(queue_of, "queue", lambda user: None)
     with pytest.raises(UserError, match="does not answer"):
         queue_of.still_queued(tmp_path)
 
@@ -157,7 +157,7 @@ def test_damaged_records_of_submitted_jobs_are_ignored(tmp_path, content):
 
 def test_a_job_that_left_the_queue_without_training_has_failed_with_its_last_words(tmp_path, monkeypatch):
     answers = [None, {"7_0"}, set(), set()]  # no answer; running; gone, gone
-    monkeypatch.setattr(queue_of, "queue", lambda: answers.pop(0))
+    monkeypatch.setattr(queue_of, "queue", lambda user: answers.pop(0))
     monkeypatch.setattr(slurm, "ASK_EVERY", -1.0)
     monkeypatch.setattr(slurm, "LOOK_EVERY", 0.0)
     (tmp_path / "0.err").write_text("Traceback\nModuleNotFoundError: No module named 'torch'\n")
@@ -263,5 +263,5 @@ def test_what_a_job_is_told_does_not_grow_with_the_sweep(tmp_path):
 def test_options_of_the_launcher_are_taken_from_the_sweep_but_no_commands(capsys, tmp_path):
     command = ["-m", "hydra.launcher.partition=long", "hydra.launcher.setup=[evil]", "seed=0"]
     file = SweepFile(tmp_path, command, "slurm", [])
-    assert _launcher_of(file) == ["hydra/launcher=slurm", "hydra.launcher.partition=long"]
+    assert launcher_of(file) == ["hydra/launcher=slurm", "hydra.launcher.partition='long'"]
     assert "hydra.launcher.setup=[evil] is not taken" in capsys.readouterr().out
