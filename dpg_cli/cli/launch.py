@@ -114,7 +114,7 @@ def check(launcher: Mapping[str, Any] | DictConfig) -> Options:
     Raises:
         UserError: names the first wrong key, its value and what is expected.
     """
-    values = OmegaConf.to_container(launcher, resolve=True) if isinstance(launcher, DictConfig) else launcher
+    values = OmegaConf.to_container(OmegaConf.create(dict(launcher)), resolve=True)
     assert isinstance(values, Mapping)
     given = {str(key): value for key, value in values.items() if key != "_target_"}
     for key in given:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from dpg_cli.cli import signals
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.machine import slurm_cpus
+from dpg_cli.cli.progress import quoted
 from dpg_cli.cli.returned import fill
 from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.errors import UserError, one_line
@@ -62,6 +63,9 @@ class Sweep(Protocol):
 
     def score(self, number: int) -> float:
         """The score of a job; NaN if it is not done."""
+
+    def reason(self, number: int) -> str | None:
+        """Why a job failed or stopped; None if it did not."""
 
     def tell(self, line: str) -> None:
         """Print a line."""
@@ -123,7 +127,7 @@ def launch(
     wait(sweep, submitted)
     returns = [JobReturn(overrides=list(overrides)) for overrides in job_overrides]
     for done, number in zip(returns, numbers, strict=True):
-        fill(done, sweep.score(number), config.hydra.sweeper, None)
+        fill(done, sweep.score(number), config.hydra.sweeper, sweep.reason(number))
     return returns
 
 
@@ -230,10 +234,11 @@ def _arrays(submitted: Mapping[int, slurm.Submitted]) -> list[str]:
 def _explain(sweep: Sweep, left: Mapping[int, slurm.Submitted]) -> None:
     """Say what continues."""
     arrays = _arrays(left)
+    shown = quoted(below_here(sweep.plan.folder))
     sweep.tell("stopped waiting; the SLURM jobs continue without this process")
     sweep.tell(f"  look at them  squeue --jobs={','.join(arrays)}")
     sweep.tell(f"  cancel them   scancel {' '.join(arrays)}")
-    sweep.tell("  resume, as below, waits for them and submits missing jobs")
+    sweep.tell(f"  wait for them, and submit missing jobs: dpg-train resume={shown}")
 
 
 def cpus_of_job() -> int:

@@ -87,6 +87,7 @@ class Running:
         queued: in a resumed sweep, jobs that still wait or run in SLURM, by number.
         logs: of jobs that were submitted to SLURM, by number.
         waiting: numbers of jobs that were left in SLURM.
+        only_waits: whether no job is left but those in SLURM.
         stop: whether a signal has asked the sweep to stop.
     """
 
@@ -108,6 +109,7 @@ class Running:
         self.queued: Mapping[int, Submitted] = {}
         self.logs: dict[int, Path] = {}
         self.waiting: Set[int] = frozenset()
+        self.only_waits = False
         self.stop = StopRequest(self._stopping)
         self.results: dict[int, Result] = {}
         self._console = new_console()
@@ -193,13 +195,19 @@ class Running:
             return math.nan
         return found.mean()
 
+    def reason(self, number: int) -> str | None:
+        """Why a job that ran elsewhere failed or stopped; None if it did not."""
+        folder = self.folder(number)
+        found = None if folder is None else state_of(folder)[1]
+        return found or (self.file[number].reason if number in self.file else None)
+
     def tell(self, line: str) -> None:
         """Print a line with the time."""
         self._console.print(f"{time.strftime('%H:%M:%S')}  {line}", soft_wrap=True)
 
     def _stopping(self, line: str) -> None:
         """Show that a signal came. Jobs in SLURM do not stop."""
-        if not self.on_slurm:
+        if not self.on_slurm and not self.only_waits:
             say(line)
 
     def correct(self) -> None:
@@ -293,6 +301,7 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
             if arguments:
                 with handover.without_second_check() if plan.planned else contextlib.nullcontext():
                     handover.hand_over(task, arguments)
+            running.only_waits = True
             slurm.wait(running, running.queued)
     except DiskError:
         raise

@@ -32,8 +32,10 @@ def launcher_of(file: SweepFile) -> list[str]:
         name = one_line(file.launcher)
         raise UserError(f"the sweep was started with hydra/launcher={name}; add hydra/launcher= to this command")
     taken = []
+    if not any(text.startswith("hydra/launcher=") for text in file.command) and file.launcher != "basic":
+        print(f"note: options of hydra/launcher={file.launcher} that come from a preset are not taken from the sweep")
     for text in filter(_is_option, file.command):
-        key, _, value = text.removeprefix(PREFIX).partition("=")
+        key, value = _key(text), text.partition("=")[2]
         value = value[1:-1] if re.fullmatch(r"'[^']*'|\"[^\"]*\"", value) else value
         if key in OPTIONS and NUMBER.fullmatch(value):
             taken.append(f"{PREFIX}{key}={value}")

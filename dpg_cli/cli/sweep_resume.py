@@ -21,6 +21,7 @@ from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.untrusted import run_file
 from dpg_cli.sweeps import record, slurm
 
+MOST_ASKED = 20  # jobs, of which each takes a tenth of a second
 KEYS = "total_steps, trust, hydra/launcher and hydra.launcher.*"
 
 
@@ -51,7 +52,7 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
     file = record.load(folder)
     if not (folder / record.CONFIGS).exists():
         raise UserError(
-            f"resume={folder}: a search decides on its jobs as it goes, so it cannot be resumed as a whole; "
+            f"resume={folder}: has no {record.CONFIGS}; a search has none, because it decides on its jobs as it goes; "
             f"resume={folder}/NUMBER resumes one job"
         )
     if "${" in str(folder):
@@ -69,7 +70,10 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         add_working_directory()
     if "total_steps" in values:
         total = {"total_steps": configs.parse_value("total_steps", values["total_steps"])}
+        most = max(config.total_steps for config in stored.values())
         stored = {number: configs.changed(config, total) for number, config in stored.items()}
+        if total["total_steps"] < most:
+            raise UserError(f"total_steps={values['total_steps']}: the sweep has {most:,} already")
     launcher = [] if any(text.startswith("hydra/launcher=") for text in hydra) else launcher_of(file)
     composed = configs.compose([*launcher, *hydra])
     plan = Plan(folder, [entry.overrides for entry in jobs], planned=True)
@@ -99,7 +103,7 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         if not left:
             return launch(running, [])
         running.order = [entry.number for entry in left]
-        _tell_differences(plan, left[0], stored)
+        _tell_differences(plan, left, stored)
         for entry in left:
             where = folder / _where(entry)
             if where.exists():
@@ -163,13 +167,21 @@ def _made(folder: Path) -> int:
     return step if isinstance(step, int) else 0
 
 
-def _tell_differences(plan: Plan, first: record.Job, stored: Mapping[int, configs.TrainConfig]) -> None:
-    """Say where today's YAML files differ from the stored config, which counts."""
-    try:
-        today = configs.validate(configs.compose(configs.without_hydra(plan.jobs[first.number])), here())
-    except UserError as error:
-        print(f"note: today's YAML files do not fit this sweep ({one_line(error)}); its own configs count")
-        return
+def _tell_differences(plan: Plan, left: Sequence[record.Job], stored: Mapping[int, configs.TrainConfig]) -> None:
+    """Say where today's YAML files differ from the stored configs, which count. One job for each choice of files."""
+    asked: dict[tuple[str, ...], int] = {}
+    for entry in left:
+        files = tuple(text for text in entry.overrides if text.lstrip("+").partition("=")[0] in configs.GROUPS)
+        asked.setdefault(files, entry.number)
     same = ("total_steps", "threads", "env_threads", "env_processes", "device")
-    if (difference := configs.difference(today, stored[first.number], without=same)) is not None:
-        print(f"note: today's YAML files have {difference}; the sweep's own configs count", file=sys.stderr)
+    told = set()
+    for number in list(asked.values())[:MOST_ASKED]:
+        try:
+            today = configs.validate(configs.compose(configs.without_hydra(plan.jobs[number])), here())
+            difference = configs.difference(today, stored[number], without=same)
+            note = None if difference is None else f"today's YAML files have {difference}"
+        except UserError as error:
+            note = f"today's YAML files do not fit this sweep ({one_line(error)})"
+        if note is not None and note not in told:
+            told.add(note)
+            print(f"note: {note}; the sweep's own configs count", file=sys.stderr)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dpg_cli import config as configs
+from dpg_cli.cli.here import below_here
 from dpg_cli.cli.sweep_plan import Naming
 from dpg_cli.cli.sweep_scores import scores_of
 from dpg_cli.errors import DiskError, UserError, one_line
@@ -131,8 +132,9 @@ class Follower:
                 state, reason
             )
             if state == "failed" and job.number in self._logs:
-                line = f"{line} (log: {self._logs[job.number]})"
-            self._tell(f"{label.position} {line}" + (f": {label.differs}" if label.differs else ""))
+                line = f"{line} (log: {below_here(self._logs[job.number])})"
+            settings = f": {label.differs}" if label.differs and state != "failed" else ""
+            self._tell(f"{label.position} {line}{settings}")
 
     def _summary(self) -> str:
         states = [job.state for job in self._file.jobs]

@@ -31,7 +31,8 @@ Examples
   dpg-train experiment=td3_paper env=Hopper-v4 num_seeds=3
   dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
   dpg-train -m hydra/launcher=local 'seed=range(10)'    several jobs at a time
-  dpg-train resume=RUN_DIR [total_steps=2e6]            resume a run exactly, or what is left of a sweep
+  dpg-train resume=RUN_DIR [total_steps=2e6]            resume a run exactly
+  dpg-train resume=SWEEP_DIR                            run what is left of a sweep, with any launcher
   tensorboard --logdir outputs
 """
 KEYS = """
@@ -245,6 +246,7 @@ def _help(folders: Sequence[Path]) -> str:
             own = [name for name in names if name not in choices(group)]
             names = ["any Gymnasium id with continuous actions", "also module:Id", *own]
         lines += textwrap.wrap(", ".join(names), 79, initial_indent=f"  {group:12}", subsequent_indent=" " * 14)
+    lines.append("  hydra/launcher  local, slurm, ray: jobs of a sweep in parallel")
     return "\n".join(lines) + "\n" + KEYS
 
 

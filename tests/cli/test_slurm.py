@@ -249,7 +249,7 @@ def test_jobs_elsewhere_are_followed_by_their_folders(follower):
         f"{label} started: seed=0",
         f"{label} stopped at step 7: seed=0",
         f"{label} resumed at step 7: seed=0",
-        f"{label} failed: reward is nan (log: 0.err): seed=0",
+        f"{label} failed: reward is nan (log: 0.err)",
         f"{label} resumed at step 7,000: seed=0",
         f"{label} done: seed=0",
     ]

@@ -93,8 +93,8 @@ def test_resuming_a_search_says_that_its_jobs_can_be_resumed(train, search, tmp_
     where = tmp_path / "sweep"
     assert (code, out) == (2, "")
     assert err == (
-        f"dpg-train: resume={where}: a search decides on its jobs as it goes, so it cannot be resumed as a whole; "
-        f"resume={where}/NUMBER resumes one job\n"
+        f"dpg-train: resume={where}: has no configs.jsonl; a search has none, because it decides on its jobs as it "
+        f"goes; resume={where}/NUMBER resumes one job\n"
     )
 
 
