@@ -5,37 +5,34 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from dpg_cli import config as configs
-from dpg_cli.cli import handover, job, plugins, slurm
+from dpg_cli.cli import handover, plugins, slurm
 from dpg_cli.cli import launch as local_jobs
-from dpg_cli.cli.here import below_here, here
+from dpg_cli.cli.here import below_here
 from dpg_cli.cli.job import Result
-from dpg_cli.cli.names import Label, members
+from dpg_cli.cli.names import Label
 from dpg_cli.cli.progress import new_console, quoted
-from dpg_cli.cli.resume import CHANGEABLE, go_on
 from dpg_cli.cli.returned import NoScoreError, checked_score
 from dpg_cli.cli.signals import StopRequest, say
 from dpg_cli.cli.sweep_options import to_give_again
-from dpg_cli.cli.sweep_plan import CURVES, Naming, Plan
+from dpg_cli.cli.sweep_plan import CURVES, Plan
 from dpg_cli.cli.sweep_scores import Scores, print_scores, scores_of
-from dpg_cli.cli.sweep_states import Follower, overrides_of, state_of, unknown_jobs
+from dpg_cli.cli.sweep_states import Follower, state_of, unknown_jobs
+from dpg_cli.cli.sweep_task import Described, Known, describe, one_thread, run_job, score, train_alone
 from dpg_cli.errors import DiskError, UserError, one_line
 from dpg_cli.storage import run_dir
-from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
+from dpg_cli.storage.atomic import explaining
 from dpg_cli.storage.run_dir import claim, command_line
 from dpg_cli.sweeps import record
 from dpg_cli.sweeps.slurm import Submitted
 
-WAIT_FOR_OLDER = 60.0  # seconds
-RESUMED = "sweep_job"  # the key that tells a resumed sweep's job its number and folder
 _current: "Running | None" = None  # of this process; a job in another process has none
 
 
@@ -117,6 +114,29 @@ class Running:
         self._identity = _identity(plan.folder)
         self._jobs: dict[int, Described] = {}
 
+    def train(self, config: DictConfig, command: Sequence[str]) -> tuple[Path, Result]:
+        """Train a job in this process; returns its folder and how it ended.
+
+        Args:
+            config: composed by Hydra.
+            command: the command line of the sweep, for the record.
+
+        Raises:
+            SystemExit: a signal came between two jobs.
+        """
+        if self.stop.signal is not None:
+            self.begun = True
+            sys.exit(128 + self.stop.signal)  # not an Exception, so that it ends the sweep
+        number = HydraConfig.get().job.num
+        with open_dict(config):
+            config.hydra = HydraConfig.get()
+        checked, where, label, _ = self.job(number, config)
+        checked = checked if self.one_after_another else one_thread(checked)
+        self.started(number)
+        result = run_job(checked, where, command, label, stopped=lambda: self.stop.signal is not None)
+        self.ended(number, result, *_ending(result))
+        return where, result
+
     def job(self, number: int, composed: DictConfig) -> tuple[configs.TrainConfig, Path, Label, Sequence[str]]:
         """Config, folder and label of a job that a launcher is about to start, and the command line.
 
@@ -125,7 +145,7 @@ class Running:
             composed: its config with the `hydra` node.
         """
         self.check_folder()
-        found = describe(self.plan.naming, composed, composed.hydra)
+        found = describe(self.plan.naming, composed, composed.hydra, Known(self.plan.jobs, self.known))
         self._jobs[number] = found
         self.plan.naming.link_curves(found.number, found.label, found.config, found.folder)
         return found.config, found.folder, found.label, command_line()
@@ -264,29 +284,11 @@ def launch(running: Running, arguments: Sequence[str]) -> int:
     plan, naming, command = running.plan, running.plan.naming, command_line()
 
     def task(config: DictConfig) -> float:
-        number = HydraConfig.get().job.num
         sweep_here = current()
-        if sweep_here is None:  # a process of its own
-            found = describe(naming, config, HydraConfig.get())
-            naming.link_curves(found.number, found.label, found.config, found.folder)
-            with slurm.requeued() as requeue:
-                alone = slurm.cpus_of_job() > 1  # jobs of other launchers share cores
-                checked = found.config if alone else one_thread(found.config)
-                result = run_job(checked, found.folder, command, found.label)
-                if result.exit_code > 128 and checked.checkpoint.replay:  # else it would start again each time
-                    requeue()
-            where = found.folder
+        if sweep_here is None:
+            where, result = train_alone(naming, command, config, HydraConfig.get())
         else:
-            if sweep_here.stop.signal is not None:
-                sweep_here.begun = True
-                sys.exit(128 + sweep_here.stop.signal)  # not an Exception, so that it ends the sweep
-            with open_dict(config):
-                config.hydra = HydraConfig.get()
-            checked, where, label, _ = sweep_here.job(number, config)
-            checked = checked if sweep_here.one_after_another else one_thread(checked)
-            sweep_here.started(number)
-            result = run_job(checked, where, command, label)
-            sweep_here.ended(number, result, *_ending(result))
+            where, result = sweep_here.train(config, command)
         if result.exit_code > 128:
             sys.exit(result.exit_code)
         return checked_score(score(where, result), HydraConfig.get().sweeper, result.error)
@@ -350,99 +352,6 @@ def finish(running: Running, console: Console) -> list[record.Job]:
     return failed
 
 
-class Described(NamedTuple):
-    """A job that is about to start."""
-
-    number: int
-    config: configs.TrainConfig
-    folder: Path
-    label: Label
-    overrides: Sequence[str]
-
-
-def describe(naming: Naming, config: DictConfig, hydra: Any) -> Described:
-    """A job, from its composed config and Hydra's own node.
-
-    Raises:
-        UserError: the config is wrong.
-    """
-    folder = Path(hydra.runtime.output_dir)
-    if RESUMED in config:
-        number, running = int(config[RESUMED].number), current()
-        if running is not None:
-            overrides, checked = list(running.plan.jobs[number]), running.known[number]
-        else:
-            overrides = overrides_of(folder)
-            checked = configs.check(record.stored_configs(naming.folder)[number])
-    else:
-        number, overrides = int(hydra.job.num), list(hydra.overrides.task)
-        checked = configs.validate(config, here())
-    return Described(number, checked, folder, naming.label(number, overrides), overrides)
-
-
-def run_job(
-    config: configs.TrainConfig,
-    folder: Path,
-    command: Sequence[str],
-    label: Label,
-    report: Callable[..., None] | None = None,
-) -> Result:
-    """Train a job in its folder: from the start, from its checkpoint if it was begun, or not at all if it is done.
-
-    Args:
-        config: checked.
-        folder: of the job.
-        command: the command line of the sweep, for the record.
-        label: of the job.
-        report: as for `job.run`.
-    """
-    try:
-        _wait_for_older(config, folder)
-        if not _is_begun(folder):
-            return job.run(config, folder, command, label, report=report)
-        stored = configs.load_from(folder)
-        if (difference := configs.difference(config, stored, without=CHANGEABLE)) is not None:
-            raise UserError(f"{folder} already holds a run, with {difference}")
-        if run_dir.status(folder) == "done" and stored.total_steps >= config.total_steps:
-            return Result(0)
-        total = {"total_steps": config.total_steps}
-        return go_on(configs.changed(stored, total), folder, label=label, report=report)
-    except UserError as error:
-        message = one_line(error)
-        print(f"dpg-train: {label.position} failed: {message}", file=sys.stderr)
-        return Result(1, error=message)
-
-
-def score(folder: Path, result: Result) -> float:
-    """The mean of the last ten evaluations over all seeds; NaN if the job failed."""
-    if result.error is not None:
-        return math.nan
-    if result.outcome is not None:
-        return result.outcome.score()
-    found = scores_of(folder)
-    return math.nan if found is None else found.mean()
-
-
-def one_thread(config: configs.TrainConfig) -> configs.TrainConfig:
-    """The config with one thread and process where `auto` would choose: parallel jobs would compete for cores."""
-    given = config.model_dump(include={"threads", "env_threads", "env_processes"})
-    return config.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
-
-
-def _wait_for_older(config: configs.TrainConfig, folder: Path) -> None:
-    """Wait for an older process of the same job.
-
-    It may still write its checkpoint after its sweep was killed, and a cluster may start the job of a failed node again
-    before it has ended there.
-    """
-    _, folders = members(config, folder)
-    until, running = time.monotonic() + WAIT_FOR_OLDER, current()
-    while any(map(run_dir.is_locked, {folder, *folders})) and time.monotonic() < until:
-        if running is not None and running.stop.signal is not None:
-            return
-        time.sleep(0.5)
-
-
 def _identity(folder: Path) -> tuple[int, int] | None:
     with contextlib.suppress(OSError):
         about = folder.stat()
@@ -455,19 +364,6 @@ def _ending(result: Result) -> tuple[str, str | None]:
         return "failed", result.error
     stopped = result.exit_code > 128 or (result.outcome is not None and result.outcome.interrupted)
     return ("pending", "stopped early") if stopped else ("done", None)
-
-
-def _is_begun(folder: Path) -> bool:
-    """Whether a run was begun in a folder; one that was killed while its folder was made was not."""
-    if not (folder / "run.json").exists():
-        return False
-    if run_dir.status(folder) is None and not (folder / "config.yaml").exists():
-        made = [path for path in folder.glob("seed_*") if not (path / "config.yaml").exists()]
-        for path in (*made, folder / "run.json"):
-            Disk().remove(path)
-        remove_leftovers(Disk(), folder)
-        return False
-    return True
 
 
 def _has_jobs(folder: Path) -> bool:

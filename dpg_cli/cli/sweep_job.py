@@ -35,7 +35,7 @@ def main() -> None:
 
     signals.remember()
     reports, lifeline = connect(request_stop)
-    from dpg_cli.cli import sweep  # takes seconds, with torch
+    from dpg_cli.cli import sweep_task  # takes seconds, with torch
 
     document = receive()
 
@@ -45,7 +45,7 @@ def main() -> None:
         (reports.offer if kind == "progress" else reports.send)(kind, **values)
 
     try:
-        result = _run(document, sweep.run_job, report)
+        result = _run(document, sweep_task.run_job, report)
         reports.send("result", **_message(result))
         code = result.exit_code
     except BaseException as error:  # a simulator's SystemExit too

@@ -11,10 +11,11 @@ from dpg_cli.cli import handover
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.import_path import add_working_directory
 from dpg_cli.cli.progress import new_console
-from dpg_cli.cli.sweep import RESUMED, NothingStartedError, Running, check_launcher, finish, launch
+from dpg_cli.cli.sweep import NothingStartedError, Running, check_launcher, finish, launch
 from dpg_cli.cli.sweep_options import launcher_of
 from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.cli.sweep_states import state_of
+from dpg_cli.cli.sweep_task import RESUMED
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import run_dir, untrusted
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers

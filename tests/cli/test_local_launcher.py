@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from commands import SMALL, TOY
+from omegaconf import OmegaConf
 from screen import Terminal
 
 from dpg_cli import config as configs
@@ -279,6 +280,12 @@ def test_cuda_visible_devices_counts_first(nvidia_smi, monkeypatch, given, expec
     nvidia_smi(LISTED)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert gpus.visible() == expected
+
+
+def test_chosen_gpus_may_be_a_list_of_hydras(nvidia_smi):
+    nvidia_smi(LISTED)
+    assert launch.check(OmegaConf.create({"gpus": [1]})).gpus == ["1"]
+    assert launch.check({"gpus": OmegaConf.create([1])}).gpus == ["1"]
 
 
 def test_gpus_are_positions_among_the_visible_ones(monkeypatch):
