@@ -61,7 +61,7 @@ def connect(request_stop: Callable[[], object]) -> tuple[Reports, Lifeline]:
 
 
 def receive() -> Mapping[str, Any]:
-    """Wait for the document; ends the process if there is none."""
+    """Wait for the document. If there is none, the process ends."""
     text = sys.stdin.buffer.read()
     if not text:  # the sweep needs no further process, or has ended
         sys.exit()

@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from dpg_cli.cli import signals
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.machine import slurm_cpus
-from dpg_cli.cli.progress import quoted
 from dpg_cli.cli.returned import fill
 from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.errors import UserError, one_line
@@ -234,11 +233,10 @@ def _arrays(submitted: Mapping[int, slurm.Submitted]) -> list[str]:
 def _explain(sweep: Sweep, left: Mapping[int, slurm.Submitted]) -> None:
     """Say what continues."""
     arrays = _arrays(left)
-    shown = quoted(below_here(sweep.plan.folder))
     sweep.tell("stopped waiting; the SLURM jobs continue without this process")
     sweep.tell(f"  look at them  squeue --jobs={','.join(arrays)}")
     sweep.tell(f"  cancel them   scancel {' '.join(arrays)}")
-    sweep.tell(f"  wait for them, and submit missing jobs: dpg-train resume={shown}")
+    sweep.tell("  the resume command below waits for them, and submits missing jobs")
 
 
 def cpus_of_job() -> int:

@@ -73,10 +73,10 @@ class Follower:
         self._seen: dict[int, tuple[int, Any]] = {}  # by job: when run.json was written, and what it said
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self.look(first=True)
 
     def __enter__(self) -> Self:
-        """Start the thread."""
+        """Note the present states, and start the thread."""
+        self.look(first=True)
         self._thread.start()
         return self
 
@@ -128,13 +128,15 @@ class Follower:
             self._file.set(job.number, state=state, reason=reason)
         if self._tell is not None:
             label = self._naming.label(job.number, job.overrides)
-            line = {"running": _begun(now[1]), "done": _scored(folder), "failed": f"failed: {reason}"}.get(
-                state, reason
-            )
-            if state == "failed" and job.number in self._logs:
-                line = f"{line} (log: {below_here(self._logs[job.number])})"
-            settings = f": {label.differs}" if label.differs and state != "failed" else ""
-            self._tell(f"{label.position} {line}{settings}")
+            settings = f": {label.differs}" if label.differs else ""
+            if state == "failed":
+                log = self._logs.get(job.number)
+                line = f"failed: {reason}" + ("" if log is None else f" (log: {below_here(log)})")
+            elif state == "done":
+                line = _scored(folder) + settings
+            else:
+                line = (reason or _begun(now[1])) + settings
+            self._tell(f"{label.position} {line}")
 
     def _summary(self) -> str:
         states = [job.state for job in self._file.jobs]

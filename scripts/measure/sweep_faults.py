@@ -347,7 +347,7 @@ def check(case: Case) -> None:
     """Compare a sweep that is done with the undisturbed one.
 
     Raises:
-        AssertionError: says what differs.
+        AssertionError: the sweeps differ; the message says where.
     """
     _remember(case)
     states = [(job["state"], job["reason"]) for job in _json(case.sweep / "sweep.json")["jobs"]]
