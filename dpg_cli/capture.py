@@ -4,8 +4,9 @@ A replay uses the same memory every time. So captured work takes no arguments an
 permanent tensors in place, and may not copy a number to the host.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from dpg_cli.errors import UserError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 WARM_UP = 3  # runs before a capture, in which libraries create handles and the compiler compiles
 TO_THE_HOST = {"_local_scalar_dense", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "nonzero"}
 INDEXING = {"index", "index_put", "index_put_", "masked_select"}  # with a mask, they count its true elements
@@ -101,18 +104,26 @@ def compiled_and_captured(
     return capture(function, [tensor for part in used for tensor in part.static_tensors()], generators)
 
 
-def compile_for(device: torch.device, function: Callable[[], object]) -> Callable[[], object]:
+def compile_for(device: torch.device, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[P, T]:
     """Compile a function by running it.
 
+    Args:
+        device: of its tensors.
+        function: to compile.
+        args: to run it with.
+        kwargs: the same.
+
     Raises:
-        UserError: it cannot be compiled, for example because a C compiler is missing.
+        UserError: it cannot be compiled, for example because a compiler is missing.
     """
     from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
 
-    compiled: Callable[[], object] = torch.compile(function, fullgraph=True, dynamic=False)
+    compiled: Callable[P, T] = torch.compile(function, fullgraph=True, dynamic=False)
     try:
-        warm_up(compiled, device)
+        warm_up(functools.partial(compiled, *args, **kwargs), device)
     except TorchDynamoException as error:
+        if "compiler" in str(error).lower() and device.type == "cpu":
+            print(type(error), str(error)[:3000])
         raise UserError(f"compile=true: compilation failed ({error}); use compile=false") from error
     return compiled
 

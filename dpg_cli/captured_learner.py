@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from dpg_cli.algorithms import Algorithm
+from dpg_cli.algorithms.base import Kind
 from dpg_cli.capture import Static, compiled_and_captured, new_event
 from dpg_cli.learner import Learner
 from dpg_cli.networks import Actor, Network
@@ -60,8 +61,11 @@ class CapturedLearner(Learner):
         self._draws = Draws(self._try_updates(), algorithm, replay)
         algorithm.drawn_ahead = self._draws.take
         used = (algorithm, replay, self.averages, self._draws)
-        self._update = {kind: self._captured(functools.partial(self._learn_once, kind), *used) for kind in self._tags}
-        draws, device = self._draws, algorithm.actor.flat.device
+        self._update = {
+            kind: self._captured(functools.partial(self._learn_once, number), *used)
+            for kind, number in algorithm.kinds().items()
+        }
+        draws, device = self._draws, algorithm.device
         self._draw = compiled_and_captured(draws.draw, [draws], device, compiled=False, generators=draws.generators)
         algorithm.load_state([state for state, _ in before])
         replay.load_state([state for _, state in before], [()] * len(before))
@@ -82,7 +86,7 @@ class CapturedLearner(Learner):
         for n in numbers:
             if (n - 1) % AHEAD == 0:
                 self._draw_ahead()
-            kind = self._changes_actor(n)
+            kind = algorithm.kind(n)
             self._update[kind]()
             algorithm.updates = n
             self.averages.count(self._tags[kind])
@@ -142,10 +146,11 @@ class CapturedLearner(Learner):
         self._draws.before = [g.get_state() for g in self._draws.generators]
         self._draw()
 
-    def _learn_once(self, changes_actor: bool) -> None:
-        self.algorithm.updates = self.algorithm.actor_every - 1 if changes_actor else 0
-        batch = self.replay.batch(self._draws.next())
-        self.averages.sum_up(self.algorithm.update(batch))
+    def _learn_once(self, number: int) -> None:
+        self.algorithm.updates = number - 1
+        learned = self.algorithm.update(self.replay.batch(self._draws.next()))
+        self.averages.sum_up(learned.scalars)
+        self.replay.learned(learned.td_error)
 
     def _try_updates(self) -> int:
         """Make each kind of update once; returns the most N(0, 1) numbers that one draws per member."""
@@ -154,23 +159,22 @@ class CapturedLearner(Learner):
         def zeros(shape: Sequence[int]) -> Tensor:
             nonlocal drawn
             drawn += math.prod(shape[1:])
-            return algorithm.actor.flat.detach().new_zeros(shape)
+            return torch.zeros(*shape, device=algorithm.device, dtype=algorithm.actor.flat.dtype)
 
         numbers = torch.zeros(self.replay.row_shape[0], algorithm.batch_size, dtype=torch.int64)
-        batch = self.replay.batch(numbers.to(algorithm.actor.flat.device))
+        batch = self.replay.batch(numbers.to(algorithm.device))
         algorithm.drawn_ahead = zeros
-        self._tags: dict[bool, list[str]] = {}  # tags of an update's scalars, by whether it changes the actor
-        for n in range(1, algorithm.actor_every + 1):
-            if self._changes_actor(n) not in self._tags:
-                algorithm.updates, drawn = n - 1, 0
-                scalars = algorithm.update(batch)
-                self.averages.sum_up(scalars)
-                self._tags[self._changes_actor(n)] = list(scalars)
-                most = max(most, drawn)
+        self._tags: dict[Kind, list[str]] = {}  # of an update's scalars
+        for kind, number in algorithm.kinds().items():
+            algorithm.updates, drawn = number - 1, 0
+            scalars = algorithm.update(batch).scalars
+            self.averages.sum_up(scalars)
+            self._tags[kind] = list(scalars)
+            most = max(most, drawn)
         return most
 
     def _captured(self, function: Callable[[], None], *used: Static) -> Callable[[], None]:
-        return compiled_and_captured(function, used, self.algorithm.actor.flat.device, compiled=self._compiled)
+        return compiled_and_captured(function, used, self.algorithm.device, compiled=self._compiled)
 
 
 @torch.no_grad()
@@ -187,7 +191,8 @@ def follow(algorithm: Algorithm, replay: DeviceReplay, numbers: Tensor, normals:
     algorithm.drawn_ahead = draws.take
     for number in range(numbers.shape[1]):
         draws.give(normals[:, number])
-        algorithm.update(replay.batch(numbers[:, number]))
+        learned = algorithm.update(replay.batch(numbers[:, number]))
+        replay.learned(learned.td_error)
 
 
 class Draws:

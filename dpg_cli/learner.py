@@ -23,7 +23,7 @@ class Learner:
 
     def __init__(self, algorithm: Algorithm, replay: Replay):
         self.algorithm, self.replay = algorithm, replay
-        self.averages = Averages(len(algorithm.generators), algorithm.actor.flat.device)
+        self.averages = Averages(len(algorithm.generators), algorithm.device)
 
     def prepare(self) -> None:
         """Prepare to learn and act. Call it before anything is stored or restored."""
@@ -40,7 +40,9 @@ class Learner:
         self.replay.add(*step)
         self.algorithm.observe(observed)
         for _ in range(updates):
-            self.averages.add(self.algorithm.update(self.replay.sample(self.algorithm.batch_size)))
+            learned = self.algorithm.update(self.replay.sample(self.algorithm.batch_size))
+            self.averages.add(learned.scalars)
+            self.replay.learned(learned.td_error)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The policy in training: `(S, E, obs_dim)` to actions `(S, E, action_dim)` in [-1, 1]."""

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.lib.recfunctions import structured_to_unstructured
 from torch import Tensor
 
 from dpg_cli.algorithms.base import Batch
+from dpg_cli.priorities import Priorities
 from dpg_cli.seeding import restore_generator
 
+ROW = ("obs", "action", "reward", "terminated", "truncated", "next_obs")  # the parts of a stored transition
 LOADED_AT_ONCE = 10_000  # transitions; intermediate results take memory too
+CUT = 2.0  # in place of `truncated` in the ring: a resumed run started a new episode after this transition
 
 
 class Step(NamedTuple):
@@ -20,21 +22,27 @@ class Step(NamedTuple):
     obs: np.ndarray  # (S, E, obs_dim)
     action: np.ndarray  # (S, E, action_dim), in [-1, 1]
     reward: np.ndarray  # (S, E)
-    next_obs: np.ndarray  # (S, E, obs_dim)
-    terminated: np.ndarray  # (S, E), whether next_obs counts as terminal
+    next_obs: np.ndarray  # (S, E, obs_dim); the true final observation where an episode ended
+    terminated: np.ndarray  # (S, E), as the environment reported it
+    truncated: np.ndarray  # (S, E), the same
 
     def in_a_row(self) -> list[np.ndarray]:
-        """The parts of a stored transition in order, each `(S, E, ·)`."""
-        return [self.obs, self.action, self.reward[..., None], self.next_obs, self.terminated[..., None]]
+        """The parts of a stored transition, in the order of `ROW`, each `(S, E, ·)`."""
+        scalars = (self.reward, self.terminated, self.truncated)
+        return [self.obs, self.action, *(part[..., None] for part in scalars), self.next_obs]
 
 
 class Replay:
-    """A ring of transitions for each member, sampled uniformly with replacement.
+    """A ring of transitions for each member, sampled with replacement.
 
-    A transition is one row of one tensor, `[obs, action, reward, next_obs, terminated]`, so that a batch is one
-    gather. With `share_next_obs` the row is `[obs, action, reward, terminated]`. The next observation is then that of
-    the same environment's next transition, and `NextObservations` holds those that differ from it. Samples and stored
-    transitions are the same as without. Memory is reserved at the start and touched as the buffer fills.
+    A transition is one row of one tensor, with the parts of `ROW` side by side, so that a batch is one gather. With
+    `share_next_obs` the row lacks `next_obs`. The next observation is then that of the same environment's next
+    transition, and `NextObservations` holds those that differ from it. Samples and stored transitions are the same as
+    without. Memory is reserved at the start and touched as the buffer fills.
+
+    The transitions of E environments take turns: number n since the start is of environment n mod E. So the next
+    transition of an episode is E rows further. A window of `n_steps` ends with its episode, before the first
+    transition after a resumed run started a new one, and at the newest transition of its environment.
 
     Args:
         capacity: transitions per member, at least `num_envs`.
@@ -45,6 +53,10 @@ class Replay:
         dtype: of the rows.
         num_envs: environments per member.
         share_next_obs: whether to store each observation once.
+        n_steps: most steps of a window.
+        discount: γ, per step.
+        truncation_bootstraps: whether a target looks beyond a truncated step.
+        priorities: None: samples are uniform.
     """
 
     def __init__(
@@ -58,27 +70,39 @@ class Replay:
         num_envs: int = 1,
         *,
         share_next_obs: bool = False,
+        n_steps: int = 1,
+        discount: float = 1.0,
+        truncation_bootstraps: bool = True,
+        priorities: Priorities | None = None,
     ):
         self.capacity = capacity
         self.size = 0
         self.added = 0  # transitions since the start; the next goes to row `added % capacity`
         self.generators = generators
-        self._members = torch.arange(len(generators))[:, None]
+        self.priorities = priorities
+        self._cuts: list[list[int]] = [[] for _ in generators]  # numbers of the transitions marked CUT
+        self._members = torch.arange(len(generators), device=device)[:, None]
         self._number = torch.empty(0, dtype=dtype).numpy().dtype
-        self._widths = [obs_dim, action_dim, 1, obs_dim, 1]
+        self._widths = [obs_dim, action_dim, 1, 1, 1, obs_dim]
+        before = obs_dim + action_dim
+        self._scalars, self._flags = slice(before, before + 3), slice(before + 1, before + 3)
         self._num_envs = num_envs
+        self._n_steps, self._discount, self._truncation_bootstraps = n_steps, discount, truncation_bootstraps
         self._own_next: NextObservations | None = None
         if share_next_obs:
             self._own_next = NextObservations(len(generators), capacity, obs_dim, num_envs, device, dtype)
         width = sum(self._widths) - obs_dim * share_next_obs
         self._rows = torch.empty(len(generators), capacity, width, device=device, dtype=dtype)
+        self._powers = torch.tensor([discount**k for k in range(n_steps + 1)], device=device, dtype=dtype)
+        self._ahead = num_envs * torch.arange(n_steps, device=device)
+        self._sampled: Tensor | None = None  # the places of the last sample, (S, B)
 
     @staticmethod
     def memory(
         capacity: int, obs_dim: int, action_dim: int, num_seeds: int, dtype: torch.dtype, *, share_next_obs: bool
     ) -> int:
         """Bytes of a full buffer; `share_next_obs` adds one observation for each episode, which is not counted."""
-        numbers = (1 if share_next_obs else 2) * obs_dim + action_dim + 2
+        numbers = (1 if share_next_obs else 2) * obs_dim + action_dim + 3
         place = NextObservations.PLACE.itemsize if share_next_obs else 0
         return num_seeds * capacity * (numbers * dtype.itemsize + place)
 
@@ -89,45 +113,86 @@ class Replay:
         reward: np.ndarray,
         next_obs: np.ndarray,
         terminated: np.ndarray,
+        truncated: np.ndarray,
     ) -> None:
         """Store one step of E environments: `(S, E, ·)` for vectors, `(S, E)` for scalars."""
-        parts = Step(obs, action, reward, next_obs, terminated).in_a_row()
+        parts = Step(obs, action, reward, next_obs, terminated, truncated).in_a_row()
         first, count = self.added % self.capacity, obs.shape[1]
         if self._own_next is None and first + count <= self.capacity and self._rows.is_cpu:
             rows = self._rows.numpy()[:, first : first + count]  # takes half the time of the general way
             np.concatenate(parts, axis=-1, out=rows, casting="unsafe")
-            self._advance(count)
         else:
             self._put(np.concatenate(parts, axis=-1, dtype=self._number, casting="unsafe"))
+        if self.priorities is not None:
+            self.priorities.add(torch.arange(first, first + count) % self.capacity)
+        self._advance(count)
+
+    @property
+    def step_shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the parts of a `Step`."""
+        one = (len(self.generators), self._num_envs)
+        obs, action = self._widths[:2]
+        return [(*one, obs), (*one, action), one, (*one, obs), one, one]
+
+    def cut(self, anew: np.ndarray) -> None:
+        """Mark where a resumed run has started new episodes, `(S, E)`: no window reaches beyond the newest transition.
+
+        It is stored as neither terminated nor truncated, since the environment reported neither.
+        """
+        for member, env in np.argwhere(anew):
+            number = self.added - self._num_envs + int(env)
+            if number >= self.added - self.size:
+                self._mark_cut(int(member), number)
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw `batch_size` transitions for each member, from its own stream.
+        """Draw `batch_size` windows for each member, from its own stream.
 
-        Sampling is uniform except for the remainder that torch takes of a 32-bit number: it makes some transitions more
-        frequent than others, by a share of up to size / 2³².
+        Uniform sampling is so except for the remainder that torch takes of a 32-bit number: it makes some transitions
+        more frequent than others, by a share of up to size / 2³².
         """
-        draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self.generators]
-        places = draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
-        obs, action, reward, next_obs, terminated = self._gather(self._members, places)
-        return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+        if self.priorities is None:
+            draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self.generators]
+        else:
+            draws = [torch.rand(batch_size, generator=g, dtype=torch.float64) for g in self.generators]
+        drawn = draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
+        drawn = drawn.to(self._rows.device)
+        self._sampled = drawn if self.priorities is None else self.priorities.find(drawn)
+        return self._batch(self._sampled, self.added % self.capacity)
+
+    def learned(self, td_error: Tensor) -> None:
+        """Give the last sample its new priorities, if there are any.
+
+        Args:
+            td_error: `(K, S, B)`, values minus targets before the update.
+        """
+        if self.priorities is not None:
+            assert self._sampled is not None
+            self.priorities.update(self._sampled, td_error)
 
     def rows(self, member: int, first: int) -> np.ndarray:
         """The transitions from number `first` since the start that are still stored.
 
         Returns:
-            `(n,)`, a structured array with fields obs, action, reward, next_obs and terminated.
+            `(n,)`, a structured array with fields obs, action, reward, next_obs, terminated, truncated and env, the
+            number of the environment.
         """
-        first = max(first, self.added - self.size)
-        places = torch.from_numpy(np.arange(first, self.added) % self.capacity)
-        rows = np.empty((len(places), sum(self._widths)), self._number)
-        for part in range(0, len(places), LOADED_AT_ONCE):  # since a GPU may lack memory for all of them twice
-            found = torch.cat(list(self._gather(torch.tensor(member), places[part : part + LOADED_AT_ONCE])), dim=-1)
-            rows[part : part + LOADED_AT_ONCE] = found.cpu().numpy()
-        return rows.view(self._dtype)[:, 0]
+        numbers = np.arange(max(first, self.added - self.size), self.added)
+        places = torch.from_numpy(numbers % self.capacity).to(self._rows.device)
+        rows = np.empty(len(places), self._dtype)
+        for start in range(0, len(places), LOADED_AT_ONCE):  # since a GPU may lack memory for all of them twice
+            part = slice(start, start + LOADED_AT_ONCE)
+            for name, found in zip(ROW, self._gather(self._members[member], places[part]), strict=True):
+                column = rows[name][part]
+                values = found.cpu().numpy().reshape(column.shape)
+                column[...] = values == 1 if column.dtype == np.bool_ else values
+        rows["env"] = numbers % self._num_envs
+        return rows
 
     def state(self, member: int) -> dict[str, Any]:
         """The state of one member, without the rows."""
-        return {"added": self.added, "size": self.size, "random": self.generators[member].get_state()}
+        cuts = [number for number in self._cuts[member] if number >= self.added - self.size]
+        state = {"added": self.added, "size": self.size, "cuts": cuts, "random": self.generators[member].get_state()}
+        return state if self.priorities is None else state | {"lap": self.priorities.state(member)}
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
         """Restore the state and rows of each member.
@@ -137,59 +202,108 @@ class Replay:
             rows: for each member the transitions that were stored, as `rows()` returns them, oldest first, in parts.
 
         Raises:
-            ValueError: the rows have another type.
+            ValueError: the rows have another type, or a part of a state does not fit them.
         """
         self.added, self.size = states[0]["added"] - states[0]["size"], 0
         at_once = min(LOADED_AT_ONCE, self.capacity)
         for parts in zip(*(in_parts_of(at_once, own) for own in rows), strict=True):
+            expected = np.arange(self.added, self.added + len(parts[0])) % self._num_envs
             for part in parts:
                 if part.dtype != self._dtype:
                     raise ValueError(f"transitions are {part.dtype}, not {self._dtype}")
-            self._put(structured_to_unstructured(np.stack(parts)))
-        for generator, state in zip(self.generators, states, strict=True):
+                if not np.array_equal(part["env"], expected):
+                    raise ValueError(f"the transitions do not take turns among {self._num_envs} environments")
+            columns = [np.stack([part[name] for part in parts]) for name in ROW]
+            shaped = [column if column.ndim == 3 else column[..., None] for column in columns]
+            self._put(np.concatenate(shaped, axis=-1, dtype=self._number, casting="unsafe"))
+            self._advance(len(expected))
+        for member, (generator, state) in enumerate(zip(self.generators, states, strict=True)):
             restore_generator(generator, state["random"], self.added)
+            self._cuts[member] = []
+            for number in state["cuts"]:
+                if type(number) is not int or not self.added - self.size <= number < self.added:
+                    raise ValueError("a cut is not at a stored transition")
+                self._mark_cut(member, number)
+        if self.priorities is not None:
+            self.priorities.load_state([state["lap"] for state in states], self.size)
 
     @property
     def _dtype(self) -> np.dtype[Any]:
         obs, action = self._widths[:2]
-        fields = [("obs", (obs,)), ("action", (action,)), ("reward", ()), ("next_obs", (obs,)), ("terminated", ())]
-        return np.dtype([(name, self._number, shape) for name, shape in fields])
+        number, flag = self._number, np.dtype(np.bool_)
+        fields = [
+            ("obs", number, (obs,)),
+            ("action", number, (action,)),
+            ("reward", number),
+            ("next_obs", number, (obs,)),
+        ]
+        return np.dtype([*fields, ("terminated", flag), ("truncated", flag), ("env", np.dtype(np.uint16))])
+
+    def _mark_cut(self, member: int, number: int) -> None:
+        terminated, truncated = self._rows[member, number % self.capacity, self._flags]
+        if not (terminated or truncated):
+            truncated.fill_(CUT)
+            self._cuts[member].append(number)
 
     def _put(self, transitions: np.ndarray) -> None:
+        """Write transitions `(S, n, ·)`, in the order of `ROW`, to the places from `added` on."""
         count = transitions.shape[1]
         rows = torch.from_numpy(transitions)
         if self._own_next is not None:
-            obs, action, reward, next_obs, terminated = torch.split(rows, self._widths, dim=-1)
+            obs, *_, next_obs = torch.split(rows, self._widths, dim=-1)
             self._own_next.put(self.added, obs.numpy(), next_obs.numpy())
-            rows = torch.cat([obs, action, reward, terminated], dim=-1)
+            rows = rows[..., : self._rows.shape[-1]]
         first = self.added % self.capacity
         until_end = min(count, self.capacity - first)
         self._rows[:, first : first + until_end] = rows[:, :until_end]
         if until_end < count:
             self._rows[:, : count - until_end] = rows[:, until_end:]
-        self._advance(count)
 
     def _advance(self, count: int) -> None:
         self.added += count
         self.size = min(self.size + count, self.capacity)
 
+    def _batch(self, places: Tensor, next_place: int | Tensor) -> Batch:
+        """The windows that start at places `(S, B)`; `next_place` is that of the next transition to be stored."""
+        obs, action, reward, terminated, truncated, next_obs = self._gather(self._members, places)
+        discount: Tensor | float = self._discount
+        reward = reward.squeeze(-1)
+        if self._n_steps > 1:
+            reward, discount, last = self._follow(places, next_place)
+            *_, terminated, truncated, next_obs = self._gather(self._members, last)
+        if not self._truncation_bootstraps:
+            terminated = torch.maximum(terminated, (truncated == 1).to(terminated.dtype))
+        return Batch(obs, action, reward, next_obs, terminated.squeeze(-1), discount)
+
+    def _follow(self, places: Tensor, next_place: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The windows that start at places `(S, B)`: discounted reward, discount of what follows, place of the last."""
+        steps_after = self._ahead + self._num_envs  # (n,), distance from the first step to that after each one
+        newer = (next_place - 1 - places) % self.capacity  # transitions after the first
+        at = (places.unsqueeze(-1) + self._ahead) % self.capacity  # (S, B, n)
+        found = self._select(self._rows[..., self._scalars], at.flatten(1), self._members)
+        reward, *flags = found.view(*at.shape, 3).unbind(-1)
+        ended = (flags[0] + flags[1]) > 0
+        goes_on = ~ended & (newer.unsqueeze(-1) >= steps_after)
+        inside = torch.cat([torch.ones_like(goes_on[..., :1]), goes_on[..., :-1]], dim=-1).cumprod(dim=-1)
+        steps = inside.sum(dim=-1)
+        total = torch.where(inside > 0, reward * self._powers[:-1], 0.0).sum(dim=-1)
+        return total, self._powers[steps], (places + (steps - 1) * self._num_envs) % self.capacity
+
     def _gather(self, member: Tensor, places: Tensor) -> Sequence[Tensor]:
-        """Obs, action, reward, next_obs and terminated, each `(*places.shape, ·)`, at places of members."""
-        rows = self._rows.view(-1, self._rows.shape[-1])
-
-        def select(source: Tensor, places: Tensor) -> Tensor:
-            index = places if len(self.generators) == 1 else torch.add(places, member, alpha=self.capacity)
-            return source.index_select(0, index.flatten().to(rows.device)).view(*places.shape, source.shape[1])
-
-        found = select(rows, places)
+        """The parts of `ROW`, each `(*places.shape, ·)`, at places of members."""
+        found = self._select(self._rows, places, member)
         if self._own_next is None:
             parts: Sequence[Tensor] = found.split_with_sizes(self._widths, dim=-1)  # which torch.split calls
             return parts
-        obs_dim, action_dim = self._widths[:2]
-        obs, action, reward, terminated = torch.split(found, [obs_dim, action_dim, 1, 1], dim=-1)
-        next_obs = select(rows[:, :obs_dim], (places + self._num_envs) % self.capacity)
-        self._own_next.fill_in(next_obs.view(-1, obs_dim), member.numpy(), places.numpy())
-        return obs, action, reward, next_obs, terminated
+        obs_dim = self._widths[0]
+        next_obs = self._select(self._rows[..., :obs_dim], (places + self._num_envs) % self.capacity, member)
+        self._own_next.fill_in(next_obs.view(-1, obs_dim), member.cpu().numpy(), places.cpu().numpy())
+        return [*found.split_with_sizes(self._widths[:-1], dim=-1), next_obs]
+
+    def _select(self, source: Tensor, places: Tensor, member: Tensor) -> Tensor:
+        """The rows of `(S, capacity, width)` at places of members, `(*places.shape, width)`."""
+        index = places if len(self.generators) == 1 else torch.add(places, member, alpha=self.capacity)
+        return source.flatten(0, 1).index_select(0, index.flatten()).view(*places.shape, source.shape[-1])
 
 
 class DeviceReplay(Replay):
@@ -206,6 +320,7 @@ class DeviceReplay(Replay):
         device: of the rows.
         dtype: of the rows.
         num_envs: environments per member.
+        windows: the further arguments of `Replay`, except `share_next_obs`.
     """
 
     NUMBERS = 2**32 - 1  # bound of the numbers for `batch`; a CPU's torch.randint also takes a remainder
@@ -219,11 +334,11 @@ class DeviceReplay(Replay):
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
         num_envs: int = 1,
+        **windows: Any,
     ):
-        super().__init__(capacity, obs_dim, action_dim, generators, device, dtype, num_envs)
+        super().__init__(capacity, obs_dim, action_dim, generators, device, dtype, num_envs, **windows)
         self._rows[:, 0] = 0.0  # the row that fills a batch from an empty buffer, while a graph is prepared
         self._size, self._next = torch.zeros(2, dtype=torch.int64, device=device).unbind()
-        self._first_rows = capacity * torch.arange(len(generators), device=device)[:, None]
         self._steps = torch.arange(num_envs, device=device)
 
     @property
@@ -233,11 +348,15 @@ class DeviceReplay(Replay):
 
     def static_tensors(self) -> list[Tensor]:
         """Every tensor that storing and sampling read or write and that persists between them."""
-        return [self._rows, self._size, self._next, self._first_rows, self._steps]
+        own = [self._rows, self._size, self._next, self._steps, self._members, self._powers, self._ahead]
+        return own if self.priorities is None else own + self.priorities.static_tensors()
 
     def insert(self, rows: Tensor) -> None:
         """Store one step of E environments, `(S, E, width)`, as `Step.in_a_row` arranges it."""
-        self._rows.index_copy_(1, (self._next + self._steps) % self.capacity, rows)
+        places = (self._next + self._steps) % self.capacity
+        self._rows.index_copy_(1, places, rows)
+        if self.priorities is not None:
+            self.priorities.add(places)
         self._next.add_(self._num_envs).remainder_(self.capacity)
         self._size.add_(self._num_envs).clamp_(max=self.capacity)
 
@@ -246,12 +365,13 @@ class DeviceReplay(Replay):
         self._advance(self._num_envs)
 
     def batch(self, numbers: Tensor) -> Batch:
-        """The transitions chosen by integers `(S, B)`, which are uniform below `NUMBERS`."""
-        places = numbers % self._size.clamp(min=1) + self._first_rows
-        found = self._rows.view(-1, self._rows.shape[-1]).index_select(0, places.flatten())
-        parts = found.view(*places.shape, -1).split_with_sizes(self._widths, dim=-1)
-        obs, action, reward, next_obs, terminated = parts
-        return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+        """The windows chosen by integers `(S, B)`, which are uniform below `NUMBERS`."""
+        size = self._size.clamp(min=1)
+        if self.priorities is None:
+            self._sampled = numbers % size
+        else:
+            self._sampled = self.priorities.find(numbers.double() / self.NUMBERS) % size
+        return self._batch(self._sampled, self._next)
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
         """Restore the state and rows of each member; see `Replay.load_state`."""

@@ -150,7 +150,6 @@ def train(
     checkpoints: Sequence[Checkpoints],
     start: Sequence[Loaded] | None = None,
     *,
-    truncation_bootstraps: bool,
     progress: Progress,
     stop: Callable[[], bool],
 ) -> Outcome:
@@ -168,7 +167,6 @@ def train(
         recorders: one per member.
         checkpoints: one per member.
         start: the checkpoint to resume from, one per member; None for a new run.
-        truncation_bootstraps: whether a target looks beyond a time limit.
         progress: is told of steps and evaluations.
         stop: called after every step; True ends the training early, with a checkpoint. An evaluation is abandoned.
 
@@ -293,12 +291,9 @@ def train(
         for step, transition, episodes in collect(
             learner, environments, noise, step=outcome.step, total_steps=total_steps, random_steps=random_steps
         ):
-            obs, action, reward, next_obs, terminated, truncated = transition
-            no_bootstrap = terminated if truncation_bootstraps else terminated | truncated
             updates = updates_due(step) - updates_due(step - num_envs)
             acts_next = random_steps <= step < total_steps
-            stored = Step(obs, action, reward, next_obs, no_bootstrap)
-            learner.learn(stored, observed=environments.obs, updates=updates, acts_next=acts_next)
+            learner.learn(Step(*transition), observed=environments.obs, updates=updates, acts_next=acts_next)
             watch.updates += updates
             watch.steps += num_envs
 
@@ -379,7 +374,7 @@ def _restore(
         if not outcome.evaluated:
             own["last_returns"] = anything
         check_form(own, state, f"seed {environments.seeds[member]}")
-        if state["replay"] | {"random": None} != states[0]["replay"] | {"random": None}:
+        if any(state["replay"][name] != states[0]["replay"][name] for name in ("added", "size")):
             raise ValueError("the seeds have not stored the same number of transitions")
     outcome.step = start[0].step
     outcome.evaluations = [[(int(step), float(mean)) for step, mean in state["evaluations"]] for state in states]
@@ -393,6 +388,7 @@ def _restore(
     anew = environments.load_state([state["environments"] for state in states], outcome.step)
     if anew.any():
         noise.reset(anew)
+        replay.cut(anew)
     set_global_random_state(states[0]["random"])
     return bool(states[0]["evaluation_due"])
 

@@ -23,7 +23,10 @@ from dpg_cli.cli.resume import CHANGEABLE
 from dpg_cli.config import TrainConfig
 from dpg_cli.config.names_elsewhere import TABLE
 from dpg_cli.config.schema import MAX_ENVIRONMENTS
+from dpg_cli.config.tree import NAMED
+from dpg_cli.networks import ARCHITECTURES
 from dpg_cli.noise import NOISES
+from dpg_cli.priorities import SAMPLINGS
 from dpg_cli.ranges import Count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +137,7 @@ def interval(schema: Mapping[str, Any]) -> str:
 
 
 def types(cls: type) -> dict[str, str]:
-    """Type and range of each hyperparameter of an algorithm or a noise."""
+    """Type and range of each hyperparameter of an algorithm, a network, a noise or a replay."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: describe(TypeAdapter(hints[field.name]).json_schema()) for field in fields(cls)}
 
@@ -147,7 +150,7 @@ def train_types() -> dict[str, str]:
         for name, about in properties.items():
             if "$ref" in about:
                 yield from walk(schema["$defs"][about["$ref"].rpartition("/")[2]]["properties"], f"{name}.")
-            elif prefix + name not in ("algo", "noise"):  # whose keys are their classes' fields
+            elif prefix + name not in NAMED:  # whose keys are their classes' fields
                 yield prefix + name, describe(about)
 
     return dict(walk(schema["properties"], ""))
@@ -208,19 +211,25 @@ def algorithm_table() -> str:
     return f"\n## algo\n\n{titles}\n{table(head, lines)}"
 
 
-def noise_tables() -> str:
-    """A table for each noise."""
-    text = "\n## noise\n"
-    for name, cls in NOISES.items():
+def choice_tables(group: str, registry: Mapping[str, type]) -> str:
+    """A table for each choice of a group."""
+    text = f"\n## {group}\n"
+    for name, cls in registry.items():
         known = types(cls) | {"name": f"`{name}`"}
         rows = [
-            [f"`noise.{key.name}`", known[key.name], f"`{key.default}`", key.comment]
-            for key in keys(CONFIGS / "noise" / f"{name}.yaml")
+            [f"`{group}.{key.name}`", known[key.name], f"`{key.default}`", key.comment]
+            for key in keys(CONFIGS / group / f"{name}.yaml")
         ]
-        text += f"\n`noise={name}`: {summary(cls)}\n\n" + table(
+        text += f"\n`{group}={name}`: {summary(cls)}\n\n" + table(
             ["key", "type and range", "default", "explanation"], rows
         )
     return text
+
+
+def other_tables() -> str:
+    """The keys of networks, noises and replays."""
+    registries: dict[str, Mapping[str, type]] = {"network": ARCHITECTURES, "noise": NOISES, "replay": SAMPLINGS}
+    return "".join(choice_tables(group, registry) for group, registry in registries.items())
 
 
 def summary(cls: type) -> str:
@@ -246,11 +255,12 @@ def group_tables() -> str:
     chosen = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))["defaults"]
     pairs = [pair for own in chosen if isinstance(own, dict) for pair in own.items()]
     text = GROUPS.format(defaults=" ".join(f"{group}={choice}" for group, choice in pairs if choice))
-    for group, title in {"algo": "algorithm", "noise": "noise", "experiment": "preset"}.items():
+    titles = {"algo": "algorithm", "experiment": "preset"}
+    for group in (*NAMED, "experiment"):
         folder = CONFIGS / group
         names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
         rows = [[f"[`{group}={n}`](../configs/{group}/{n}.yaml)", header(folder / f"{n}.yaml")] for n in names]
-        text += "\n" + table([title, "what it is"], rows)
+        text += "\n" + table([titles.get(group, group), "what it is"], rows)
     return text
 
 
@@ -275,7 +285,7 @@ def elsewhere_table() -> str:
 
 def page() -> str:
     """The whole page."""
-    parts = (main_tables, algorithm_table, noise_tables, environment_table, group_tables, folder_table, elsewhere_table)
+    parts = (main_tables, algorithm_table, other_tables, environment_table, group_tables, folder_table, elsewhere_table)
     return HEAD + "".join(part() for part in parts)
 
 

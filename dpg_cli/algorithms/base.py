@@ -3,10 +3,11 @@
 The mathematics of an update is complete in each algorithm's own file.
 """
 
-import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
+from itertools import chain, combinations
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,107 +15,151 @@ import torch
 from torch import Tensor
 
 from dpg_cli.adam import Adam
-from dpg_cli.networks import Actor, Critic, Network, Normalizer
+from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network, Normalizer, Numbers
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction
 from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
-NETWORKS = ("actor", "critic", "target_actor", "target_critic")
+Kind = tuple[bool, ...]
 REGISTRY: dict[str, type["Algorithm"]] = {}
 A = TypeVar("A", bound="type[Algorithm]")
 Own = TypeVar("Own", bound="Algorithm")
-N = TypeVar("N", Actor, Critic)
+Part = TypeVar("Part", Network, Adam)
 
 
 class Batch(NamedTuple):
-    """A batch of B transitions for each of S members."""
+    """A batch of B windows of n steps for each of S members; n is 1 unless `algo.n_steps` says otherwise."""
 
     obs: Tensor  # (S, B, obs_dim)
     action: Tensor  # (S, B, action_dim), in [-1, 1]
-    reward: Tensor  # (S, B)
-    next_obs: Tensor  # (S, B, obs_dim); the true final observation where an episode ended
+    reward: Tensor  # (S, B); of n steps, discounted to the first
+    next_obs: Tensor  # (S, B, obs_dim); after the last step; the true final observation where an episode ended
     terminated: Tensor  # (S, B); 1 if next_obs is terminal, else 0, also at a time limit
+    discount: Tensor | float  # (S, B), or one number; of next_obs: γ to the power of the steps made
+
+
+class Learned(NamedTuple):
+    """The result of an update."""
+
+    scalars: dict[str, Tensor]  # detached, by tag, each (S,)
+    td_error: Tensor  # (K, S, B), Q(s, a) minus its target, of each critic
 
 
 @dataclass(kw_only=True, eq=False)
 class Algorithm:
     """A learner for S seeds at once. Its fields are its hyperparameters, as in `configs/algo/<name>.yaml`.
 
+    What `declare` assigns to attributes is saved, loaded and counted: networks and optimizers under their attributes'
+    names, and further tensors in `member_state`.
+
     Args:
         obs_dim: size of an observation.
         action_dim: size of an action; actions are in [-1, 1].
         seeds: one per member.
-        device: of all tensors.
-        dtype: of parameters and arithmetic.
-        products: dtype of the large matrix products of an update; None means `dtype`.
+        architecture: of the networks; None: `Mlp`.
+        numbers: device and precision of all tensors; None: the CPU and float32.
+        huber: whether the critics' error is `huber_error` instead of `squared_error`.
 
     Raises:
         ValueError: hyperparameters contradict each other.
     """
 
     discount: Fraction
-    tau: PositiveFraction  # share of the online networks in each update of the targets
+    tau: PositiveFraction  # share of the online networks in each soft update of the targets
     actor_lr: Positive
     critic_lr: Positive
     batch_size: Count
     hidden_sizes: list[Count]
-    critic_weight_decay: NonNegative
+    critic_weight_decay: NonNegative  # L2 penalty
     critic_action_layer: Count
     normalize_obs: bool
+    n_steps: Count = 1  # older runs lack this key and the next three
+    weight_decay: NonNegative = 0.0  # AdamW's, of all networks
+    max_grad_norm: Positive | None = None  # of each network of a member
+    target_copy_every: Count | None = None  # updates; None: soft updates
 
     obs_dim: InitVar[int]
     action_dim: InitVar[int]
     seeds: InitVar[Sequence[int]]
-    device: InitVar[torch.device | str] = "cpu"
-    dtype: InitVar[torch.dtype] = torch.float32
-    products: InitVar[torch.dtype | None] = None
+    architecture: InitVar[Architecture | None] = None
+    numbers: InitVar[Numbers | None] = None
+    huber: InitVar[bool] = False
 
     def __post_init__(
         self,
         obs_dim: int,
         action_dim: int,
         seeds: Sequence[int],
-        device: torch.device | str,
-        dtype: torch.dtype,
-        products: torch.dtype | None,
+        architecture: Architecture | None,
+        numbers: Numbers | None,
+        huber: bool,
     ) -> None:
-        """Build networks, optimizers, and targets that start equal to the networks."""
-        self._device, self._dtype = torch.device(device), dtype
-        self.generators = [torch_generator(seed, Purpose.ALGORITHM, self._device) for seed in seeds]
+        """Build networks and optimizers."""
+        self._architecture, self._numbers = architecture or Mlp(), numbers or Numbers()
+        self.device, self._dtype = torch.device(self._numbers.device), self._numbers.parameters
+        self._sizes = (obs_dim, action_dim)
+        self.critic_error = huber_error if huber else squared_error
+        random_device = "cpu" if self.device.type == "meta" else self.device
+        self.generators = [torch_generator(seed, Purpose.ALGORITHM, random_device) for seed in seeds]
+        self._starts = [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]  # for the networks' parameters
         self.drawn_ahead: Callable[[Sequence[int]], Tensor] | None = None
-        self._normalizer = Normalizer(len(seeds), obs_dim) if self.normalize_obs else None
-
-        generators = [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]
-        shared = (generators, dtype, self._normalizer)
-        num_critics = getattr(self, "num_critics", 1)  # a hyperparameter that only some algorithms have
-        self.actor = Actor(obs_dim, action_dim, self.hidden_sizes, *shared).to(self._device)
-        self.critic = Critic(obs_dim, action_dim, self.hidden_sizes, *shared, num_critics, self.critic_action_layer).to(
-            self._device
-        )
-        for network in (self.actor, self.critic):
-            network.passes.products = products or dtype
-        self.target_actor, self.target_critic = target_of(self.actor), target_of(self.critic)
-        self.actor_optimizer = Adam(self.actor, self.actor_lr)
-        self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay)
+        self._normalizer: Normalizer | None = None
+        if self.normalize_obs:
+            self._normalizer = Normalizer(len(seeds), obs_dim, self._architecture.clip, self.device)
+        self.member_state: dict[str, Tensor] = {}  # further tensors, (S, ...)
         self.updates = 0
+        self.declare()
+
+    def declare(self) -> None:
+        """Create the networks, their targets and their optimizers, each as an attribute.
+
+        Raises:
+            ValueError: hyperparameters contradict each other.
+        """
+        raise NotImplementedError
+
+    def declare_actor_and_critics(self, num_critics: int) -> None:
+        """An actor and `num_critics` critics, with a target and an optimizer each."""
+        shared = (self._starts, self._numbers, self._normalizer)
+        sizes = (*self._sizes, self.hidden_sizes)
+        self.actor = Actor(self._architecture.actor(*sizes), *shared)
+        self.critic = Critic(self._architecture.critic(*sizes, self.critic_action_layer), *shared, (num_critics,))
+        self.target_actor, self.target_critic = self.actor.target(), self.critic.target()
+        self.actor_optimizer = Adam(self.actor, self.actor_lr, weight_decay=self.weight_decay)
+        self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay, self.weight_decay)
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Numbers of updates after which something is due; `due` accepts no others."""
+        return (self.actor_every, self.target_copy_every or 1)
 
     @property
     def actor_every(self) -> int:
         """Updates per change of the actor: an update changes it when `updates` becomes a multiple of this."""
-        return getattr(self, "policy_delay", 1)
+        return 1
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def update(self, batch: Batch) -> Learned:
         """Learn from one batch.
 
-        Only whether the actor changes depends on `updates`; nothing else depends on numbers on the host. Both kinds of
-        update, with and without a change of the actor, can therefore be captured and replayed.
+        Only what is `due` depends on `updates`; nothing else depends on numbers on the host. Each kind of update can
+        therefore be captured or compiled once.
 
         Args:
-            batch: B transitions for each member.
-
-        Returns:
-            Detached scalars by tag, each `(S,)`.
+            batch: B windows for each member.
         """
         raise NotImplementedError
+
+    def due(self, period: int) -> bool:
+        """Whether `updates` is a multiple of one of `periods`."""
+        return self.updates % period == 0
+
+    def kind(self, number: int) -> Kind:
+        """Which of `periods` are due in update `number`, counted from 1."""
+        return tuple(number % period == 0 for period in self.periods)
+
+    def kinds(self) -> dict[Kind, int]:
+        """All kinds of update, each with the number of its first."""
+        subsets = chain.from_iterable(combinations(self.periods, n) for n in range(len(self.periods) + 1))
+        return {self.kind(number): number for number in sorted({math.lcm(*own) for own in subsets}, reverse=True)}
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray) -> np.ndarray:
@@ -137,28 +182,37 @@ class Algorithm:
         """The tensors of one member's policy, by name, with a member axis of 1."""
         return {name: tensor[member : member + 1].cpu() for name, tensor in self.actor.tensors().items()}
 
+    def load_policy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a policy that `policy_state` returned, for an algorithm of one member.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
+        self.actor.load(tensors)
+
     def networks_state(self, member: int) -> dict[str, dict[str, Tensor]]:
         """The networks' part of `state(member)`: tensors by network and name, without a member axis."""
         return {
             name: {key: _of_member(tensor, member) for key, tensor in network.tensors().items()}
-            for name, network in self._networks()
+            for name, network in self.networks().items()
         }
 
     def state(self, member: int) -> dict[str, Any]:
         """The state of one member, from which learning resumes exactly; tensors have no member axis."""
         state: dict[str, Any] = dict(self.networks_state(member))
-        for name, optimizer in self._optimizers():
+        for name, optimizer in self.optimizers().items():
             state[name] = {
                 "mean": [_of_member(tensor, member) for tensor in optimizer.network.views(optimizer.mean)],
                 "square": [_of_member(tensor, member) for tensor in optimizer.network.views(optimizer.square)],
                 "count": optimizer.count,
             }
+        state["member_state"] = {name: tensor[member] for name, tensor in self.member_state.items()}
         return state | {"updates": self.updates, "random": self.generators[member].get_state()}
 
     def static_tensors(self) -> list[Tensor]:
         """Every tensor that acting and updates read or write and that persists between them."""
-        networks = [tensor for _, network in self._networks() for tensor in network.static_tensors()]
-        return networks + [tensor for _, optimizer in self._optimizers() for tensor in optimizer.static_tensors()]
+        parts: list[Network | Adam] = [*self.networks().values(), *self.optimizers().values()]
+        return [tensor for part in parts for tensor in part.static_tensors()] + list(self.member_state.values())
 
     @torch.no_grad()
     def load_networks(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -167,7 +221,7 @@ class Algorithm:
         Raises:
             ValueError: a tensor has another shape.
         """
-        for name, network in self._networks():
+        for name, network in self.networks().items():
             for key, tensor in network.tensors().items():
                 for member, state in enumerate(states):
                     _restore(tensor, member, state[name][key])
@@ -180,12 +234,15 @@ class Algorithm:
         """
         self.load_networks(states)
         with torch.no_grad():
-            for name, optimizer in self._optimizers():
+            for name, optimizer in self.optimizers().items():
                 optimizer.set_count(states[0][name]["count"])
                 for key, own in (("mean", optimizer.mean), ("square", optimizer.square)):
                     for index, tensor in enumerate(optimizer.network.views(own)):
                         for member, state in enumerate(states):
                             _restore(tensor, member, state[name][key][index])
+            for name, tensor in self.member_state.items():
+                for member, state in enumerate(states):
+                    tensor[member].copy_(state["member_state"][name])
         self.updates = states[0]["updates"]
         for generator, state in zip(self.generators, states, strict=True):
             restore_generator(generator, state["random"], self.updates)
@@ -196,23 +253,29 @@ class Algorithm:
         """N(0, 1) of shape `(S, ...)`: from each member's own stream, or from `drawn_ahead` if it is set."""
         if self.drawn_ahead is not None:
             return self.drawn_ahead(shape)
-        draws = [torch.randn(*shape[1:], generator=g, device=self._device, dtype=self._dtype) for g in self.generators]
+        draws = [torch.randn(*shape[1:], generator=g, device=self.device, dtype=self._dtype) for g in self.generators]
         return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
 
-    def step(self, optimizer: Adam, gradient: Tensor) -> Tensor:
+    def step(self, optimizer: Adam, gradient: Gradient) -> Tensor:
         """Take one step of `optimizer`, against the gradient.
 
         Args:
             optimizer: of a network.
-            gradient: with respect to that network's parameters, `(P,)`.
+            gradient: with respect to that network's parameters. With `max_grad_norm`, it is scaled in place.
 
         Returns:
-            The norm of each member's gradient, `(S,)`.
+            The norm of each member's gradient before that, `(S,)`.
         """
+        if isinstance(gradient, Tensor) and len(self.generators) == 1:
+            norm = gradient.dot(gradient).sqrt().view(1)
+        else:
+            norm = member_norm(_parts(optimizer.network, gradient))
+        if self.max_grad_norm is not None:
+            factor = (self.max_grad_norm / norm).clamp(max=1.0)
+            for part in _parts(optimizer.network, gradient):
+                part.mul_(factor[:, None, None])
         optimizer.step(gradient)
-        if len(self.generators) == 1:
-            return gradient.dot(gradient).sqrt().view(1)
-        return member_norm(optimizer.network.views(gradient))
+        return norm
 
     def descend(self, optimizer: Adam, loss: Tensor) -> Tensor:
         """Take one step of `optimizer` that decreases `loss`, by automatic differentiation.
@@ -224,26 +287,40 @@ class Algorithm:
         Returns:
             The norm of each member's gradient, `(S,)`.
         """
-        return self.step(optimizer, *torch.autograd.grad(loss.sum(), optimizer.network.flat))
+        (gradient,) = torch.autograd.grad(loss.sum(), optimizer.network.flat)
+        with torch.no_grad():
+            return self.step(optimizer, gradient)
 
     @torch.no_grad()
     def update_targets(self) -> None:
-        """Polyak averaging of both targets: θ' ← τ θ + (1 - τ) θ'."""
+        """Soft updates of both targets, θ' ← τ θ + (1 - τ) θ', or with `target_copy_every` copies when they are due."""
         for online, target in ((self.critic, self.target_critic), (self.actor, self.target_actor)):
-            target.flat.lerp_(online.flat, self.tau)
+            if self.target_copy_every is None:
+                target.flat.lerp_(online.flat, self.tau)
+            elif self.due(self.target_copy_every):
+                target.flat.copy_(online.flat)
 
     # --- private ---
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device, self._dtype)
+        return torch.from_numpy(array).to(self.device, self._dtype)
 
-    def _networks(self) -> Iterator[tuple[str, Network]]:
-        for name in NETWORKS:
-            yield name, getattr(self, name)
+    def networks(self) -> dict[str, Network]:
+        """All networks by name, targets too."""
+        return _declared(self, Network)
 
-    def _optimizers(self) -> Iterator[tuple[str, Adam]]:
-        yield "actor_optimizer", self.actor_optimizer
-        yield "critic_optimizer", self.critic_optimizer
+    def optimizers(self) -> dict[str, Adam]:
+        """All optimizers by name."""
+        return _declared(self, Adam)
+
+
+def _declared(algorithm: Algorithm, kind: type[Part]) -> dict[str, Part]:
+    return {name: value for name, value in vars(algorithm).items() if isinstance(value, kind)}
+
+
+def _parts(network: Network, gradient: Gradient) -> list[Tensor]:
+    """A gradient by tensors of the network, each `(*members, rows, columns)`."""
+    return network.views(gradient) if isinstance(gradient, Tensor) else gradient
 
 
 def _of_member(tensor: Tensor, member: int) -> Tensor:
@@ -259,16 +336,27 @@ def _restore(tensor: Tensor, member: int, stored: Tensor) -> None:
     own.copy_(stored)
 
 
-def by_hand(update: Callable[[Own, Batch], dict[str, Tensor]]) -> Callable[[Own, Batch], dict[str, Tensor]]:
-    """Decorate an update that computes its own gradients: it runs without torch's automatic differentiation.
+CriticError = Callable[[Tensor, Tensor], "Errors"]
 
-    Inference mode is fastest, but torch's compiler does not support it.
+
+class Errors(NamedTuple):
+    """The error of critics' values `(K, S, B)` against targets `(S, B)`."""
+
+    loss: Tensor  # (S,): mean over the batch, sum over the critics
+    gradient: Tensor  # (K, S, B), of the loss with respect to the values
+    td_error: Tensor  # (K, S, B), values minus targets
+
+
+def without_autograd(update: Callable[[Own, Batch], Learned]) -> Callable[[Own, Batch], Learned]:
+    """Decorate an update that asks its networks for gradients, so that torch records none beside them.
+
+    Inference mode is fastest, but in it torch cannot differentiate networks without hand-written gradients.
     """
-    compiled, otherwise = torch.no_grad()(update), torch.inference_mode()(update)
+    by_torch, by_hand = torch.no_grad()(update), torch.inference_mode()(update)
 
     @functools.wraps(update)
-    def chosen(algorithm: Own, batch: Batch) -> dict[str, Tensor]:
-        return compiled(algorithm, batch) if torch.compiler.is_compiling() else otherwise(algorithm, batch)
+    def chosen(algorithm: Own, batch: Batch) -> Learned:
+        return by_hand(algorithm, batch) if algorithm.actor.by_hand else by_torch(algorithm, batch)
 
     return chosen
 
@@ -279,11 +367,6 @@ def register(algorithm: A) -> A:
     return algorithm
 
 
-def target_of(network: N) -> N:
-    """A target network that starts equal to `network` and shares its normaliser, but no parameters."""
-    return copy.deepcopy(network, {id(network.normalizer): network.normalizer}).requires_grad_(False)
-
-
 def member_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Each member's norm over all of `tensors`, each `(*critics, S, rows, columns)`: `(S,)`."""
     norms = [torch.linalg.vector_norm(t, dim=[d for d in range(t.dim()) if d != t.dim() - 3]) for t in tensors]
@@ -291,14 +374,18 @@ def member_norm(tensors: Sequence[Tensor]) -> Tensor:
     return stacked
 
 
-def squared_error(q: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error of values `(K, S, B)` and targets `(S, B)`: mean over the batch, sum over the critics.
-
-    Returns:
-        The loss, `(S,)`, and its gradient with respect to the values, `(K, S, B)`.
-    """
+def squared_error(q: Tensor, target: Tensor) -> Errors:
+    """δ² with δ = Q - y."""
     error = q - target
-    return error.square().mean(dim=-1).sum(dim=0), error * (2 / error.shape[-1])
+    return Errors(error.square().mean(dim=-1).sum(dim=0), error * (2 / error.shape[-1]), error)
+
+
+def huber_error(q: Tensor, target: Tensor) -> Errors:
+    """0.5 δ² where |δ| is below 1, |δ| - 0.5 elsewhere (Huber 1964), as LAP needs it."""
+    error = q - target
+    clipped = error.clamp(-1, 1)
+    loss = clipped * (error - 0.5 * clipped)
+    return Errors(loss.mean(dim=-1).sum(dim=0), clipped / error.shape[-1], error)
 
 
 def saturation(action: Tensor) -> Tensor:

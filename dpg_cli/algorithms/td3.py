@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from dpg_cli.algorithms.base import Algorithm, Batch, by_hand, register, saturation, squared_error
+from dpg_cli.algorithms.base import Algorithm, Batch, Learned, register, saturation, without_autograd
 from dpg_cli.ranges import Count, NonNegative
 
 
@@ -18,10 +16,24 @@ class TD3(Algorithm):
     noise_clip: NonNegative
     policy_delay: Count  # critic updates for each update of actor and targets
 
-    @by_hand
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def declare(self) -> None:
+        """An actor and `num_critics` critics, each with a target."""
+        self.declare_actor_and_critics(self.num_critics)
+        if (self.target_copy_every or self.policy_delay) % self.policy_delay:
+            raise ValueError(
+                f"target_copy_every={self.target_copy_every}: must be a multiple of policy_delay={self.policy_delay}, "
+                "since targets are updated with the actor"
+            )
+
+    @property
+    def actor_every(self) -> int:
+        """See `Algorithm.actor_every`."""
+        return self.policy_delay
+
+    @without_autograd
+    def update(self, batch: Batch) -> Learned:
         """One update of the critics and, every `policy_delay`-th time, of actor and targets; see `Algorithm.update`."""
-        obs, action, reward, next_obs, terminated = batch
+        obs, action, reward, next_obs, terminated, discount = batch
 
         # Target policy smoothing.
         noise = self.policy_noise * self.standard_normal(action.shape)
@@ -29,12 +41,12 @@ class TD3(Algorithm):
         next_action = (self.target_actor(next_obs) + noise).clamp(-1, 1)
         # Clipped double Q: (K, S, B) -> (S, B).
         next_q = self.target_critic(next_obs, next_action).amin(dim=0)
-        target = reward + self.discount * (1 - terminated) * next_q
+        target = reward + discount * (1 - terminated) * next_q
 
         q, critic_backward = self.critic.with_backward(obs, action)
-        critic_loss, loss_gradient = squared_error(q, target)
+        critic_loss, loss_gradient, td_error = self.critic_error(q, target)
         critic_norm = self.step(self.critic_optimizer, critic_backward(loss_gradient))
-        metrics = {
+        scalars = {
             "loss/critic": critic_loss,
             "value/q_mean": q.mean(dim=(0, -1)),
             "value/target_mean": target.mean(dim=-1),
@@ -44,14 +56,14 @@ class TD3(Algorithm):
         # Delayed policy updates, up the deterministic policy gradient (Silver et al. 2014): the mean of
         # ∇θ μ(s) ∇a Q1(s, a) at a = μ(s).
         self.updates += 1
-        if self.updates % self.policy_delay == 0:
+        if self.due(self.policy_delay):
             policy_action, actor_backward = self.actor.with_backward(obs)
             q1, action_gradient = self.critic.q1_with_action_gradient(obs, policy_action)
             actor_norm = self.step(self.actor_optimizer, actor_backward(-action_gradient / q1.shape[-1]))
             self.update_targets()
-            metrics |= {
+            scalars |= {
                 "loss/actor": -q1.mean(dim=-1),
                 "policy/saturation": saturation(policy_action),
                 "grad/actor_norm": actor_norm,
             }
-        return metrics
+        return Learned(scalars, td_error)

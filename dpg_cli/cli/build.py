@@ -95,7 +95,7 @@ def check(config: TrainConfig) -> Checked:
     found = probe(config.env.id, pool, single=single, progress=progress)
     choice = choose(config, obs_dim, action_dim)
     check_memory(config, obs_dim, action_dim, choice.device)
-    if config.compile and choice.captured:
+    if config.compile:
         number = torch.ones(1, device=choice.device)
         compile_for(choice.device, lambda: number.mul_(1))
     return Checked(obs_dim, action_dim, pool, found)

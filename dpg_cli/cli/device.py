@@ -24,7 +24,7 @@ from torch import Tensor
 from dpg_cli import __version__
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.captured_learner import CapturedLearner, follow
-from dpg_cli.cli.learners import choose_threads, new_algorithm, new_learner
+from dpg_cli.cli.learners import choose_threads, new_algorithm, new_learner, windows
 from dpg_cli.cli.machine import affinity
 from dpg_cli.cli.memory import check_memory
 from dpg_cli.config import TrainConfig
@@ -41,7 +41,7 @@ SECONDS = 1.0  # of measured updates on each device
 STORED = 1_000  # transitions to learn from while measuring
 TIMES_THE_ROUNDING = 10.0  # allowed error of a GPU's updates, in multiples of the CPU's rounding error
 EXACT = 1e-9  # always allowed: with precision=float64 the CPU is the reference, and has no rounding error
-DECIDING_KEYS = ("algo", "num_seeds", "num_envs", "precision", "compile", "share_next_obs")
+DECIDING_KEYS = ("algo", "num_seeds", "num_envs", "precision", "compile", "share_next_obs", "network", "replay")
 _chosen: dict[str, "Choice"] = {}  # of this process, by machine and configuration
 
 
@@ -222,7 +222,8 @@ def compare(
         algorithm = new_algorithm(own, obs_dim, action_dim, CPU)
         dtype, start = algorithm.actor.flat.dtype, _parameters(algorithm, members)
         streams = [torch.Generator()] * members
-        replay = DeviceReplay(config.buffer_size, obs_dim, action_dim, streams, CPU, dtype, config.num_envs)
+        sizes = config.buffer_size, obs_dim, action_dim
+        replay = DeviceReplay(*sizes, streams, CPU, dtype, config.num_envs, **windows(own, algorithm, sizes[0]))
         for step in [*steps, steps[0]]:
             replay.insert(torch.from_numpy(np.concatenate(step.in_a_row(), axis=-1)[:members]).to(dtype))
             algorithm.observe(step.obs[:members])
@@ -271,13 +272,13 @@ def _transitions(config: TrainConfig, obs_dim: int, action_dim: int) -> list[Ste
     for _ in range(config.buffer_size // config.num_envs // 2):
         obs, next_obs = g.normal(size=(2, *shape, obs_dim)).astype(np.float32)
         action, reward = g.uniform(-1, 1, (*shape, action_dim)), g.normal(size=shape)
-        steps.append(Step(obs, action, reward, next_obs, g.random(shape) < 0.1))
+        steps.append(Step(obs, action, reward, next_obs, g.random(shape) < 0.1, g.random(shape) < 0.1))
     return steps
 
 
 def _parameters(algorithm: Algorithm, members: int) -> Tensor:
     """All networks of the first members, in float64 on the CPU."""
-    networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
+    networks = algorithm.networks().values()
     views = [view for network in networks for view in network.views(network.flat.detach().cpu().double())]
     return torch.cat([view.narrow(view.dim() - 3, 0, members).flatten() for view in views])
 

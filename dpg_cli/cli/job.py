@@ -245,7 +245,6 @@ def _train(
                 recorders,
                 checkpoints,
                 start,
-                truncation_bootstraps=config.truncation_bootstraps,
                 progress=watcher,
                 stop=stop,
             )

@@ -1,7 +1,6 @@
 """Build the algorithm and the learner of a checked config, on a device."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +8,14 @@ import torch
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
 from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.machine import affinity
+from dpg_cli.compiled_learner import CompiledLearner
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
 from dpg_cli.learner import Learner
+from dpg_cli.networks import ARCHITECTURES, Architecture, Numbers
+from dpg_cli.networks.layers import dense_of
 from dpg_cli.precision import PRECISIONS
+from dpg_cli.priorities import Priorities
 from dpg_cli.replay import DeviceReplay, Replay
 from dpg_cli.seeding import Purpose, torch_generator
 
@@ -35,24 +38,37 @@ def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: to
     """
     name, values = named(config.algo)
     precision = PRECISIONS[config.precision]
+    numbers = Numbers(device, precision.parameters, precision.products, autograd=config.compile)
     try:
         return ALGORITHMS[name](
             **values,
             obs_dim=obs_dim,
             action_dim=action_dim,
             seeds=range(config.seed, config.seed + config.num_seeds),
-            device=device,
-            dtype=precision.parameters,
-            products=precision.products,
+            architecture=architecture_of(config),
+            numbers=numbers,
+            huber=config.replay["name"] == "lap",
         )
     except ValueError as error:
         raise UserError(f"algo.{error}") from error
     except (RuntimeError, MemoryError) as error:
         if device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(
-            f"algo.hidden_sizes={config.algo['hidden_sizes']}: not enough memory for these networks"
-        ) from error
+        raise UserError(f"{network_sizes(config)}: not enough memory for these networks") from error
+
+
+def architecture_of(config: TrainConfig) -> Architecture:
+    """Makes the layers of the networks."""
+    name, sizes = named(config.network)
+    return ARCHITECTURES[name](**sizes)
+
+
+def network_sizes(config: TrainConfig) -> str:
+    """The keys that set the sizes of the networks, with their values, for messages."""
+    _, own = named(config.network)
+    if not own:
+        return f"algo.hidden_sizes={config.algo['hidden_sizes']}"
+    return ", ".join(f"network.{key}={value}" for key, value in own.items())
 
 
 def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_dim: int, *, captured: bool) -> Learner:
@@ -66,17 +82,31 @@ def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_
         captured: whether to capture its work in graphs. Ignored with `share_next_obs`, for which the host keeps track
             of shared observations.
     """
-    device = algorithm.actor.flat.device
+    device = algorithm.device
     seeds = range(config.seed, config.seed + config.num_seeds)
     sizes = min(config.buffer_size, config.total_steps + config.num_envs - 1), obs_dim, action_dim
     dtype = PRECISIONS[config.precision].parameters
+    chosen = windows(config, algorithm, sizes[0])
     if captured and not config.share_next_obs:
         streams = [torch_generator(seed, Purpose.REPLAY, device) for seed in seeds]
-        replay = DeviceReplay(*sizes, streams, device, dtype, config.num_envs)
-        return CapturedLearner(algorithm, replay, compiled=config.compile)
+        on_device = DeviceReplay(*sizes, streams, device, dtype, config.num_envs, **chosen)
+        return CapturedLearner(algorithm, on_device, compiled=config.compile)
     streams = [torch_generator(seed, Purpose.REPLAY) for seed in seeds]
     shared = config.share_next_obs
-    return Learner(algorithm, Replay(*sizes, streams, device, dtype, config.num_envs, share_next_obs=shared))
+    replay = Replay(*sizes, streams, device, dtype, config.num_envs, share_next_obs=shared, **chosen)
+    return (CompiledLearner if config.compile else Learner)(algorithm, replay)
+
+
+def windows(config: TrainConfig, algorithm: Algorithm, capacity: int) -> dict[str, Any]:
+    """The arguments of a replay that say what it samples."""
+    name, values = named(config.replay)
+    members = len(algorithm.generators)
+    return {
+        "n_steps": algorithm.n_steps,
+        "discount": algorithm.discount,
+        "truncation_bootstraps": config.truncation_bootstraps,
+        "priorities": Priorities(members, capacity, **values, device=algorithm.device) if name == "lap" else None,
+    }
 
 
 def choose_threads(config: TrainConfig, obs_dim: int) -> Threads:
@@ -91,9 +121,10 @@ def choose_threads(config: TrainConfig, obs_dim: int) -> Threads:
 
 
 def largest_product(config: TrainConfig, obs_dim: int) -> tuple[int, int]:
-    """Inputs and outputs of the layer with the most weights, up to the last hidden layer."""
-    layers = pairwise([obs_dim, *config.algo["hidden_sizes"]])
-    return max(layers, key=lambda layer: layer[0] * layer[1], default=(0, 0))
+    """Inputs and outputs of the critic's layer with the most weights."""
+    layers = architecture_of(config).critic(obs_dim, 0, config.algo["hidden_sizes"], 1)
+    largest = max(dense_of(layers), key=lambda layer: layer.inputs * layer.outputs)
+    return largest.inputs, largest.outputs
 
 
 def named(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

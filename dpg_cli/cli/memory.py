@@ -3,18 +3,22 @@
 The operating system gives the replay its memory only as it fills, so too large a run would fail hours later.
 """
 
-from itertools import pairwise
+import math
 
 import torch
 
+from dpg_cli.cli.learners import network_sizes, new_algorithm
 from dpg_cli.cli.machine import available_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
+from dpg_cli.networks.layers import dense_of
 from dpg_cli.precision import PRECISIONS
+from dpg_cli.priorities import Priorities
 from dpg_cli.replay import Replay
 
 ENVIRONMENT_BYTES = 2**28  # bound on the environments of one seed, and all small parts, in a checkpoint
 GPU_RESERVE = 2**30  # for graphs and the work space of libraries
+META = torch.device("meta")  # tensors there have shapes and no memory
 LAYERS_KEPT = 12  # most copies of a network's layer outputs that an update keeps at once
 
 
@@ -33,16 +37,18 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
                 f"device={device}: {free / 2**30:.1f} GiB of its memory are free, and {GPU_RESERVE / 2**30:.0f} GiB is "
                 "needed in addition to networks and replay; end other programs on it, or use device=cpu"
             )
-        networks += update_bytes(config) + GPU_RESERVE
+        networks += update_bytes(config, obs_dim, action_dim) + GPU_RESERVE
     if networks > free:
         raise UserError(
-            f"algo.hidden_sizes={config.algo['hidden_sizes']}: not enough memory for these networks: with "
+            f"{network_sizes(config)}: not enough memory for these networks: with "
             f"num_seeds={config.num_seeds} they take {networks / 2**30:,.1f} GiB, "
             f"and {free / 2**30:.1f} GiB of {where} are free: use smaller ones, or reduce num_seeds{elsewhere}"
         )
     capacity = min(config.buffer_size, config.total_steps)
     dtype, shared = PRECISIONS[config.precision].parameters, config.share_next_obs
     needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, dtype, share_next_obs=shared)
+    if config.replay["name"] == "lap":
+        needed += Priorities.memory(config.num_seeds, capacity)
     room = free - networks if device.type != "cpu" else free
     if needed > room:
         fits = int(capacity * 0.95 * room / needed) // 1000 * 1000
@@ -56,23 +62,26 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
 
 def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Bytes of all networks, with targets, gradients and the moments of their optimizers."""
-    hidden = config.algo["hidden_sizes"]
-
-    def parameters(inputs: int, outputs: int) -> int:
-        return sum((rows + 1) * columns for rows, columns in pairwise([inputs, *hidden, outputs]))
-
-    critics: int = config.algo.get("num_critics", 1) * parameters(obs_dim + action_dim, 1)
+    one = new_algorithm(config.model_copy(update={"num_seeds": 1}), obs_dim, action_dim, META)
+    parameters = sum(network.flat.numel() for network in one.networks().values())
+    learned = sum(optimizer.network.flat.numel() for optimizer in one.optimizers().values())
     precision = PRECISIONS[config.precision]
-    rounded = precision.products is not precision.parameters
-    copies = 5 + rounded  # network, target, two moments, gradient; a rounded network
-    each = copies * precision.parameters.itemsize
-    return config.num_seeds * (parameters(obs_dim, action_dim) + critics) * each
+    each = (parameters + 3 * learned) * precision.parameters.itemsize  # two moments and the gradient
+    if precision.products is not precision.parameters:
+        each += parameters * precision.products.itemsize  # a rounded copy
+    return config.num_seeds * (each + sum(tensor.nbytes for tensor in one.member_state.values()))
 
 
-def update_bytes(config: TrainConfig) -> int:
+def update_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Most bytes that the layer outputs of an update take. A graph holds them all the time."""
-    rows = config.num_seeds * config.algo["batch_size"] * (1 + config.algo.get("num_critics", 1))
-    numbers: int = LAYERS_KEPT * rows * sum(config.algo["hidden_sizes"])
+    one = new_algorithm(config.model_copy(update={"num_seeds": 1}), obs_dim, action_dim, META)
+    outputs = sum(
+        math.prod(network.members) * layer.outputs
+        for network in (optimizer.network for optimizer in one.optimizers().values())
+        for layer in dense_of(network.layers)
+    )
+    rows = config.num_seeds * config.algo["batch_size"]
+    numbers: int = LAYERS_KEPT * rows * outputs
     return numbers * PRECISIONS[config.precision].parameters.itemsize
 
 

@@ -1,6 +1,5 @@
 """Notes that a run prints at its start: settings that are valid but probably not intended, and facts to know."""
 
-from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.build import Training, sizes
 from dpg_cli.cli.disk import disk_note
 from dpg_cli.config import TrainConfig
@@ -24,8 +23,6 @@ def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]
     lines = _about_state(config.env.id, found)
     if given and found.thread_problem is not None:
         lines.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {found.thread_problem}")
-    if config.compile and not isinstance(training.learner, CapturedLearner):
-        lines.append("compile=true has no effect here: only work that is captured on a GPU is compiled")
     example = training.environments.envs.example
     if not has_time_limit(example):
         lines.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")

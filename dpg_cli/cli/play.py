@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from dpg_cli.algorithms import Algorithm
 from dpg_cli.cli.build import environment_pool, sizes
+from dpg_cli.cli.device import CPU
 from dpg_cli.cli.film import Film, Filmed, rendering, shown
-from dpg_cli.cli.memory import most_bytes
+from dpg_cli.cli.learners import new_algorithm
+from dpg_cli.cli.memory import META, most_bytes
 from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.evaluation import Trajectories, mean_info, run_episodes
@@ -23,7 +25,6 @@ from dpg_cli.environments.pool import Pool
 from dpg_cli.environments.probe import ignores_seed
 from dpg_cli.environments.state import Env
 from dpg_cli.errors import UserError
-from dpg_cli.networks import Actor
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.seeding import Purpose, integer
 from dpg_cli.storage import checkpoint
@@ -84,11 +85,11 @@ def play(run: Path, config: TrainConfig, settings: Settings, progress: Evaluatio
     with ExitStack() as opened:
         opened.callback(pool.close)
         seed_ignored = ignores_seed(pool, single=single)
-        actor, step = _policy(run, config, settings.checkpoint, pool)
+        algorithm, step = _policy(run, config, settings.checkpoint, pool)
         env_seeds = [integer(settings.seed, Purpose.TEST, episode) for episode in range(settings.episodes)]
 
         def run_rows(envs: LocalEnvs, rows: Sequence[int], what: str = "evaluating") -> Trajectories:
-            act = functools.partial(_act, actor, settings.episodes, rows)
+            act = functools.partial(_act, algorithm, settings.episodes, rows)
             seeds = [env_seeds[row] for row in rows]
             tell = functools.partial(progress, what=what)
             return run_episodes(act, envs, [seeds], seeds=[settings.seed], step=step, progress=tell)
@@ -122,8 +123,8 @@ def play(run: Path, config: TrainConfig, settings: Settings, progress: Evaluatio
     )
 
 
-def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Actor, int]:
-    """The policy, which fits the environments, and the step it was saved at.
+def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Algorithm, int]:
+    """An algorithm with the policy, which fits the environments, and the step that it was saved at.
 
     Raises:
         UserError: there is no such policy, or it does not fit.
@@ -131,25 +132,31 @@ def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Act
     example = pool()
     obs_dim, action_dim = sizes(example)
     pool.keep(example)
-    actor, step = checkpoint.load_policy(checkpoint.find(run, which), most_bytes(config, obs_dim, action_dim))
-    if (obs_dim, action_dim) != (actor.obs_dim, actor.action_dim):
-        raise UserError(
-            f"env.id={config.env.id}: an observation has {obs_dim} numbers and an action {action_dim}; the policy "
-            f"expects {actor.obs_dim} and {actor.action_dim}"
-        )
-    return actor, step
+    folder = checkpoint.find(run, which)
+    tensors, step = checkpoint.policy_tensors(folder, most_bytes(config, obs_dim, action_dim))
+    one = config.model_copy(update={"num_seeds": 1})
+    expected = new_algorithm(one, obs_dim, action_dim, META).policy_state(0)  # before anything of its size is created
+    shapes = [{name: tuple(tensor.shape) for name, tensor in named.items()} for named in (expected, tensors)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        needed, found = (own.get(name, "missing") for own in shapes)
+        if needed != found:
+            raise UserError(
+                f"{folder}: its policy does not fit: {name} is {found}, and {needed} with its config and the "
+                f"{obs_dim} observations and {action_dim} actions of {config.env.id}"
+            )
+    algorithm = new_algorithm(one, obs_dim, action_dim, CPU)
+    algorithm.load_policy(tensors)
+    return algorithm, step
 
 
-@torch.no_grad()
-def _act(actor: Actor, episodes: int, rows: Sequence[int], obs: np.ndarray) -> np.ndarray:
+def _act(algorithm: Algorithm, episodes: int, rows: Sequence[int], obs: np.ndarray) -> np.ndarray:
     """Actions for some of the episodes, `(1, n, obs_dim)` to `(1, n, action_dim)`.
 
     A product of matrices rounds differently with another number of rows, so there are always as many as episodes.
     """
-    padded = torch.zeros(1, episodes, obs.shape[-1], dtype=actor.dtype)
-    padded[:, list(rows)] = torch.from_numpy(obs).to(actor.dtype)
-    action: np.ndarray = actor(padded)[:, list(rows)].numpy()
-    return action
+    padded = np.zeros((1, episodes, obs.shape[-1]), obs.dtype)
+    padded[:, list(rows)] = obs
+    return algorithm.act(padded)[:, list(rows)]
 
 
 def _rendering(config: TrainConfig, film: Film | None) -> Env:

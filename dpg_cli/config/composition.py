@@ -19,7 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dpg_cli.config.messages import Known, explain
 from dpg_cli.config.overrides import is_group, parse, search_folders
 from dpg_cli.config.schema import TrainConfig, check, whole_numbers
-from dpg_cli.config.tree import GROUPS, config_dir
+from dpg_cli.config.tree import GROUPS, NAMED, config_dir
 from dpg_cli.errors import UserError, first_line
 
 
@@ -272,4 +272,4 @@ def _known(overrides: Sequence[str]) -> Known:
 
     tree = OmegaConf.to_container(config)
     assert isinstance(tree, dict)
-    return Known([*walk(tree, ""), "experiment"], {group: tree[group]["name"] for group in ("algo", "noise")})
+    return Known([*walk(tree, ""), "experiment"], {group: tree[group]["name"] for group in NAMED})

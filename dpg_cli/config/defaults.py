@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dpg_cli.config.tree import config_dir
+from dpg_cli.config.tree import NAMED, config_dir
 from dpg_cli.storage.untrusted import read_yaml
+
+WITHOUT_NAME = {"network": "mlp", "replay": "uniform"}  # what runs from before these groups have
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,8 +21,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         config: by dotted key, such as `algo.tau`.
     """
     found = dict(_defaults("", "train"))
-    for group in ("algo", "noise"):
-        found |= _defaults(group, str(config.get(f"{group}.name")))
+    for group in NAMED:
+        found |= _defaults(group, str(config.get(f"{group}.name", WITHOUT_NAME.get(group))))
     return found | dict(config) if len(found.keys() & config.keys()) > len(found) / 2 else dict(config)
 
 

@@ -1,16 +1,18 @@
 """The typed schema of a config: keys, types and ranges. The YAML files hold the values."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from dpg_cli.config.messages import describe
+from dpg_cli.config.tree import NAMED
 from dpg_cli.errors import UserError
 from dpg_cli.ranges import Count, CountOrZero, Positive
 
 MAX_STEPS = 999_999_999  # a checkpoint's folder has nine digits
+MAX_NUM_ENVS = 2**16  # a stored transition has the number of its environment in 16 bits
 MAX_ENVIRONMENTS = 100_000  # of all seeds, for training and evaluation
 
 
@@ -57,7 +59,7 @@ class TrainConfig(Strict):
 
     seed: CountOrZero
     num_seeds: Count
-    num_envs: Count
+    num_envs: Annotated[Count, Field(le=MAX_NUM_ENVS)]
     total_steps: Annotated[Count, Field(le=MAX_STEPS)]
     random_steps: CountOrZero
     learning_starts: CountOrZero
@@ -78,6 +80,8 @@ class TrainConfig(Strict):
     algo: dict[str, Any]
     env: EnvConfig
     noise: dict[str, Any]
+    network: dict[str, Any] = {"name": "mlp"}  # older runs have no such groups
+    replay: dict[str, Any] = {"name": "uniform"}
 
 
 def check(tree: Mapping[str, Any]) -> TrainConfig:
@@ -87,11 +91,19 @@ def check(tree: Mapping[str, Any]) -> TrainConfig:
         UserError: names the first wrong key, its value and what is expected.
     """
     from dpg_cli.algorithms import ALGORITHMS  # here, since torch takes seconds to import
+    from dpg_cli.networks import ARCHITECTURES
     from dpg_cli.noise import NOISES
+    from dpg_cli.priorities import SAMPLINGS
 
     checked: TrainConfig = _check_model(TrainConfig, tree)
-    algo = _check_choice("algo", ALGORITHMS, checked.algo)
-    noise = _check_choice("noise", NOISES, checked.noise)
+    registries: dict[str, Mapping[str, type]] = {
+        "algo": ALGORITHMS,
+        "network": ARCHITECTURES,
+        "noise": NOISES,
+        "replay": SAMPLINGS,
+    }
+    groups = {name: _check_choice(name, registries[name], getattr(checked, name)) for name in NAMED}
+    algo = groups["algo"]
     if checked.buffer_size < algo["batch_size"]:
         raise UserError(f"buffer_size={checked.buffer_size}: must be at least algo.batch_size={algo['batch_size']}")
     environments = checked.num_seeds * (checked.num_envs + checked.eval.episodes)
@@ -100,7 +112,7 @@ def check(tree: Mapping[str, Any]) -> TrainConfig:
         raise UserError(f"{sizes}: {environments:,} environments; the limit is {MAX_ENVIRONMENTS:,}")
     if checked.buffer_size < checked.num_envs:
         raise UserError(f"buffer_size={checked.buffer_size}: must be at least num_envs={checked.num_envs}")
-    return checked.model_copy(update={"algo": algo, "noise": noise})
+    return checked.model_copy(update=groups)
 
 
 def changed(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -165,7 +177,9 @@ def _check_choice(group: str, registry: Mapping[str, type], values: Mapping[str,
     if name not in registry:
         raise UserError(f"{group}.name={name}: must be one of {', '.join(registry)}")
     hints = get_type_hints(registry[name], include_extras=True)
-    keys: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(registry[name])}
+    keys: dict[str, Any] = {
+        f.name: (hints[f.name], ... if f.default is MISSING else f.default) for f in fields(registry[name])
+    }
     model = create_model(name, __base__=Strict, name=(str, ...), **keys)
     checked: dict[str, Any] = _check_model(model, values, f"{group}.").model_dump()
     return checked

@@ -11,7 +11,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
-GROUPS = ("algo", "env", "noise", "experiment")
+GROUPS = ("algo", "network", "env", "noise", "replay", "experiment")
+NAMED = ("algo", "network", "noise", "replay")  # groups whose keys are the fields of a class, by `name`
 
 
 def config_dir() -> Path:

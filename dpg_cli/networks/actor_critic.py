@@ -4,84 +4,107 @@ Every weight and bias carries leading *member* axes: `(S, in, out)` for the acto
 critics each. A single member has an axis of size 1. Inputs are `(S, B, features)`: B rows for each seed.
 """
 
-import math
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dpg_cli.networks.autograd import AutogradPasses
 from dpg_cli.networks.dense import Passes, blocks
+from dpg_cli.networks.layers import AppendExtra, Dense, Layer, Relu, dense_of, describe, starts
 from dpg_cli.networks.normalizer import Normalizer
+from dpg_cli.precision import is_large
+
+N = TypeVar("N", bound="Network")
+Gradient = Tensor | list[Tensor]  # of a network's parameters: like `flat`, or like its views in order
 
 
-class Layer(NamedTuple):
-    """A dense layer of every member; views of a network's parameters."""
+class Numbers(NamedTuple):
+    """How a network computes.
 
-    weight: Tensor  # (*members, in, out)
-    bias: Tensor  # (*members, 1, out)
+    Attributes:
+        device: of all tensors; "meta" for a network that only has shapes.
+        parameters: dtype of the parameters.
+        products: dtype of the large matrix products of an update.
+        autograd: whether gradients are always torch's own, as a compiler needs it.
+    """
+
+    device: torch.device | str = "cpu"
+    parameters: torch.dtype = torch.float32
+    products: torch.dtype = torch.float32
+    autograd: bool = False
 
 
-class Network(nn.Module):
-    """Dense layers with ReLU between them, for every member.
+class Network:
+    """Layers of every member.
 
-    The parameters are one flat tensor, so that an optimizer's step or a target's average is one operation. Weights and
-    biases start uniform in ±1/√in, as in `nn.Linear`, drawn from each seed's own generator. (torch's own initialisers
-    treat a three-dimensional weight as a convolution's and get the fan-in wrong.)
+    The parameters are one flat tensor, so that an optimizer's step or a target's average is one operation. They are
+    drawn from each seed's own generator. Plain ReLU layers use hand-written passes, all others torch's automatic
+    differentiation; where gradients are recorded, so do plain ones.
 
     Args:
-        sizes: inputs and outputs of each layer.
+        layers: in order.
         generators: one CPU generator per seed.
-        dtype: of the parameters.
+        numbers: device and precision.
         normalizer: applied to observations first; None: no normalisation.
         critics: `()` for members `(S,)`, `(K,)` for members `(K, S)`.
 
     Attributes:
-        flat: the parameters, `(P,)`: weight and bias of each layer in order.
-        passes: forward and backward; `passes.products` is the dtype of an update's large products.
+        members: `(S,)` or `(K, S)`.
+        flat: the parameters, `(P,)`.
+        shapes: of each tensor in `flat` by name, in order, `(*members, rows, columns)`.
     """
 
     def __init__(
         self,
-        sizes: Sequence[tuple[int, int]],
+        layers: Sequence[Layer],
         generators: Sequence[torch.Generator],
-        dtype: torch.dtype,
+        numbers: Numbers,
         normalizer: Normalizer | None,
         critics: tuple[int, ...] = (),
     ):
-        super().__init__()
-        self.normalizer = normalizer
-
-        def uniform(bound: float, rows: int, columns: int) -> Tensor:
-            # Drawn in float64 and per seed: precision and other seeds do not change what a seed starts from.
-            draws = [
-                torch.empty(*critics, rows, columns, dtype=torch.float64).uniform_(-bound, bound, generator=g)
-                for g in generators
-            ]
-            return torch.stack(draws, dim=-3).to(dtype)
-
-        blocks = [uniform(1 / math.sqrt(m), rows, n) for m, n in sizes for rows in (m, 1)]
-        self.shapes = [block.shape for block in blocks]
-        self.flat = nn.Parameter(torch.cat([block.flatten() for block in blocks]))
-        self.passes = Passes(self.shapes, dtype)
+        self.layers, self.normalizer = list(layers), normalizer
+        about = starts(layers)
+        self.members = (*critics, len(generators))
+        self.shapes = {name: torch.Size((*self.members, *shape)) for name, (shape, _, _) in about.items()}
+        self.flat = torch.empty(
+            sum(shape.numel() for shape in self.shapes.values()), dtype=numbers.parameters, device=numbers.device
+        )
+        if not self.flat.is_meta:
+            for view, (shape, start, fan_in) in zip(self.views(self.flat), about.values(), strict=True):
+                # Drawn in float64 and per seed: precision and other seeds do not change what a seed starts from.
+                draws = [start((*critics, *shape), fan_in, generator) for generator in generators]
+                view.copy_(torch.stack(draws, dim=-3))
+        has_large = any(is_large(layer.inputs, layer.outputs) for layer in dense_of(layers))
+        self._autograd = AutogradPasses(layers, numbers.products, has_large=has_large)
+        self._by_hand: Passes | None = None
+        if not numbers.autograd and _is_plain(layers):
+            index = next((i // 2 for i, layer in enumerate(layers) if isinstance(layer, AppendExtra)), 0)
+            self._by_hand = Passes(list(self.shapes.values()), numbers.products, index)
 
     @property
-    def layers(self) -> list[Layer]:
-        """The layers in order."""
-        views = self.views(self.flat.detach())
-        return [Layer(*pair) for pair in zip(views[::2], views[1::2], strict=True)]
+    def by_hand(self) -> bool:
+        """Whether its gradients are hand-written, so that they may be computed in inference mode."""
+        return self._by_hand is not None
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Views of a tensor like `flat`: weight and bias of each layer in order, `(*members, rows, columns)`."""
-        return blocks(flat, self.shapes)
+        """Views of a tensor like `flat`, in order, `(*members, rows, columns)`."""
+        return blocks(flat, list(self.shapes.values()))
+
+    def named(self, *, first: bool = False) -> dict[str, Tensor]:
+        """The parameters by name, as views; with `first`, as constants and of the first of K critics."""
+        if first:
+            return {name: tensor.detach()[0] for name, tensor in self.named().items()}
+        return dict(zip(self.shapes, self.views(self.flat), strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and statistics of the normaliser by name, as views `(*members, rows, columns)`."""
-        layers = {f"layers.{i}.{name}": t for i, own in enumerate(self.layers) for name, t in own._asdict().items()}
+        own = {name: tensor.detach() for name, tensor in self.named().items()}
         if self.normalizer is None:
-            return layers
-        return layers | {f"normalizer.{name}": tensor for name, tensor in self.normalizer.named_buffers()}
+            return own
+        return own | {f"normalizer.{name}": tensor for name, tensor in self.normalizer.tensors().items()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -99,112 +122,84 @@ class Network(nn.Module):
 
     def static_tensors(self) -> list[Tensor]:
         """Every tensor that a pass reads or writes and that persists between passes."""
-        buffers = [] if self.normalizer is None else list(self.normalizer.buffers())
-        return [self.flat.detach(), *self.passes.static_tensors(), *buffers]
+        statistics = [] if self.normalizer is None else list(self.normalizer.tensors().values())
+        kept = [] if self._by_hand is None else self._by_hand.static_tensors()
+        return [self.flat.detach(), *kept, *statistics]
+
+    def target(self: N) -> N:
+        """A target network that starts equal to this one and shares its normaliser, but no parameters."""
+        return copy.deepcopy(self, {id(self.normalizer): self.normalizer})
+
+    # --- passes, for actors and critics ---
+
+    def _forward(self, obs: Tensor, extra: Tensor | None = None, *, first: bool = False, exact: bool = False) -> Tensor:
+        x = self._seen(obs)
+        if self._by_hand is None or torch.is_grad_enabled():
+            return self._autograd.forward(self.named(first=first), x, extra, exact=exact)
+        return self._by_hand.forward(self.flat, x, extra, first=first, exact=exact)
+
+    def _with_backward(self, obs: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Gradient]]:
+        x = self._seen(obs)
+        if self._by_hand is None:
+            return self._autograd.with_backward(self.named(), x, extra)
+        return self._by_hand.with_backward(self.flat, x, extra)
+
+    def _first_with_gradient_of_extra(self, obs: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._seen(obs)
+        if self._by_hand is None:
+            return self._autograd.with_gradient_of_extra(self.named(first=True), x, extra)
+        return self._by_hand.first_with_gradient_of_extra(self.flat, x, extra)
 
     def _seen(self, obs: Tensor) -> Tensor:
         """Observations as the first layer takes them: normalised, if there is a normaliser."""
-        if self.normalizer is None:
-            return obs
-        normalized: Tensor = self.normalizer(obs)
-        return normalized
+        return obs if self.normalizer is None else self.normalizer(obs)
 
 
 class Actor(Network):
-    """μ(s): ReLU layers and a tanh, so that actions lie in [-1, 1].
+    """μ(s): layers and a tanh, so that actions lie in [-1, 1]."""
 
-    Args:
-        obs_dim: size of an observation.
-        action_dim: size of an action.
-        hidden_sizes: sizes of the hidden layers.
-        generators: one CPU generator per seed.
-        dtype: of the parameters.
-        normalizer: applied to observations first; None: no normalisation.
-    """
+    @property
+    def obs_dim(self) -> int:
+        """Size of an observation."""
+        return next(dense_of(self.layers)).inputs
 
-    def __init__(
-        self,
-        obs_dim: int,
-        action_dim: int,
-        hidden_sizes: Sequence[int],
-        generators: Sequence[torch.Generator],
-        dtype: torch.dtype,
-        normalizer: Normalizer | None,
-    ):
-        super().__init__(list(pairwise([obs_dim, *hidden_sizes, action_dim])), generators, dtype, normalizer)
-        self.obs_dim, self.action_dim, self.dtype = obs_dim, action_dim, dtype
+    @property
+    def action_dim(self) -> int:
+        """Size of an action."""
+        return [*dense_of(self.layers)][-1].outputs
 
     def description(self) -> list[dict[str, Any]]:
         """The layers in order, with the names of their `tensors()`, as plain data for a policy file; see `layers`."""
-        found: list[dict[str, Any]] = []
-        if self.normalizer is not None:
-            constants = {"epsilon": self.normalizer.EPSILON, "clip": self.normalizer.CLIP}
-            found.append({"type": "normalize", "mean": "normalizer.mean", "var": "normalizer.var", **constants})
-        for i in range(len(self.layers)):
-            found += [{"type": "dense", "weight": f"layers.{i}.weight", "bias": f"layers.{i}.bias"}, {"type": "relu"}]
-        return [*found[:-1], {"type": "tanh"}]
+        normalize = [] if self.normalizer is None else self.normalizer.describe("normalizer")
+        return [*normalize, *describe(self.layers), {"type": "tanh"}]
 
-    def forward(self, obs: Tensor, *, exact: bool = False) -> Tensor:
+    def __call__(self, obs: Tensor, *, exact: bool = False) -> Tensor:
         """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact` ignores the lower precision of `products`."""
-        return torch.tanh(self.passes.forward(self.flat, self._seen(obs), exact=exact))
+        return torch.tanh(self._forward(obs, exact=exact))
 
-    def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Gradient]]:
         """Actions, and a function from their gradient to that of the parameters.
 
         Args:
             obs: `(S, B, obs_dim)`.
 
         Returns:
-            Actions `(S, B, action_dim)`, and a function of a gradient of that shape. Its result, `(P,)`, is overwritten
-            by this network's next gradient. Until it is called, neither parameters nor actions may be changed.
+            Actions `(S, B, action_dim)`, and a function of a gradient of that shape. Its result may be overwritten by
+            this network's next gradient. Until it is called, neither parameters nor actions may be changed.
         """
-        y, tape = self.passes.recorded(self.flat, self._seen(obs))
+        y, backward = self._with_backward(obs)
         action = torch.tanh(y)
-        return action, lambda grad: self.passes.gradient(self.flat, torch.ops.aten.tanh_backward(grad, action), tape)
+        return action, lambda grad: backward(torch.ops.aten.tanh_backward(grad, action))
 
 
 class Critic(Network):
-    """Q(s, a): K critics for each seed.
+    """Q(s, a): K critics for each seed."""
 
-    Args:
-        obs_dim: size of an observation.
-        action_dim: size of an action.
-        hidden_sizes: sizes of the hidden layers.
-        generators: one CPU generator per seed.
-        dtype: of the parameters.
-        normalizer: applied to observations first; None: no normalisation.
-        num_critics: K.
-        action_layer: the layer at which the action enters; 1 is the first.
-
-    Raises:
-        ValueError: there is no layer `action_layer`.
-    """
-
-    def __init__(
-        self,
-        obs_dim: int,
-        action_dim: int,
-        hidden_sizes: Sequence[int],
-        generators: Sequence[torch.Generator],
-        dtype: torch.dtype,
-        normalizer: Normalizer | None,
-        num_critics: int,
-        action_layer: int,
-    ):
-        inputs, outputs = [obs_dim, *hidden_sizes], [*hidden_sizes, 1]
-        if not 1 <= action_layer <= len(inputs):
-            raise ValueError(
-                f"critic_action_layer={action_layer}: must be from 1 to {len(inputs)}, the number of layers"
-            )
-        self.action_index = action_layer - 1
-        inputs[self.action_index] += action_dim
-        super().__init__(list(zip(inputs, outputs, strict=True)), generators, dtype, normalizer, (num_critics,))
-
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+    def __call__(self, obs: Tensor, action: Tensor) -> Tensor:
         """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`."""
-        return self.passes.forward(self.flat, self._seen(obs), action, self.action_index).squeeze(-1)
+        return self._forward(obs, action).squeeze(-1)
 
-    def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Gradient]]:
         """Values, and a function from their gradient to that of the parameters.
 
         Args:
@@ -212,22 +207,26 @@ class Critic(Network):
             action: `(S, B, action_dim)`.
 
         Returns:
-            Values `(K, S, B)`, and a function of a gradient of that shape. Its result, `(P,)`, is overwritten by this
+            Values `(K, S, B)`, and a function of a gradient of that shape. Its result may be overwritten by this
             network's next gradient. Until it is called, the parameters may not be changed.
         """
-        y, tape = self.passes.recorded(self.flat, self._seen(obs), action, self.action_index)
-        return y.squeeze(-1), lambda grad: self.passes.gradient(self.flat, grad.unsqueeze(-1), tape)
+        y, backward = self._with_backward(obs, action)
+        return y.squeeze(-1), lambda grad: backward(grad.unsqueeze(-1))
 
     def q1(self, obs: Tensor, action: Tensor, *, exact: bool = False) -> Tensor:
         """The first critic's values, `(S, B)`, which the actor ascends. Only the action gets a gradient.
 
         `exact` ignores the lower precision of `products`.
         """
-        return self.passes.forward(
-            self.flat, self._seen(obs), action, self.action_index, first=True, exact=exact
-        ).squeeze(-1)
+        return self._forward(obs, action, first=True, exact=exact).squeeze(-1)
 
     def q1_with_action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The first critic's values, `(S, B)`, and ∇ₐQ₁(s, a) at each of them, `(S, B, action_dim)`."""
-        y, tape = self.passes.recorded(self.flat, self._seen(obs), action, self.action_index, first=True)
-        return y.squeeze(-1), self.passes.gradient_of_extra(torch.ones_like(y), tape)
+        y, gradient = self._first_with_gradient_of_extra(obs, action)
+        return y.squeeze(-1), gradient
+
+
+def _is_plain(layers: Sequence[Layer]) -> bool:
+    """Whether there are only dense layers with ReLU between them; a second input may enter before any of them."""
+    kinds = [type(layer) for layer in layers if not isinstance(layer, AppendExtra)]
+    return kinds == ([Dense, Relu] * len(kinds))[: len(kinds)] and kinds[-1] is Dense

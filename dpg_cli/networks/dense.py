@@ -5,11 +5,10 @@ the parameters are kept, ReLU works in place, and only requested gradients are c
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dpg_cli.precision import is_large, prepare_product
 
@@ -51,104 +50,83 @@ class Passes:
 
     Args:
         shapes: of weight and bias of each layer in order, `(*members, rows, columns)`; members are `(S,)` or `(K, S)`.
-        dtype: of the parameters.
-
-    Attributes:
-        products: dtype of the large matrix products of an update; by default the parameters' dtype.
+        products: dtype of the large matrix products of an update.
+        index: of the layer at whose input the second input enters, from 0.
     """
 
-    def __init__(self, shapes: Sequence[torch.Size], dtype: torch.dtype):
-        self.products = dtype
-        self._shapes = shapes
+    def __init__(self, shapes: Sequence[torch.Size], products: torch.dtype, index: int = 0):
+        self._shapes, self._products, self._index = shapes, products, index
         self._kept: dict[torch.dtype, Kept] = {}
         self._place: Kept | None = None  # for gradients
 
     def forward(
-        self,
-        flat: Tensor,
-        x: Tensor,
-        extra: Tensor | None = None,
-        index: int = 0,
-        *,
-        first: bool = False,
-        exact: bool = False,
+        self, flat: Tensor, x: Tensor, extra: Tensor | None = None, *, first: bool = False, exact: bool = False
     ) -> Tensor:
-        """Apply all layers, with torch's automatic differentiation if it is enabled.
+        """Apply all layers.
 
         Args:
             flat: the parameters.
             x: `(S, B, in)`.
-            extra: `(S, B, ·)`, appended to the input of the layer `index`.
-            index: of that layer, from 0.
-            first: whether to apply only the first of K critics, with its parameters as constants.
+            extra: `(S, B, ·)`, the second input.
+            first: whether to apply only the first of K critics.
             exact: whether to compute in the parameters' precision instead of `products`.
 
         Returns:
             `(*members, B, out)`.
         """
-        if not torch.is_grad_enabled():
-            return self.recorded(flat, x, extra, index, first=first, exact=exact)[0]
-        members = self._members(first)
-        layers = self._layers(flat, first, exact)
-        parameters = flat.detach() if first else flat
-        y: Tensor = DensePass.apply(x, extra, index, members, parameters, self._shapes, layers)  # type: ignore[no-untyped-call]
-        return y.view(*members, *y.shape[-2:])
+        return self._recorded(flat, x, extra, first=first, exact=exact)[0]
 
-    def recorded(
-        self,
-        flat: Tensor,
-        x: Tensor,
-        extra: Tensor | None = None,
-        index: int = 0,
-        *,
-        first: bool = False,
-        exact: bool = False,
-    ) -> tuple[Tensor, Tape]:
-        """As `forward` without torch's differentiation; also returns the tape for our own."""
-        members = self._members(first)
-        y, tape = forward(x, extra, index, members, self._layers(flat, first, exact))
-        return as_type(x.dtype, y).view(*members, *y.shape[-2:]), tape
+    def with_backward(
+        self, flat: Tensor, x: Tensor, extra: Tensor | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The output, and a function from its gradient to that of the parameters, `(P,)`.
 
-    def gradient(self, flat: Tensor, grad: Tensor, tape: Tape) -> Tensor:
-        """The gradient of the parameters, `(P,)`, given that of the output. The next call overwrites it."""
-        place = self._place
-        if torch.compiler.is_compiling():
-            place = self._views_of(flat, torch.empty_like)
-        elif place is None or place.at != flat.data_ptr():
-            place = self._place = self._kept_views_of(flat, torch.empty_like)
-        backward(grad.flatten(0, -3), tape, place.layers)
-        return place.flat
+        The next call of such a function overwrites the result.
+        """
+        y, tape = self._recorded(flat, x, extra)
+        return y, lambda grad: self._gradient(flat, grad, tape)
 
-    def gradient_of_extra(self, grad: Tensor, tape: Tape) -> Tensor:
-        """The gradient of `extra`, `(S, B, ·)`, given that of the output of the first critic."""
-        grad_extra = backward(grad, tape, None, of_extra=True)
+    def first_with_gradient_of_extra(self, flat: Tensor, x: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
+        """The output of the first of K critics, and the gradient of its sum with respect to `extra`."""
+        y, tape = self._recorded(flat, x, extra, first=True)
+        grad_extra = backward(torch.ones_like(y), tape, None, of_extra=True)
         assert grad_extra is not None
-        return as_type(grad.dtype, grad_extra)
+        return y, as_type(y.dtype, grad_extra)
 
     def static_tensors(self) -> list[Tensor]:
         """Every tensor except the parameters that a pass reads or writes and that persists between passes."""
         return [kept.flat for kept in (*self._kept.values(), self._place) if kept is not None]
+
+    def _recorded(
+        self, flat: Tensor, x: Tensor, extra: Tensor | None, *, first: bool = False, exact: bool = False
+    ) -> tuple[Tensor, Tape]:
+        """As `forward`; also returns the tape for the gradients."""
+        members = self._members(first)
+        y, tape = forward(x, extra, self._index, members, self._layers(flat, first, exact))
+        return as_type(x.dtype, y).view(*members, *y.shape[-2:]), tape
+
+    def _gradient(self, flat: Tensor, grad: Tensor, tape: Tape) -> Tensor:
+        place = self._place
+        if place is None or place.at != flat.data_ptr():
+            place = self._place = self._kept_views_of(flat, torch.empty_like)
+        backward(grad.flatten(0, -3), tape, place.layers)
+        return place.flat
 
     def _members(self, first: bool) -> torch.Size:
         return self._shapes[0][1:-2] if first else self._shapes[0][:-2]
 
     def _layers(self, flat: Tensor, first: bool, exact: bool) -> list[Dense]:
         """The layers with all members, or only those of the first of K critics, along one axis."""
-        dtype = flat.dtype if exact else self.products
+        dtype = flat.dtype if exact else self._products
         kept = self._kept.get(dtype)
-        if torch.compiler.is_compiling():  # views cost nothing there
-            kept = self._views_of(flat, lambda flat: flat.to(dtype))
-        elif kept is None or kept.at != flat.data_ptr():
+        if kept is None or kept.at != flat.data_ptr():
             kept = self._kept[dtype] = self._kept_views_of(flat, lambda flat: flat.to(dtype))
         elif dtype is not flat.dtype:
-            kept.flat.copy_(flat.detach())  # every time: changes of the parameters are not tracked
+            kept.flat.copy_(flat)  # every time: changes of the parameters are not tracked
         return kept.of_first if first else kept.layers
 
     @torch.inference_mode(False)  # inference tensors could not be used outside that mode
-    def _kept_views_of(self, flat: Tensor, make: Callable[[Tensor], Tensor]) -> Kept:
-        return self._views_of(flat, make)._replace(at=flat.data_ptr())
-
-    def _views_of(self, parameters: Tensor, make: Callable[[Tensor], Tensor]) -> Kept:
+    def _kept_views_of(self, parameters: Tensor, make: Callable[[Tensor], Tensor]) -> Kept:
         """The tensor that `make` returns for the parameters, and its layers."""
         flat = make(parameters.detach())
         layers = dense_layers(flat, self._shapes)
@@ -157,7 +135,7 @@ class Passes:
             layers = [own if own.large else other for own, other in zip(layers, exact, strict=True)]
         members = self._shapes[0][-3]  # S
         of_first = [dense_layer(layer.weight[:members], layer.bias[:members]) for layer in layers]
-        return Kept(0, flat, layers, of_first)
+        return Kept(parameters.data_ptr(), flat, layers, of_first)
 
 
 def forward(
@@ -187,7 +165,7 @@ def forward(
         inputs.append(x)
         prepare_product(rows, large=large)
         if not x.is_cpu:
-            x = torch.bmm(x, weight).add_(bias)  # a compiler fuses the sum with its neighbours
+            x = torch.bmm(x, weight).add_(bias)  # baddbmm would first copy the bias to every row
         elif narrow and rows >= NARROW:
             x = torch.baddbmm(bias.mT, transposed.contiguous(), x.mT).mT  # contiguous for another factor of 2
         else:
@@ -224,42 +202,6 @@ def backward(grad: Tensor, tape: Tape, into: Sequence[Dense] | None, *, of_extra
             grad = _product(grad, transposed)
             torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)
     return grad_extra
-
-
-class DensePass(torch.autograd.Function):
-    """`forward` and `backward` as a function for torch's automatic differentiation."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        extra: Tensor | None,
-        index: int,
-        members: Sequence[int],
-        flat: Tensor,
-        shapes: Sequence[torch.Size],
-        layers: Sequence[Dense],
-    ) -> Tensor:
-        """`layers` belong to `flat`, which receives the gradient."""
-        y, tape = forward(x, extra, index, members, layers)
-        ctx.save_for_backward(flat, *tape.inputs)  # so that torch notices if one of them is changed before `backward`
-        ctx.tape, ctx.shapes, ctx.members = tape._replace(inputs=[]), shapes, members
-        return as_type(flat.dtype, y)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of `extra` and `flat`."""
-        flat, *inputs = ctx.saved_tensors
-        _, of_extra, _, _, of_flat, *_ = ctx.needs_input_grad
-        grad_flat, into = None, None
-        if of_flat:
-            grad_flat = torch.empty_like(flat)
-            into = dense_layers(grad_flat, ctx.shapes)
-        grad_extra = backward(grad, ctx.tape._replace(inputs=inputs), into, of_extra=of_extra)
-        if grad_extra is not None:  # one for each of K critics, which have `extra` in common
-            grad_extra = as_type(grad.dtype, grad_extra).view(-1, ctx.members[-1], *grad_extra.shape[-2:]).sum(dim=0)
-        return None, grad_extra, None, None, grad_flat, None, None
 
 
 def _of_each(x: Tensor, members: Sequence[int]) -> Tensor:

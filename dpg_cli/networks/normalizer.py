@@ -1,29 +1,37 @@
 """Normalisation of observations."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-class Normalizer(nn.Module):
+class Normalizer:
     """Running mean and variance of each member's observations, merged as in Chan et al. 1979.
 
     Args:
         num_seeds: S.
         obs_dim: size of an observation.
+        clip: bound of normalised observations; None: unbounded.
+        device: of the statistics.
     """
 
-    mean: Tensor
-    var: Tensor
-    count: Tensor
-
     EPSILON = 1e-8  # added to the variance
-    CLIP = 10.0
 
-    def __init__(self, num_seeds: int, obs_dim: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(num_seeds, 1, obs_dim, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(num_seeds, 1, obs_dim, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros(num_seeds, 1, 1, dtype=torch.float64))
+    def __init__(self, num_seeds: int, obs_dim: int, clip: float | None, device: torch.device | str = "cpu"):
+        self._clip = clip
+        self.mean = torch.zeros(num_seeds, 1, obs_dim, dtype=torch.float64, device=device)
+        self.var = torch.ones(num_seeds, 1, obs_dim, dtype=torch.float64, device=device)
+        self.count = torch.zeros(num_seeds, 1, 1, dtype=torch.float64, device=device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The statistics by name, `(S, 1, ·)`."""
+        return {"mean": self.mean, "var": self.var, "count": self.count}
+
+    def describe(self, name: str) -> list[dict[str, Any]]:
+        """The layer in a policy file in which `tensors()` have names that begin with `name`; see `dpg_cli.layers`."""
+        constants = {"epsilon": self.EPSILON, "clip": self._clip}
+        return [{"type": "normalize", "mean": f"{name}.mean", "var": f"{name}.var", **constants}]
 
     def update(self, obs: Tensor) -> None:
         """Update the statistics with new observations, `(S, N, obs_dim)`."""
@@ -37,8 +45,8 @@ class Normalizer(nn.Module):
         self.var.copy_(squares / total)
         self.count.copy_(total)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """`(S, B, obs_dim)`, normalised and clipped to ±10."""
+    def __call__(self, obs: Tensor) -> Tensor:
+        """`(S, B, obs_dim)`, normalised."""
         std = (self.var + self.EPSILON).sqrt()
         normalized = (obs - self.mean.to(obs.dtype)) / std.to(obs.dtype)
-        return normalized.clamp(-self.CLIP, self.CLIP)
+        return normalized if self._clip is None else normalized.clamp(-self._clip, self._clip)

@@ -12,18 +12,15 @@ import errno
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from dpg_cli.errors import UserError
-from dpg_cli.networks import Actor, Normalizer
 from dpg_cli.storage import shards as transitions_on_disk
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.checkpoint_folder import (
@@ -338,37 +335,23 @@ def rewind(run: Path, start: Loaded, disk: Disk) -> None:
         link(root, "best", folder_name("best", start.best), disk)
 
 
-def load_policy(folder: Path, most: int = sys.maxsize) -> tuple[Actor, int]:
-    """Rebuild one member's policy from a checkpoint, after checking its files against the manifest.
+def policy_tensors(folder: Path, most: int = sys.maxsize) -> tuple[dict[str, Tensor], int]:
+    """The tensors of one member's policy in a checkpoint, after checking its files against the manifest.
 
     Args:
         folder: of the checkpoint.
         most: the most bytes that the policy can have.
 
     Returns:
-        The actor, with its normaliser, and the step it was saved at.
+        The tensors by name, all finite, and the step they were saved at.
 
     Raises:
         UserError: a file is missing, damaged or not a policy.
     """
     try:
-        manifest = read_manifest(folder)
-        return _actor(load_tensors(read_file(folder, POLICY, manifest, most))), step_of(folder)
+        tensors = load_tensors(read_file(folder, POLICY, read_manifest(folder), most))
+        if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("the policy holds a number that is not finite")
     except Exception as error:
         raise damaged_policy(folder, error) from error
-
-
-def _actor(state: dict[str, Tensor]) -> Actor:
-    weights = [state[f"layers.{i}.weight"] for i in range(sum(name.endswith(".weight") for name in state))]
-    obs_dim, *_, action_dim = sizes = [weights[0].shape[-2], *(weight.shape[-1] for weight in weights)]
-    # The layers must fit each other, so that the actor made from their sizes is no larger than the file.
-    for i, (rows, columns) in enumerate(pairwise(sizes)):
-        if weights[i].shape != (1, rows, columns) or state[f"layers.{i}.bias"].shape != (1, 1, columns):
-            raise ValueError(f"layer {i} does not fit the one before it")
-    if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in state.values()):
-        raise ValueError("the policy holds a number that is not finite")
-    normalizer = Normalizer(1, obs_dim) if "normalizer.mean" in state else None
-    generators = [torch.Generator()]  # its draws are overwritten
-    actor = Actor(obs_dim, action_dim, sizes[1:-1], generators, weights[0].dtype, normalizer)
-    actor.load(state)
-    return actor
+    return tensors, step_of(folder)

@@ -21,6 +21,8 @@ class LinearActor(nn.Module):
         gain: K, `(m, n)`.
     """
 
+    by_hand = True
+
     def __init__(self, gain: Tensor):
         super().__init__()
         self.shape = (1, *gain.T.shape)  # (1, n, m), one member
@@ -114,7 +116,7 @@ def give_true_q(algorithm: Algorithm, regulator: Regulator, gain: Tensor, lift: 
         gain: K of the policy that Q is of, `(m, n)`.
         lift: see `TrueCritic`.
     """
-    num_critics = len(algorithm.critic.layers[0].weight)
+    num_critics = algorithm.critic.members[0]
     algorithm.critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
     algorithm.target_critic = TrueCritic(regulator, gain, num_critics, lift)  # type: ignore[assignment]
     algorithm.critic_optimizer = Adam(algorithm.critic, algorithm.critic_lr)
@@ -144,8 +146,15 @@ def actor_update(
     action = obs @ gain.T + 0.1 * torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
     next_obs = obs @ regulator.dynamics.T + action @ regulator.control.T
     reward = regulator.reward(obs, action)
-    batch = Batch(obs[None], action[None], reward[None], next_obs[None], torch.zeros(1, n, dtype=torch.float64))
-    for _ in range(getattr(algorithm, "policy_delay", 1)):
-        metrics = algorithm.update(batch)
+    batch = Batch(
+        obs[None],
+        action[None],
+        reward[None],
+        next_obs[None],
+        torch.zeros(1, n, dtype=torch.float64),
+        regulator.discount,
+    )
+    for _ in range(algorithm.actor_every):
+        metrics = algorithm.update(batch).scalars
     step: Tensor = algorithm.actor.flat.detach().view(gain.T.shape).T - gain
     return step / (1 - regulator.discount), metrics
