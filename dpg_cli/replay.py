@@ -11,9 +11,9 @@ from dpg_cli.algorithms.base import Batch
 from dpg_cli.priorities import Priorities
 from dpg_cli.seeding import restore_generator
 
-ROW = ("obs", "action", "reward", "terminated", "truncated", "next_obs")  # the parts of a stored transition
+ROW = ("obs", "action", "reward", "end", "next_obs")  # the parts of a stored transition
+TERMINATED, TRUNCATED, CUT = 1, 2, 4  # summands of `end`; CUT: a resumed run started a new episode after the transition
 LOADED_AT_ONCE = 10_000  # transitions; intermediate results take memory too
-CUT = 2.0  # in place of `truncated` in the ring: a resumed run started a new episode after this transition
 
 
 class Step(NamedTuple):
@@ -28,8 +28,8 @@ class Step(NamedTuple):
 
     def in_a_row(self) -> list[np.ndarray]:
         """The parts of a stored transition, in the order of `ROW`, each `(S, E, ·)`."""
-        scalars = (self.reward, self.terminated, self.truncated)
-        return [self.obs, self.action, *(part[..., None] for part in scalars), self.next_obs]
+        end = TERMINATED * self.terminated + TRUNCATED * self.truncated
+        return [self.obs, self.action, self.reward[..., None], end[..., None], self.next_obs]
 
 
 class Replay:
@@ -83,9 +83,8 @@ class Replay:
         self._cuts: list[list[int]] = [[] for _ in generators]  # numbers of the transitions marked CUT
         self._members = torch.arange(len(generators), device=device)[:, None]
         self._number = torch.empty(0, dtype=dtype).numpy().dtype
-        self._widths = [obs_dim, action_dim, 1, 1, 1, obs_dim]
-        before = obs_dim + action_dim
-        self._scalars, self._flags = slice(before, before + 3), slice(before + 1, before + 3)
+        self._widths = [obs_dim, action_dim, 1, 1, obs_dim]
+        self._end = obs_dim + action_dim + 1  # column
         self._num_envs = num_envs
         self._n_steps, self._discount, self._truncation_bootstraps = n_steps, discount, truncation_bootstraps
         self._own_next: NextObservations | None = None
@@ -102,7 +101,7 @@ class Replay:
         capacity: int, obs_dim: int, action_dim: int, num_seeds: int, dtype: torch.dtype, *, share_next_obs: bool
     ) -> int:
         """Bytes of a full buffer; `share_next_obs` adds one observation for each episode, which is not counted."""
-        numbers = (1 if share_next_obs else 2) * obs_dim + action_dim + 3
+        numbers = (1 if share_next_obs else 2) * obs_dim + action_dim + 2
         place = NextObservations.PLACE.itemsize if share_next_obs else 0
         return num_seeds * capacity * (numbers * dtype.itemsize + place)
 
@@ -181,10 +180,13 @@ class Replay:
         rows = np.empty(len(places), self._dtype)
         for start in range(0, len(places), LOADED_AT_ONCE):  # since a GPU may lack memory for all of them twice
             part = slice(start, start + LOADED_AT_ONCE)
-            for name, found in zip(ROW, self._gather(self._members[member], places[part]), strict=True):
-                column = rows[name][part]
-                values = found.cpu().numpy().reshape(column.shape)
-                column[...] = values == 1 if column.dtype == np.bool_ else values
+            found = dict(
+                zip(ROW, (t.cpu().numpy() for t in self._gather(self._members[member], places[part])), strict=True)
+            )
+            end = found.pop("end")[:, 0].astype(int)
+            for name, values in found.items():
+                rows[name][part] = values.reshape(rows[name][part].shape)
+            rows["terminated"][part], rows["truncated"][part] = end & TERMINATED, end & TRUNCATED
         rows["env"] = numbers % self._num_envs
         return rows
 
@@ -213,9 +215,8 @@ class Replay:
                     raise ValueError(f"transitions are {part.dtype}, not {self._dtype}")
                 if not np.array_equal(part["env"], expected):
                     raise ValueError(f"the transitions do not take turns among {self._num_envs} environments")
-            columns = [np.stack([part[name] for part in parts]) for name in ROW]
-            shaped = [column if column.ndim == 3 else column[..., None] for column in columns]
-            self._put(np.concatenate(shaped, axis=-1, dtype=self._number, casting="unsafe"))
+            columns = {name: np.stack([part[name] for part in parts]) for name in parts[0].dtype.names if name != "env"}
+            self._put(np.concatenate(Step(**columns).in_a_row(), axis=-1, dtype=self._number, casting="unsafe"))
             self._advance(len(expected))
         for member, (generator, state) in enumerate(zip(self.generators, states, strict=True)):
             restore_generator(generator, state["random"], self.added)
@@ -240,9 +241,9 @@ class Replay:
         return np.dtype([*fields, ("terminated", flag), ("truncated", flag), ("env", np.dtype(np.uint16))])
 
     def _mark_cut(self, member: int, number: int) -> None:
-        terminated, truncated = self._rows[member, number % self.capacity, self._flags]
-        if not (terminated or truncated):
-            truncated.fill_(CUT)
+        end = self._rows[member, number % self.capacity, self._end]
+        if end == 0:
+            end.fill_(CUT)
             self._cuts[member].append(number)
 
     def _put(self, transitions: np.ndarray) -> None:
@@ -265,14 +266,14 @@ class Replay:
 
     def _batch(self, places: Tensor, next_place: int | Tensor) -> Batch:
         """The windows that start at places `(S, B)`; `next_place` is that of the next transition to be stored."""
-        obs, action, reward, terminated, truncated, next_obs = self._gather(self._members, places)
+        obs, action, reward, end, next_obs = self._gather(self._members, places)
         discount: Tensor | float = self._discount
         reward = reward.squeeze(-1)
         if self._n_steps > 1:
             reward, discount, last = self._follow(places, next_place)
-            *_, terminated, truncated, next_obs = self._gather(self._members, last)
-        if not self._truncation_bootstraps:
-            terminated = torch.maximum(terminated, (truncated == 1).to(terminated.dtype))
+            *_, end, next_obs = self._gather(self._members, last)
+        # The remainder drops the larger summands of `end`.
+        terminated = end % TRUNCATED if self._truncation_bootstraps else (end % CUT).clamp(max=1)
         return Batch(obs, action, reward, next_obs, terminated.squeeze(-1), discount)
 
     def _follow(self, places: Tensor, next_place: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,10 +281,9 @@ class Replay:
         steps_after = self._ahead + self._num_envs  # (n,), distance from the first step to that after each one
         newer = (next_place - 1 - places) % self.capacity  # transitions after the first
         at = (places.unsqueeze(-1) + self._ahead) % self.capacity  # (S, B, n)
-        found = self._select(self._rows[..., self._scalars], at.flatten(1), self._members)
-        reward, *flags = found.view(*at.shape, 3).unbind(-1)
-        ended = (flags[0] + flags[1]) > 0
-        goes_on = ~ended & (newer.unsqueeze(-1) >= steps_after)
+        found = self._select(self._rows[..., self._end - 1 : self._end + 1], at.flatten(1), self._members)
+        reward, end = found.view(*at.shape, 2).unbind(-1)
+        goes_on = (end == 0) & (newer.unsqueeze(-1) >= steps_after)
         inside = torch.cat([torch.ones_like(goes_on[..., :1]), goes_on[..., :-1]], dim=-1).cumprod(dim=-1)
         steps = inside.sum(dim=-1)
         total = torch.where(inside > 0, reward * self._powers[:-1], 0.0).sum(dim=-1)

@@ -33,7 +33,7 @@ def test_clearing_what_has_vanished_changes_no_parameter_and_leaves_nothing_subn
     ours = SimpleNamespace(flat=torch.randn(1000, generator=g, dtype=dtype))
     theirs = SimpleNamespace(flat=ours.flat.clone())
     cleared, plain = Adam(ours, 1e-3), Adam(theirs, 1e-3)
-    plain._clear_vanished = lambda: None
+    plain.clear_vanished = lambda: None
     tiny = torch.finfo(dtype).tiny
 
     def subnormal(adam):

@@ -136,7 +136,8 @@ def test_imports_make_no_circle():
 
 def test_imports_point_one_way():
     """Such as `cli -> trainer -> {learner, environments}`, `captured_learner -> learner`, `algorithms -> networks`."""
-    below_the_trainer = {"learner", "captured_learner", "environments", "replay", "storage", "metrics", "capture"}
+    learners = {"learner", "captured_learner", "compiled_learner"}
+    below_the_trainer = learners | {"environments", "replay", "storage", "metrics", "capture"}
     assert importers("cli") == set()
     assert importers("config") == {"cli"}
     assert importers("trainer") == {"cli"}
@@ -148,10 +149,11 @@ def test_imports_point_one_way():
     assert importers("report") <= {"cli"}
     assert importers("sweeps") <= {"cli"}
     graph = parts()
-    assert below_the_trainer - {"replay", "captured_learner", "capture"} <= graph["trainer"]
+    assert {"learner", "environments", "storage", "metrics"} <= graph["trainer"]
     assert {"replay", "metrics"} <= graph["learner"]
     assert {"learner", "replay", "capture"} <= graph["captured_learner"]
-    assert importers("captured_learner") == {"cli"}
+    assert importers("captured_learner") == importers("compiled_learner") == {"cli"}
+    assert importers("priorities") == {"cli", "config", "replay"}
     assert "networks" in graph["algorithms"]
     upper = below_the_trainer | {"cli", "config", "trainer", "noise"}
     assert not graph["algorithms"] & upper

@@ -8,7 +8,6 @@ import torch
 from test_trainer import Run, composed, records
 from tiny_algorithms import plain_update
 
-from dpg_cli.algorithms import Batch
 from dpg_cli.algorithms.td3 import TD3
 from dpg_cli.capture import CaptureError, capture, warm_up
 from dpg_cli.captured_learner import AHEAD, CapturedLearner
@@ -26,6 +25,9 @@ CASES = [
     ["algo=ddpg", "num_seeds=2", "noise=ou", "updates_per_step=0.5"],
     ["algo=td3", "algo.policy_delay=1", "algo.policy_noise=0", "random_steps=70", "algo.critic_weight_decay=1e-2"],
     ["algo=td3", "algo.hidden_sizes=[64,64]", "precision=bf16", "algo.critic_action_layer=2"],
+    ["algo=td3", "replay=lap", "algo.n_steps=3", "num_seeds=2", "num_envs=3", "truncation_bootstraps=false"],
+    ["algo=ddpg", "replay=lap", "buffer_size=50", "algo.target_copy_every=7", "algo.max_grad_norm=0.1"],
+    ["experiment=simba_td3", "network.actor_size=8", "network.critic_size=8", "algo.n_steps=2", "num_seeds=2"],
 ]
 CPU = torch.device("cpu")
 
@@ -35,11 +37,15 @@ class ChoosingAsOnADevice(Replay):
 
     def sample(self, batch_size):
         numbers = [
-            torch.empty(batch_size, dtype=torch.int64).random_(0, DeviceReplay.NUMBERS, generator=g) % self.size
+            torch.empty(batch_size, dtype=torch.int64).random_(0, DeviceReplay.NUMBERS, generator=g)
             for g in self.generators
         ]
-        obs, action, reward, next_obs, terminated = self._gather(self._members, torch.stack(numbers))
-        return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+        chosen = torch.stack(numbers)
+        if self.priorities is None:
+            self._sampled = chosen % self.size
+        else:
+            self._sampled = self.priorities.find(chosen.double() / DeviceReplay.NUMBERS)
+        return self._batch(self._sampled, self.added % self.capacity)
 
 
 @pytest.fixture
@@ -105,9 +111,10 @@ def test_a_checkpoint_changes_nothing(tmp_path):
     assert torch.equal(parameters(often), parameters(never))
 
 
-def new_learner(*overrides):
+def new_learner(*overrides, autograd=False):
     c = composed(*ALIKE, *overrides)
-    learner = learners.new_learner(c, new_algorithm(c, 2, 1, CPU), 2, 1, captured=True)
+    algorithm = new_algorithm(c.model_copy(update={"compile": autograd}), 2, 1, CPU)
+    learner = learners.new_learner(c, algorithm, 2, 1, captured=True)
     learner.prepare()
     return learner
 
@@ -116,7 +123,7 @@ def learn(learner, updates=1, *, acts_next=False, value=0.5):
     members, num_envs, _ = learner.replay.row_shape
     obs = np.full((members, num_envs, 2), value)
     reward = np.ones((members, num_envs))
-    step = Step(obs, obs[..., :1], reward, obs, reward > 2)
+    step = Step(obs, obs[..., :1], reward, obs, reward > 2, reward > 2)
     learner.learn(step, observed=obs, updates=updates, acts_next=acts_next)
 
 
@@ -130,8 +137,14 @@ def test_preparing_leaves_networks_optimizers_streams_and_replay_as_they_were():
     assert learner.averages.take() == [{}, {}]
 
 
-def test_two_kinds_of_update_are_captured_whatever_the_delay():
-    for overrides, kinds in ((["algo=td3", "algo.policy_delay=50"], 2), (["algo=ddpg"], 1)):
+def test_each_kind_of_update_is_captured_once_whatever_the_periods():
+    many = ["algo=td3", "algo.policy_delay=50", "algo.target_copy_every=1000000000"]
+    for overrides, kinds in (
+        (["algo=td3", "algo.policy_delay=50"], 2),
+        (["algo=ddpg"], 1),
+        (["algo=ddpg", "algo.target_copy_every=7"], 2),
+        (many, 3),
+    ):
         assert len(new_learner(*overrides)._update) == kinds
 
 
@@ -183,8 +196,9 @@ def test_the_next_action_is_requested_before_updates_that_leave_the_actor_as_it_
     learn(learner, updates=2, acts_next=True)
     learn(learner, updates=0, acts_next=True)
     learn(learner, updates=3, acts_next=False)
-    act_first, act_last = ["act", False], [True, "act"]
-    assert order == [*act_first, *act_last, False, *act_last, "act", False, True, False]
+    without, due = (False, True), (True, True)  # a change of the actor; targets have no period of their own
+    act_first, act_last = ["act", without], [due, "act"]
+    assert order == [*act_first, *act_last, without, *act_last, "act", without, due, without]
 
 
 def test_evaluations_do_not_disturb_the_requested_action():
@@ -252,14 +266,14 @@ def test_what_cannot_be_captured_learns_in_the_ordinary_way():
 
 def test_a_compiled_update_is_the_same_update():
     """By the compiler's own interpreter, which needs no C++ compiler."""
-    plain, traced = new_learner("algo=td3"), new_learner("algo=td3")
+    plain, traced = new_learner("algo=td3"), new_learner("algo=td3", autograd=True)
     run = torch.compile(traced._learn_once, backend="aot_eager", fullgraph=True, dynamic=False)
 
-    def with_grad_off(kind):
+    def with_grad_off(number):
         with torch.no_grad():
-            run(kind)
+            run(number)
 
-    traced._update = {kind: (lambda kind=kind: with_grad_off(kind)) for kind in traced._update}
+    traced._update = {kind: (lambda n=number: with_grad_off(n)) for kind, number in traced.algorithm.kinds().items()}
     for each in (plain, traced):
         learn(each, updates=6)
     torch.testing.assert_close(traced.algorithm.state(0), plain.algorithm.state(0), rtol=1e-12, atol=1e-14)

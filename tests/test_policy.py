@@ -15,6 +15,8 @@ from safetensors import safe_open
 
 import dpg_cli
 from dpg_cli import load_policy
+from dpg_cli.cli.folder import load_config
+from dpg_cli.cli.learners import new_algorithm
 from dpg_cli.environments.make import make_env
 from dpg_cli.errors import UserError
 from dpg_cli.spaces import describe
@@ -31,9 +33,10 @@ def run(trained, request):
 
 
 def actions_of_dpg_eval(run, env, flat):
-    actor, _ = checkpoint.load_policy(checkpoint.find(run, "best"))
-    with torch.no_grad():
-        return env.own_actions(actor(torch.from_numpy(flat).to(actor.dtype)[None]).numpy()[0])
+    config = load_config("run", run, "true")
+    algorithm = new_algorithm(config, flat.shape[-1], env.action_space.shape[0], torch.device("cpu"))
+    algorithm.load_policy(checkpoint.policy_tensors(checkpoint.find(run, "best"))[0])
+    return env.own_actions(algorithm.act(flat[None])[0])
 
 
 def test_a_policy_can_be_pickled_for_workers(trained):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm, Batch
+from dpg_cli.networks import Numbers
 from dpg_cli.theory import (
     Regulator,
     actor_update,
@@ -24,6 +25,7 @@ from dpg_cli.theory import (
 )
 
 DISCOUNT = 0.9
+DOUBLE = Numbers("cpu", torch.float64, torch.float64)
 ROOT = Path(__file__).parent.parent
 
 
@@ -335,7 +337,7 @@ def make(name: str, n: int, m: int, **changes: object) -> Algorithm:
         "critic_action_layer": 1,
         "normalize_obs": False,
     }
-    return ALGORITHMS[name](**(values | EXTRA[name] | changes), obs_dim=n, action_dim=m, seeds=[0], dtype=torch.float64)
+    return ALGORITHMS[name](**(values | EXTRA[name] | changes), obs_dim=n, action_dim=m, seeds=[0], numbers=DOUBLE)
 
 
 @pytest.mark.parametrize("lift", LIFTS)
@@ -379,7 +381,7 @@ def test_actor_update_of_a_network_is_the_chain_rule(name, lift, generator):
     algorithm = make(name, 3, 2)
     give_true_q(algorithm, regulator, gain, lift)
     obs, size = normal(1, 8, 3, generator=generator), 8
-    parameters = [p.detach().clone() for p in algorithm.actor.parameters()]
+    parameters = [p.detach().clone() for p in [algorithm.actor.flat]]
     action = algorithm.actor(obs)
     next_value = action.detach()[0] @ regulator.control.T + obs[0] @ regulator.dynamics.T
     slope = -2 * action.detach()[0] @ regulator.action_cost
@@ -387,14 +389,14 @@ def test_actor_update_of_a_network_is_the_chain_rule(name, lift, generator):
     expected = [torch.zeros_like(p) for p in parameters]
     for b in range(size):
         for i in range(2):
-            jacobian = torch.autograd.grad(action[0, b, i], list(algorithm.actor.parameters()), retain_graph=True)
+            jacobian = torch.autograd.grad(action[0, b, i], [algorithm.actor.flat], retain_graph=True)
             for total, row in zip(expected, jacobian, strict=True):
                 total += row * slope[b, i] / size
 
-    batch = Batch(obs, normal(1, 8, 2, generator=generator), torch.zeros(1, 8), obs, torch.zeros(1, 8))
-    for _ in range(getattr(algorithm, "policy_delay", 1)):
+    batch = Batch(obs, normal(1, 8, 2, generator=generator), torch.zeros(1, 8), obs, torch.zeros(1, 8), DISCOUNT)
+    for _ in range(algorithm.actor_every):
         algorithm.update(batch)
-    for before, after, step in zip(parameters, algorithm.actor.parameters(), expected, strict=True):
+    for before, after, step in zip(parameters, [algorithm.actor.flat], expected, strict=True):
         torch.testing.assert_close(after.detach() - before, step, rtol=1e-8, atol=1e-10)
 
 

@@ -79,7 +79,6 @@ class Run:
                 recorders,
                 writers,
                 loaded,
-                truncation_bootstraps=c.truncation_bootstraps,
                 progress=self.watcher,
                 stop=lambda: stop_at in self.watcher.steps,
             )
@@ -95,9 +94,11 @@ class Run:
     def lines(self, name, member=0):
         return [json.loads(line) for line in (self.folders[member] / name).read_text().splitlines()]
 
+    def rows(self):
+        return [self.training.replay.rows(member, 0) for member in range(len(self.folders))]
+
     def stored(self):
-        members = range(len(self.folders))
-        return np.stack([structured_to_unstructured(self.training.replay.rows(member, 0)) for member in members])
+        return np.stack([structured_to_unstructured(rows) for rows in self.rows()])
 
 
 @pytest.mark.parametrize(
@@ -162,18 +163,22 @@ def test_best_is_the_policy_of_the_best_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("bootstraps", [True, False])
-def test_truncated_transitions_are_stored_as_terminal_only_if_asked(tmp_path, bootstraps):
+def test_a_truncated_transition_is_no_terminal_one_unless_asked(tmp_path, bootstraps):
     run = Run(
         tmp_path, f"truncation_bootstraps={bootstraps}", "noise=none", "random_steps=0", "env.max_episode_steps=15"
     )
-    ends = run.stored()[0, :, -1]
+    (rows,) = run.rows()
     # Episodes of 15 steps end by truncation alone: |x| > 2 cannot be reached from |x| ≤ 1 so quickly at random.
     lengths_by_truncation = [14, 29, 44, 59]
-    assert ends[lengths_by_truncation].tolist() == [0.0 if bootstraps else 1.0] * 4
-    assert ends.sum() == (0 if bootstraps else 4)
+    assert np.flatnonzero(rows["truncated"]).tolist() == lengths_by_truncation
+    assert not rows["terminated"].any()  # as the environment reported it
+    batch = run.training.replay.sample(500)
+    ended = {float(r) for r in rows["reward"][lengths_by_truncation]}
+    is_end = torch.tensor([float(r) in ended for r in batch.reward[0]])
+    assert is_end.any()
+    assert torch.equal(batch.terminated[0].bool(), is_end & (not bootstraps))
     # The next observation is the episode's own last one, so the chain breaks exactly there.
-    obs, next_obs = run.stored()[0, :, :2], run.stored()[0, :, 4:6]
-    breaks = [t for t in range(59) if not np.array_equal(next_obs[t], obs[t + 1])]
+    breaks = [t for t in range(59) if not np.array_equal(rows["next_obs"][t], rows["obs"][t + 1])]
     assert breaks == [14, 29, 44]
 
 
@@ -187,8 +192,8 @@ def test_terminal_transitions_do_not_bootstrap(tmp_path):
         "total_steps=400",
         "random_steps=400",
     )
-    x_next, ends = run.stored()[0, :, 4], run.stored()[0, :, -1]
-    np.testing.assert_array_equal(ends == 1, np.abs(x_next) > 2)
+    (rows,) = run.rows()
+    np.testing.assert_array_equal(rows["terminated"], np.abs(rows["next_obs"][:, 0]) > 2)
 
 
 def test_scalars_are_averages_over_the_stride(tmp_path):

@@ -135,7 +135,7 @@ def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Alg
     folder = checkpoint.find(run, which)
     tensors, step = checkpoint.policy_tensors(folder, most_bytes(config, obs_dim, action_dim))
     one = config.model_copy(update={"num_seeds": 1})
-    expected = new_algorithm(one, obs_dim, action_dim, META).policy_state(0)  # before anything of its size is created
+    expected = new_algorithm(one, obs_dim, action_dim, META).actor.tensors()  # takes no memory
     shapes = [{name: tuple(tensor.shape) for name, tensor in named.items()} for named in (expected, tensors)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
         needed, found = (own.get(name, "missing") for own in shapes)

@@ -77,6 +77,7 @@ class Network:
                 # Drawn in float64 and per seed: precision and other seeds do not change what a seed starts from.
                 draws = [start((*critics, *shape), fan_in, generator) for generator in generators]
                 view.copy_(torch.stack(draws, dim=-3))
+            self.flat.requires_grad_()
         has_large = any(is_large(layer.inputs, layer.outputs) for layer in dense_of(layers))
         self._autograd = AutogradPasses(layers, numbers.products, has_large=has_large)
         self._by_hand: Passes | None = None
@@ -128,7 +129,9 @@ class Network:
 
     def target(self: N) -> N:
         """A target network that starts equal to this one and shares its normaliser, but no parameters."""
-        return copy.deepcopy(self, {id(self.normalizer): self.normalizer})
+        target = copy.deepcopy(self, {id(self.normalizer): self.normalizer})
+        target.flat.requires_grad_(False)
+        return target
 
     # --- passes, for actors and critics ---
 

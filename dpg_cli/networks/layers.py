@@ -56,8 +56,7 @@ def he_normal(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> 
     number = torch.empty(*shape, dtype=torch.float64).uniform_(-cut, cut, generator=generator)
     std_of_truncated = math.sqrt(1 - 4 / math.sqrt(2 * math.pi) * math.exp(-2) / cut)
     std = math.sqrt(2 / fan_in) / std_of_truncated
-    drawn: Tensor = torch.erfinv(number) * (math.sqrt(2) * std)
-    return drawn
+    return torch.erfinv(number) * (math.sqrt(2) * std)
 
 
 def orthogonal(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:
@@ -66,7 +65,8 @@ def orthogonal(shape: Sequence[int], fan_in: int, generator: torch.Generator) ->
     normal = torch.randn(*critics, max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(normal)
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # without this, not uniform over orthogonal matrices
-    return q if rows >= columns else q.mT
+    found: Tensor = q if rows >= columns else q.mT
+    return found
 
 
 def zeros(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:

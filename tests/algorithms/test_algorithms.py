@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_algorithms import make, make_batch, plain_update
+from tiny_algorithms import layers, make, make_batch, of_member, plain_update
 
 from dpg_cli.algorithms import ALGORITHMS, Batch
 from dpg_cli.theory import SteepestDescent
@@ -11,9 +11,7 @@ from dpg_cli.theory import SteepestDescent
 
 def mlp(network, x, members=(0,)):
     """The layers of one member, by hand in NumPy."""
-    weights = [
-        (layer.weight.detach().numpy()[members], layer.bias.detach().numpy()[members][0]) for layer in network.layers
-    ]
+    weights = [(layer.weight.numpy()[members], layer.bias.numpy()[members][0]) for layer in layers(network)]
     for weight, bias in weights[:-1]:
         x = np.maximum(x @ weight + bias, 0)
     return x @ weights[-1][0] + weights[-1][1]
@@ -33,21 +31,21 @@ def parameters(algorithm):
 
 
 def numpy_batch(batch):
-    return [tensor[0].numpy() for tensor in batch]
+    return [tensor[0].numpy() for tensor in batch[:-1]]
 
 
 def linear(network, weight, bias=0.0):
     """Make a network without hidden layers compute given weights."""
     with torch.no_grad():
-        layer = network.layers[0]
+        layer = layers(network)[0]
         layer.weight.copy_(torch.as_tensor(weight, dtype=torch.float64).reshape(layer.weight.shape))
         layer.bias.fill_(bias)
 
 
-def one_transition(terminated):
+def one_transition(terminated, discount=0.9):
     """s = 1, a = 0.5, r = 2, s' = 3."""
     values = ([[[1.0]]], [[[0.5]]], [[2.0]], [[[3.0]]], [[terminated]])
-    return Batch(*(torch.tensor(value, dtype=torch.float64) for value in values))
+    return Batch(*(torch.tensor(value, dtype=torch.float64) for value in values), discount)
 
 
 def scalar(name, **changes):
@@ -57,10 +55,10 @@ def scalar(name, **changes):
     linear(algorithm.target_actor, [0.2])
     with torch.no_grad():
         for critic, weight in ((algorithm.critic, [0.4, 0.7]), (algorithm.target_critic, [0.5, 0.6])):
-            critic.layers[0].weight.copy_(
-                torch.tensor(weight, dtype=torch.float64)[:, None].expand_as(critic.layers[0].weight)
+            layers(critic)[0].weight.copy_(
+                torch.tensor(weight, dtype=torch.float64)[:, None].expand_as(layers(critic)[0].weight)
             )
-            critic.layers[0].bias.zero_()
+            layers(critic)[0].bias.zero_()
     return algorithm
 
 
@@ -71,7 +69,7 @@ Q_NEXT = 0.5 * 3 + 0.6 * np.tanh(0.2 * 3)
 @pytest.mark.parametrize("terminated", [0.0, 1.0])
 @pytest.mark.parametrize(("name", "changes"), [("ddpg", {}), ("td3", {"policy_noise": 0.0})])
 def test_target_bootstraps_unless_the_episode_terminated(name, changes, terminated):
-    metrics = scalar(name, discount=0.9, **changes).update(one_transition(terminated))
+    metrics = scalar(name, **changes).update(one_transition(terminated)).scalars
     target = 2 + 0.9 * (1 - terminated) * Q_NEXT
     assert metrics["value/target_mean"].item() == pytest.approx(target, rel=1e-12)
     assert metrics["value/q_mean"].item() == pytest.approx(Q_ONLINE, rel=1e-12)
@@ -83,27 +81,27 @@ def test_target_bootstraps_unless_the_episode_terminated(name, changes, terminat
 
 
 def test_ddpg_update_by_hand():
-    algorithm = scalar("ddpg", discount=0.9, tau=0.01, actor_lr=0.02, critic_lr=0.03)
-    metrics = algorithm.update(one_transition(0.0))
+    algorithm = scalar("ddpg", tau=0.01, actor_lr=0.02, critic_lr=0.03)
+    metrics = algorithm.update(one_transition(0.0)).scalars
     # Adam's first step moves each parameter by its rate against the gradient's sign (up to its ε of 1e-8).
     sign = np.sign(Q_ONLINE - (2 + 0.9 * Q_NEXT))
     critic = np.array([0.4, 0.7]) - 0.03 * sign
-    weight = algorithm.critic.layers[0].weight.detach().numpy().ravel()
+    weight = layers(algorithm.critic)[0].weight.numpy().ravel()
     np.testing.assert_allclose(weight, critic, atol=1e-8)
     # The actor ascends the *updated* critic: loss = -Q(1, μ(1)), dloss/dw = -(∂Q/∂a) (1 - μ²) s.
     action = np.tanh(0.1)
     assert metrics["loss/actor"].item() == pytest.approx(-(weight @ [1, action] - 0.03 * sign), abs=1e-8)
     gradient = weight[1] * (1 - action**2)
     assert metrics["grad/actor_norm"].item() == pytest.approx(abs(gradient) * np.sqrt(2), rel=1e-12)
-    actor = algorithm.actor.layers[0].weight.item()
+    actor = layers(algorithm.actor)[0].weight.item()
     assert actor == pytest.approx(0.1 + 0.02 * np.sign(gradient), abs=1e-8)
     # θ' ← τ θ + (1 - τ) θ'
     np.testing.assert_allclose(
-        algorithm.target_critic.layers[0].weight.detach().numpy().ravel(),
+        layers(algorithm.target_critic)[0].weight.numpy().ravel(),
         0.01 * weight + 0.99 * np.array([0.5, 0.6]),
         rtol=1e-12,
     )
-    assert algorithm.target_actor.layers[0].weight.item() == pytest.approx(0.01 * actor + 0.99 * 0.2, rel=1e-12)
+    assert layers(algorithm.target_actor)[0].weight.item() == pytest.approx(0.01 * actor + 0.99 * 0.2, rel=1e-12)
 
 
 def test_td3_target_takes_the_minimum_of_the_critics_for_each_transition():
@@ -114,7 +112,7 @@ def test_td3_target_takes_the_minimum_of_the_critics_for_each_transition():
     assert 0 < (q1 < q2).mean() < 1  # each is the smaller one somewhere
     target = reward + 0.99 * (1 - terminated) * np.minimum(q1, q2)
     loss = sum(((q(algorithm.critic, k, obs, action) - target) ** 2).mean() for k in (0, 1))
-    metrics = algorithm.update(batch)
+    metrics = algorithm.update(batch).scalars
     assert metrics["value/target_mean"].item() == pytest.approx(target.mean(), rel=1e-12)
     assert metrics["loss/critic"].item() == pytest.approx(loss, rel=1e-12)
 
@@ -133,7 +131,7 @@ def test_td3_smooths_target_actions_with_clipped_noise():
     policy = mu(algorithm.target_actor, next_obs)
     q_target = [lambda a, k=k: q(algorithm.target_critic, k, next_obs, a) for k in (0, 1)]
     # the values are taken before the update moves the targets: policy_delay is 2
-    metrics = algorithm.update(batch)
+    metrics = algorithm.update(batch).scalars
     noise = np.clip(0.4 * drawn["noise"][0].numpy(), -0.3, 0.3)
     assert (np.abs(noise) == 0.3).any()
     action = np.clip(policy + noise, -1, 1)
@@ -142,9 +140,9 @@ def test_td3_smooths_target_actions_with_clipped_noise():
 
 
 def test_td3_target_actions_stay_in_range():
-    algorithm = scalar("td3", policy_noise=5.0, noise_clip=5.0, discount=1.0)
+    algorithm = scalar("td3", policy_noise=5.0, noise_clip=5.0)
     linear(algorithm.target_actor, [1.0])  # μ'(3) is near 1
-    targets = [algorithm.update(one_transition(0.0))["value/target_mean"].item() for _ in range(1)]
+    targets = [algorithm.update(one_transition(0.0, 1.0)).scalars["value/target_mean"].item() for _ in range(1)]
     assert targets[0] <= 2 + 0.5 * 3 + 0.6 + 1e-12
     assert targets[0] >= 2 + 0.5 * 3 - 0.6 - 1e-12
 
@@ -154,7 +152,7 @@ def test_td3_delays_actor_and_targets(delay):
     algorithm = make("td3", policy_delay=delay)
     for update in range(1, 7):
         before = parameters(algorithm)
-        metrics = algorithm.update(make_batch(seed=update))
+        metrics = algorithm.update(make_batch(seed=update)).scalars
         changed = [not torch.equal(a, b) for a, b in zip(before, parameters(algorithm), strict=True)]
         actor, critic, target_actor, target_critic = np.array_split(changed, 4)
         assert all(critic)
@@ -174,14 +172,14 @@ def test_td3_actor_ascends_the_first_critic_alone():
     batch = make_batch(obs_dim=1, action_dim=1)
     obs = batch.obs[0].numpy()
     action = mu(algorithm.actor, obs)
-    metrics = algorithm.update(batch)
+    metrics = algorithm.update(batch).scalars
     q1, q2 = (q(algorithm.critic, k, obs, action) for k in (0, 1))  # of the updated critics
     assert 0 < (q1 < q2).mean() < 1
     assert metrics["loss/actor"].item() == pytest.approx(-q1.mean(), rel=1e-12)
-    slope = algorithm.critic.layers[0].weight[0, 0, 1].item()
+    slope = layers(algorithm.critic)[0].weight[0, 0, 1].item()
     step = slope * (1 - action**2)  # by the action before tanh
-    assert algorithm.actor.layers[0].weight.item() - 0.5 == pytest.approx((step * obs).mean(), rel=1e-10)
-    assert algorithm.actor.layers[0].bias.item() == pytest.approx(step.mean(), rel=1e-10)
+    assert layers(algorithm.actor)[0].weight.item() - 0.5 == pytest.approx((step * obs).mean(), rel=1e-10)
+    assert layers(algorithm.actor)[0].bias.item() == pytest.approx(step.mean(), rel=1e-10)
 
 
 def test_td3_without_its_parts_is_ddpg():
@@ -191,7 +189,7 @@ def test_td3_without_its_parts_is_ddpg():
     td3 = make("td3", num_critics=1, policy_noise=0.0, policy_delay=1, **changes)
     for update in range(5):
         batch = make_batch(seed=update)
-        left, right = ddpg.update(batch), td3.update(batch)
+        left, right = ddpg.update(batch).scalars, td3.update(batch).scalars
         for tag, value in left.items():
             assert value.item() == pytest.approx(right[tag].item(), rel=1e-12), tag
     for a, b in zip(parameters(ddpg), parameters(td3), strict=True):
@@ -201,17 +199,15 @@ def test_td3_without_its_parts_is_ddpg():
 def test_critic_weight_decay_is_l2_on_the_critic_alone():
     plain, decayed = make("ddpg"), make("ddpg", critic_weight_decay=0.1)
     batch = make_batch()
-    norms = [algorithm.update(batch)["grad/critic_norm"].item() for algorithm in (plain, decayed)]
+    norms = [algorithm.update(batch).scalars["grad/critic_norm"].item() for algorithm in (plain, decayed)]
     assert norms[0] == norms[1]  # the loss's own gradient is what is reported
-    assert [a.critic_optimizer.weight_decay for a in (plain, decayed)] == [0.0, 0.1]
-    assert decayed.actor_optimizer.weight_decay == 0.0
+    assert [a.critic_optimizer.l2 for a in (plain, decayed)] == [0.0, 0.1]
+    assert decayed.actor_optimizer.l2 == 0.0
     # Where the loss is flat only the decay moves a weight: towards zero, by Adam's first step.
-    algorithm = scalar("ddpg", critic_weight_decay=0.1, critic_lr=0.01, discount=0.0)
-    batch = Batch(*(torch.zeros_like(t) for t in one_transition(1.0)))
+    algorithm = scalar("ddpg", critic_weight_decay=0.1, critic_lr=0.01)
+    batch = Batch(*(torch.zeros_like(t) for t in one_transition(1.0)[:-1]), 0.0)
     algorithm.update(batch)
-    np.testing.assert_allclose(
-        algorithm.critic.layers[0].weight.detach().numpy().ravel(), [0.4 - 0.01, 0.7 - 0.01], atol=1e-6
-    )
+    np.testing.assert_allclose(layers(algorithm.critic)[0].weight.numpy().ravel(), [0.4 - 0.01, 0.7 - 0.01], atol=1e-6)
 
 
 def test_normalised_observations_reach_every_network():
@@ -232,7 +228,7 @@ def test_normalised_observations_reach_every_network():
     next_obs = (batch.next_obs[0].numpy() - mean) / std
     next_q = q(algorithm.target_critic, 0, next_obs, mu(algorithm.target_actor, next_obs))
     target = batch.reward[0].numpy() + 0.99 * (1 - batch.terminated[0].numpy()) * next_q
-    assert algorithm.update(batch)["value/target_mean"].item() == pytest.approx(target.mean(), rel=1e-10)
+    assert algorithm.update(batch).scalars["value/target_mean"].item() == pytest.approx(target.mean(), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
@@ -242,9 +238,9 @@ def test_members_train_as_if_alone(name):
     alone = [make(name, seeds=(seed,)) for seed in (3, 8)]
     for update in range(20):
         batch = make_batch(members=2, seed=update)
-        metrics = together.update(batch)
+        metrics = together.update(batch).scalars
         for member, algorithm in enumerate(alone):
-            own = algorithm.update(Batch(*(tensor[member : member + 1] for tensor in batch)))
+            own = algorithm.update(of_member(batch, member)).scalars
             for tag, value in own.items():
                 torch.testing.assert_close(metrics[tag][member : member + 1], value, rtol=1e-10, atol=1e-12)
     for member, algorithm in enumerate(alone):
@@ -267,7 +263,7 @@ def test_same_seed_same_updates_and_another_seed_others(name):
     def trained(seed):
         algorithm = make(name, seeds=(seed,), dtype=torch.float32)
         for update in range(10):
-            algorithm.update(Batch(*(tensor.float() for tensor in make_batch(seed=update))))
+            algorithm.update(Batch(*(tensor.float() for tensor in make_batch(seed=update)[:-1]), 0.99))
         return parameters(algorithm)
 
     first, again, other = trained(1), trained(1), trained(2)
@@ -277,7 +273,7 @@ def test_same_seed_same_updates_and_another_seed_others(name):
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_update_returns_detached_scalars_for_each_member(name):
-    metrics = make(name, seeds=(0, 1, 2)).update(make_batch(members=3))
+    metrics = make(name, seeds=(0, 1, 2)).update(make_batch(members=3)).scalars
     for tag, value in metrics.items():
         assert value.shape == (3,), tag
         assert not value.requires_grad, tag
@@ -292,7 +288,7 @@ def test_learns_the_value_of_a_bandit_and_its_best_action(name):
         action = torch.from_numpy(g.uniform(-1, 1, size=(1, 64, 1)))
         obs = torch.ones(1, 64, 1, dtype=torch.float64)
         reward = -((action - 0.3) ** 2).squeeze(-1)
-        algorithm.update(Batch(obs, action, reward, obs, torch.ones(1, 64, dtype=torch.float64)))
+        algorithm.update(Batch(obs, action, reward, obs, torch.ones(1, 64, dtype=torch.float64), 0.99))
     obs = np.ones((1, 1, 1))
     assert algorithm.act(obs).item() == pytest.approx(0.3, abs=0.1)
     assert algorithm.value(obs).item() == pytest.approx(0.0, abs=0.03)
@@ -308,7 +304,7 @@ def test_an_update_is_its_plain_form(name, action_layer, seeds):
         batch = make_batch(members=len(seeds), seed=update)
         for algorithm in (ours, plain):
             algorithm.observe(batch.obs.numpy())
-        metrics, expected = ours.update(batch), plain_update(plain, batch)
+        metrics, expected = ours.update(batch).scalars, plain_update(plain, batch).scalars
         for tag, value in expected.items():
             torch.testing.assert_close(metrics[tag], value, rtol=1e-10, atol=1e-12)
     for own, other in zip(parameters(ours), parameters(plain), strict=True):

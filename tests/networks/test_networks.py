@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tiny_algorithms import layers
 from torch import nn
 from torch.nn.functional import linear
 
 from dpg_cli.algorithms import ALGORITHMS
-from dpg_cli.algorithms.base import target_of
 from dpg_cli.config import config_dir
-from dpg_cli.networks import Actor, Critic, Network, Normalizer
+from dpg_cli.networks import Actor, Critic, Mlp, Network, Normalizer, Numbers
+from dpg_cli.networks.layers import AppendExtra, Dense, Relu
 from dpg_cli.seeding import Purpose, torch_generator
 
 OBS, ACTION = 5, 3
+DOUBLE = Numbers("cpu", torch.float64, torch.float64)
 
 
 def generators(*seeds):
@@ -23,20 +25,16 @@ def generators(*seeds):
 
 
 def make_actor(*seeds, dtype=torch.float64, normalizer=None, hidden_sizes=(8, 6)):
-    return Actor(OBS, ACTION, hidden_sizes, generators(*seeds), dtype, normalizer)
+    own = Mlp().actor(OBS, ACTION, hidden_sizes)
+    return Actor(own, generators(*seeds), Numbers("cpu", dtype, dtype), normalizer)
 
 
-def make_critic(*seeds, num_critics=2, action_layer=1, normalizer=None, hidden_sizes=(8, 6)):
-    return Critic(
-        OBS,
-        ACTION,
-        hidden_sizes,
-        generators(*seeds),
-        torch.float64,
-        normalizer,
-        num_critics,
-        action_layer,
-    )
+def make_critic(
+    *seeds, num_critics=2, action_layer=1, normalizer=None, hidden_sizes=(8, 6), products=torch.float64, autograd=False
+):
+    own = Mlp().critic(OBS, ACTION, hidden_sizes, action_layer)
+    numbers = Numbers("cpu", torch.float64, products, autograd)
+    return Critic(own, generators(*seeds), numbers, normalizer, (num_critics,))
 
 
 def inputs(members=2, size=4, seed=0):
@@ -61,8 +59,9 @@ def distance_from_uniform(values, bound):
 @pytest.mark.parametrize("critics", [(), (2,)])
 @pytest.mark.parametrize("in_features", [1, 4, 300])
 def test_layers_start_as_nn_linear_does(in_features, critics):
-    network = Network([(in_features, 2000)], generators(0, 1), torch.float64, None, critics)
-    (layer,) = network.layers
+    numbers = Numbers("cpu", torch.float64, torch.float64)
+    network = Network([Dense("layers.0", in_features, 2000)], generators(0, 1), numbers, None, critics)
+    (layer,) = layers(network)
     assert layer.weight.shape == (*critics, 2, in_features, 2000)
     assert layer.bias.shape == (*critics, 2, 1, 2000)
     bound = 1 / math.sqrt(in_features)
@@ -78,7 +77,7 @@ def test_layers_start_as_nn_linear_does(in_features, critics):
 
 
 def test_no_two_members_or_critics_start_alike():
-    weights = [*make_critic(0, 1, num_critics=2).layers[0].weight.flatten(0, 1)]
+    weights = [*layers(make_critic(0, 1, num_critics=2))[0].weight.flatten(0, 1)]
     for i, one in enumerate(weights):
         assert not any(torch.isclose(one, other).all() for other in weights[:i])
 
@@ -98,10 +97,11 @@ def test_precision_only_rounds_the_start():
 
 def test_actor_by_hand_for_each_member():
     actor, (obs, _) = make_actor(0, 1), inputs()
-    action = actor(obs)
+    with torch.no_grad():
+        action = actor(obs)
     assert action.shape == (2, 4, ACTION)
     for s in range(2):
-        first, second, last = actor.layers
+        first, second, last = layers(actor)
         x = torch.relu(plain(second, torch.relu(plain(first, obs[s], s)), s))
         torch.testing.assert_close(action[s], torch.tanh(plain(last, x, s)), rtol=1e-12, atol=1e-14)
 
@@ -117,29 +117,20 @@ def test_actions_stay_in_range():
 def test_the_action_enters_the_critic_at_its_layer(layer, hidden_sizes):
     critic = make_critic(0, 1, action_layer=layer, hidden_sizes=hidden_sizes)
     obs, action = inputs()
-    q = critic(obs, action)
+    with torch.no_grad():
+        q, q1 = critic(obs, action), critic.q1(obs, action)
     assert q.shape == (2, 2, 4)
     for k in range(2):
         for s in range(2):
             x = obs[s]
-            for number, module in enumerate(critic.layers, start=1):
+            for number, module in enumerate(layers(critic), start=1):
                 if number == layer:
                     x = torch.cat([x, action[s]], dim=-1)
                 x = plain(module, x, k, s)
                 if number <= len(hidden_sizes):
                     x = torch.relu(x)
             torch.testing.assert_close(q[k, s], x[:, 0], rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(critic.q1(obs, action), q[0], rtol=1e-14, atol=1e-14)
-
-
-def by_torch(network, x, extra=None, index=0):
-    """The layers, for torch's own differentiation: what `Passes.forward` computes, and the parameters it depends on."""
-    parameters = [view.clone().requires_grad_() for view in network.views(network.flat.detach())]
-    for i, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
-        x = torch.relu(x) if i > 0 else x
-        x = torch.cat([x, extra.expand(*x.shape[:-1], -1)], dim=-1) if extra is not None and i == index else x
-        x = x @ weight + bias
-    return x, parameters
+    torch.testing.assert_close(q1, q[0], rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -149,51 +140,65 @@ def test_gradients_are_those_of_torchs_own_differentiation(index, critics, outpu
     """The backward pass is written out."""
     sizes = [(OBS, 8), (8, 6), (6, outputs)]
     sizes = [(m + (ACTION if i == index else 0), n) for i, (m, n) in enumerate(sizes)]
-    network = Network(sizes, generators(0, 1), torch.float64, None, critics)
+    dense = [Dense(f"layers.{i}", *size) for i, size in enumerate(sizes)]
+    own = [part for layer in dense for part in (layer, Relu())][:-1]
+    if index is not None:
+        own.insert(2 * index, AppendExtra())
+    numbers = Numbers("cpu", torch.float64, torch.float64)
+    network = Network(own, generators(0, 1), numbers, None, critics)
+    assert network.by_hand
     obs, action = inputs(size=7)
-    extra = None if index is None else action.requires_grad_()
-    y = network.passes.forward(network.flat, obs, extra, index or 0)
-    reference, parameters = by_torch(network, obs, extra, index)
-    torch.testing.assert_close(y, reference, rtol=1e-12, atol=1e-14)
-    weights = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inner = [] if extra is None else [extra]
-    flat, *of_extra = torch.autograd.grad((y * weights).sum(), [network.flat, *inner])
-    wanted = torch.autograd.grad((reference * weights).sum(), [*parameters, *inner])
-    for got, want in zip([*network.views(flat), *of_extra], wanted, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+    extra = None if index is None else action
+    with torch.no_grad():
+        y, backward = network._with_backward(obs, extra)
+        weights = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        gradient = backward(weights).clone()
+    reference = network._forward(obs, extra)  # where gradients are recorded, the plain form is used
+    torch.testing.assert_close(y, reference.detach(), rtol=1e-12, atol=1e-14)
+    (wanted,) = torch.autograd.grad((reference * weights).sum(), network.flat)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_the_first_critics_value_differentiates_by_the_action_alone(layer):
     critic, (obs, action) = make_critic(0, 1, action_layer=layer), inputs()
+    with torch.no_grad():
+        _, by_hand = critic.q1_with_action_gradient(obs, action)
     action.requires_grad_()
     (of_q1,) = torch.autograd.grad(critic.q1(obs, action).sum(), action)
     (of_first,) = torch.autograd.grad(critic(obs, action)[0].sum(), action)
     torch.testing.assert_close(of_q1, of_first, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(by_hand, of_first, rtol=1e-12, atol=1e-14)
     with pytest.raises(RuntimeError, match="not have been used"):
         torch.autograd.grad(critic.q1(obs, action).sum(), critic.flat)
 
 
-def test_products_in_bfloat16_round_and_nothing_else():
-    critic = make_critic(0, 1, hidden_sizes=(64, 64))
-    critic.passes.products = torch.bfloat16
+@pytest.mark.parametrize("autograd", [False, True])
+def test_products_in_bfloat16_round_and_nothing_else(autograd):
+    sizes = {"hidden_sizes": (64, 64), "autograd": autograd}
+    critic, reference = make_critic(0, 1, **sizes, products=torch.bfloat16), make_critic(0, 1, **sizes)
     obs, action = inputs(size=32)
-    q = critic(obs, action)
+    found = []
+    for network in (critic, reference):
+        with torch.no_grad():
+            q, backward = network.with_backward(obs, action)
+            gradient = backward(torch.ones_like(q))
+            parts = network.views(gradient) if isinstance(gradient, torch.Tensor) else gradient
+            found.append((q, [part.clone() for part in parts]))
+    (q, gradient), (exact, wanted) = found
     assert q.dtype is torch.float64
-    reference, parameters = by_torch(critic, obs, action)
-    assert 0 < (q - reference.squeeze(-1)).abs().max() < 0.02
-    (flat,) = torch.autograd.grad(q.sum(), critic.flat)
-    assert flat.dtype is torch.float64
-    for got, want in zip(critic.views(flat), torch.autograd.grad(reference.sum(), parameters), strict=True):
+    assert 0 < (q - exact).abs().max() < 0.02
+    for got, want in zip(gradient, wanted, strict=True):
+        assert got.dtype is torch.float64
         assert (got - want).norm() < 0.03 * want.norm()
-    exact = critic.q1(obs, action, exact=True)
-    torch.testing.assert_close(exact, reference.detach()[0, :, :, 0], rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        torch.testing.assert_close(critic.q1(obs, action, exact=True), exact[0], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_the_fan_in_counts_the_action_where_it_enters(layer):
     critic = make_critic(0, action_layer=layer, hidden_sizes=(400, 300))
-    for number, (module, features) in enumerate(zip(critic.layers, (OBS, 400, 300), strict=True), start=1):
+    for number, (module, features) in enumerate(zip(layers(critic), (OBS, 400, 300), strict=True), start=1):
         fan_in = features + (ACTION if number == layer else 0)
         assert module.weight.shape[-2] == fan_in
         assert module.weight.abs().max() <= 1 / math.sqrt(fan_in)
@@ -209,7 +214,7 @@ def test_a_critic_without_that_layer_is_refused(layer):
 def test_normalizer_knows_mean_and_variance_of_all_it_has_seen(pieces):
     g = np.random.default_rng(0)
     seen = g.normal([0.0, 1e3, -5.0], [1.0, 0.1, 30.0], size=(2, 1000, 3))
-    normalizer = Normalizer(2, 3)
+    normalizer = Normalizer(2, 3, 10.0)
     start = 0
     for size in pieces:
         normalizer.update(torch.from_numpy(seen[:, start : start + size]))
@@ -222,7 +227,7 @@ def test_normalizer_knows_mean_and_variance_of_all_it_has_seen(pieces):
 
 
 def test_normalizer_keeps_members_apart():
-    normalizer, alone = Normalizer(2, OBS), Normalizer(1, OBS)
+    normalizer, alone = Normalizer(2, OBS, 10.0), Normalizer(1, OBS, 10.0)
     obs, _ = inputs()
     normalizer.update(obs)
     alone.update(obs[1:])
@@ -231,7 +236,7 @@ def test_normalizer_keeps_members_apart():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_normalizer_clips_and_keeps_the_precision(dtype):
-    normalizer = Normalizer(1, 2)
+    normalizer = Normalizer(1, 2, 10.0)
     normalizer.update(torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]]))  # the second never moved: its variance is 0
     out = normalizer(torch.tensor([[[1e9, 1.0], [-1e9, -1.0], [0.0, 0.0]]], dtype=dtype))
     assert out.dtype is dtype
@@ -240,9 +245,9 @@ def test_normalizer_clips_and_keeps_the_precision(dtype):
 
 @pytest.mark.parametrize("make", [make_actor, make_critic])
 def test_targets_share_the_statistics_and_no_parameter(make):
-    normalizer = Normalizer(2, OBS)
+    normalizer = Normalizer(2, OBS, 10.0)
     network = make(0, 1, normalizer=normalizer)
-    target = target_of(network)
+    target = network.target()
     obs, action = inputs()
     arguments = (obs,) if make is make_actor else (obs, action)
     normalizer.update(obs * 3 + 7)  # after the target was made
@@ -254,11 +259,11 @@ def test_targets_share_the_statistics_and_no_parameter(make):
 
 
 def test_the_statistics_are_part_of_the_actors_state():
-    normalizer = Normalizer(2, OBS)
+    normalizer = Normalizer(2, OBS, 10.0)
     actor = make_actor(0, 1, normalizer=normalizer)
     obs, _ = inputs()
     normalizer.update(obs * 3 + 7)
-    restored = make_actor(8, 9, normalizer=Normalizer(2, OBS))
+    restored = make_actor(8, 9, normalizer=Normalizer(2, OBS, 10.0))
     restored.load(actor.tensors())
     assert torch.equal(restored(obs), actor(obs))
     normalizer.update(obs)
@@ -271,7 +276,7 @@ def test_every_algorithm_shares_one_normaliser_among_its_networks(name):
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
     values.pop("name")
     values |= {"hidden_sizes": [4], "normalize_obs": True}
-    algorithm = ALGORITHMS[name](**values, obs_dim=OBS, action_dim=ACTION, seeds=[0, 1], dtype=torch.float64)
+    algorithm = ALGORITHMS[name](**values, obs_dim=OBS, action_dim=ACTION, seeds=[0, 1], numbers=DOUBLE)
     obs, action = inputs()
     algorithm.observe(obs.numpy() * 3 + 7)
     assert torch.equal(algorithm.actor(obs), algorithm.target_actor(obs))

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.config import config_dir
 from dpg_cli.errors import DiskError, UserError
+from dpg_cli.networks import Numbers
 from dpg_cli.storage import checkpoint
 from dpg_cli.storage.atomic import Disk
 
@@ -30,7 +31,7 @@ def make_algorithm(name="ddpg", *, seeds=(0,), dtype=torch.float32, **changes):
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
     values.pop("name")
     values |= {"hidden_sizes": [8, 6]} | changes
-    return ALGORITHMS[name](**values, obs_dim=OBS, action_dim=ACTION, seeds=seeds, dtype=dtype)
+    return ALGORITHMS[name](**values, obs_dim=OBS, action_dim=ACTION, seeds=seeds, numbers=Numbers("cpu", dtype, dtype))
 
 
 def make_policy(seed=0):
@@ -60,8 +61,15 @@ def save_best(run, step, *, seed=0):
     writer(run).save_best(step, make_policy(seed))
 
 
+def load_policy(run, which, **arguments):
+    """An algorithm with the policy of a checkpoint."""
+    algorithm = make_algorithm(seeds=(99,), **arguments)
+    algorithm.load_policy(checkpoint.policy_tensors(checkpoint.find(run, which))[0])
+    return algorithm
+
+
 def loaded_step(run, which):
-    return checkpoint.load_policy(checkpoint.find(run, which))[1]
+    return checkpoint.policy_tensors(checkpoint.find(run, which))[1]
 
 
 def names(run):
@@ -70,7 +78,7 @@ def names(run):
 
 def rejected(folder):
     with pytest.raises(UserError) as caught:
-        checkpoint.load_policy(folder)
+        checkpoint.policy_tensors(folder)
     assert str(folder) in str(caught.value)
     assert "damaged" in str(caught.value)
 
@@ -197,9 +205,9 @@ def test_a_step_written_twice_stays_whole(tmp_path):
     with contextlib.suppress(OSError):  # whether the second is rejected or takes the first one's place
         save(tmp_path, 5, seed=1)
     for which in ("latest", "5"):
-        actor, step = checkpoint.load_policy(checkpoint.find(tmp_path, which))
+        policy, step = checkpoint.policy_tensors(checkpoint.find(tmp_path, which))
         assert step == 5
-        weight = actor.tensors()[WEIGHT]
+        weight = policy[WEIGHT]
         assert any(torch.equal(weight, make_policy(seed)[WEIGHT]) for seed in (0, 1))
 
 
@@ -243,8 +251,8 @@ def test_find_by_name_and_by_step(tmp_path):
     save(tmp_path, 5, seed=2)
     save(tmp_path, 10, seed=3)
     for which, seed in {"best": 1, "3": 1, "5": 2, "10": 3, "latest": 3, "000000005": 2}.items():
-        actor, _ = checkpoint.load_policy(checkpoint.find(tmp_path, which))
-        assert torch.equal(actor.tensors()[WEIGHT], make_policy(seed)[WEIGHT])
+        policy, _ = checkpoint.policy_tensors(checkpoint.find(tmp_path, which))
+        assert torch.equal(policy[WEIGHT], make_policy(seed)[WEIGHT])
 
 
 @pytest.mark.parametrize(
@@ -295,10 +303,7 @@ def test_the_loaded_policy_acts_exactly_as_the_saved_one(tmp_path, name, dtype, 
     obs = observations()
     algorithm.observe(obs)
     put(tmp_path, 5, algorithm.policy_state(0), keep=1)
-    actor, _ = checkpoint.load_policy(checkpoint.find(tmp_path, "5"))
-    assert (actor.obs_dim, actor.action_dim, actor.dtype) == (OBS, ACTION, dtype)
-    with torch.no_grad():
-        action = actor(torch.from_numpy(obs).to(dtype)).numpy()
+    action = load_policy(tmp_path, "5", name=name, dtype=dtype, normalize_obs=normalize_obs).act(obs)
     np.testing.assert_array_equal(action, algorithm.act(obs))
     other = make_algorithm(name, dtype=dtype)
     assert np.array_equal(action, other.act(obs)) is not normalize_obs
@@ -312,9 +317,8 @@ def test_a_member_is_saved_alone(tmp_path, normalize_obs):
     actions = algorithm.act(obs)
     for member in range(2):
         put(tmp_path / str(member), 5, algorithm.policy_state(member), keep=1)
-        actor, _ = checkpoint.load_policy(checkpoint.find(tmp_path / str(member), "5"))
-        with torch.no_grad():
-            own = actor(torch.from_numpy(obs[member : member + 1])).numpy()[0]
+        loaded = load_policy(tmp_path / str(member), "5", dtype=torch.float64, normalize_obs=normalize_obs)
+        own = loaded.act(obs[member : member + 1])[0]
         np.testing.assert_allclose(own, actions[member], rtol=1e-12, atol=1e-14)
 
 
@@ -325,12 +329,9 @@ def test_a_saved_policy_does_not_learn_on(tmp_path):
     state = algorithm.policy_state(0)
     put(tmp_path, 5, state, keep=1)
     with torch.no_grad():
-        for parameter in algorithm.actor.parameters():
-            parameter.add_(1.0)
+        algorithm.actor.flat.add_(1.0)
     algorithm.observe(observations() * 7)
-    actor, _ = checkpoint.load_policy(checkpoint.find(tmp_path, "5"))
-    with torch.no_grad():
-        np.testing.assert_array_equal(actor(torch.from_numpy(observations())).numpy(), before)
+    np.testing.assert_array_equal(load_policy(tmp_path, "5", normalize_obs=True).act(observations()), before)
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "policy.safetensors"])
@@ -392,7 +393,8 @@ def test_a_sound_file_that_is_no_policy_is_refused(tmp_path, which):
         "wrong shapes": policy | {"layers.1.bias": torch.zeros(1, 1, 99)},
     }[which]
     put(tmp_path, 5, wrong, keep=1)
-    rejected(checkpoint.find(tmp_path, "5"))
+    with pytest.raises(ValueError, match="expected tensors"):
+        load_policy(tmp_path, "5")
 
 
 def test_a_pickle_is_never_opened(tmp_path):
