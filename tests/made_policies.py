@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 from gymnasium import spaces
+from safetensors.numpy import save
 from torch.nn import functional
 
 from dpg_cli.layers import read_layers
 from dpg_cli.policy import Policy
-from dpg_cli.storage.policy_file import StoredPolicy, metadata
+from dpg_cli.storage.policy_file import StoredPolicy, metadata, with_metadata
 
 OBS_DIM, ACTION_DIM = 17, 6
 RELU, ELU, TANH = ({"type": name} for name in ("relu", "elu", "tanh"))
@@ -65,13 +66,29 @@ def tensors(dtype):
     return made
 
 
+OBSERVED = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float64)
+ACTING = spaces.Box(np.float32([-1, -2, -0.4, 0, 0.1, -1]), np.float32([1, 2, 0.4, 3, 0.2, 5]))
+
+
+def about(name, step):
+    return metadata("Made-v0", OBSERVED, ACTING, NETWORKS[name], "td3") | {"step": step, "dpg_cli": "0"}
+
+
 def policy(name, dtype=np.float32):
     """The policy with one of `NETWORKS`."""
-    observed = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float64)
-    acting = spaces.Box(np.float32([-1, -2, -0.4, 0, 0.1, -1]), np.float32([1, 2, 0.4, 3, 0.2, 5]))
-    about = metadata("Made-v0", observed, acting, NETWORKS[name], "td3") | {"step": 7, "dpg_cli": "0"}
     layers = read_layers(NETWORKS[name], tensors(dtype), OBS_DIM, ACTION_DIM)
-    return Policy(StoredPolicy("Made-v0", observed, acting, layers, 7, about), {})
+    return Policy(StoredPolicy("Made-v0", OBSERVED, ACTING, layers, 7, about(name, 7)), {})
+
+
+def policy_file(name, step):
+    """The content of its file."""
+    return with_metadata(save(tensors(np.float32)), about(name, step))
+
+
+def in_units(scaled):
+    """Actions in the units of the environment, for actions in [-1, 1]."""
+    low, high = ACTING.low.astype(np.float64), ACTING.high.astype(np.float64)
+    return low + (scaled + 1) / 2 * (high - low)
 
 
 def expected(name, obs, dtype=np.float32):

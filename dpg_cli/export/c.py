@@ -21,7 +21,7 @@ from dpg_cli.spaces import layout
 COMPILERS = ("cc", "gcc", "clang")
 COLUMNS = 8  # numbers on a line
 SECONDS = 300  # for a compiler
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)  # a clip that clips no float
 
 HELPERS = {  # an int may have 16 bits: it counts the numbers of one layer, and is never an index of its weights
     Dense: """\

@@ -87,8 +87,7 @@ def test_a_file_of_every_kind_of_layer_acts_as_the_policy(tmp_path, name, networ
     obs = observations(policy)
     path, difference = exported(policy, name, tmp_path, obs)
     assert difference <= TOLERANCE / 2
-    low, high = policy.action_space.low, policy.action_space.high.astype(np.float64)
-    right = low + (made_policies.expected(network, obs, dtype) + 1) / 2 * (high - low)
+    right = made_policies.in_units(made_policies.expected(network, obs, dtype))
     np.testing.assert_allclose(FORMATS[name].run(path, obs, STEM), right, rtol=0, atol=TOLERANCE)
 
 
