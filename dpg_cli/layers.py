@@ -4,20 +4,23 @@ A network describes itself as a list of layers in order, each `{"type": …}` wi
 
     {"type": "normalize", "mean": …, "var": …, "epsilon": …, "clip": …}    clip((x - mean) / √(var + epsilon), ±clip)
     {"type": "dense", "weight": …, "bias": …}                              x W + b
-    {"type": "relu"}, {"type": "tanh"}
+    {"type": "layer_norm", "weight": …, "bias": …, "epsilon": …}           (x - mean(x)) / √(var(x) + epsilon) w + b
+    {"type": "residual", "layers": […]}                                    x + f(x), with the layers of f
+    {"type": "relu"}, {"type": "elu"}, {"type": "tanh"}
+
+A clip of null does not clip. The variance of a layer_norm is over the features, divided by their number (biased). The
+layers of a residual keep the size, and none of them is a residual.
 
 A network of a new kind uses these, or adds a class here and its counterparts in `export/`.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-TYPES = ("normalize", "dense", "relu", "tanh")
-MAX_LAYERS = 1_000
+MAX_LAYERS = 1_000  # with those inside residuals
 
 
 class UnknownLayerError(ValueError):
@@ -40,15 +43,33 @@ class Dense:
 
 @dataclass(frozen=True)
 class Normalize:
-    """(x - mean) / std, clipped to ±clip."""
+    """(x - mean) / std, clipped to ±clip unless that is None."""
 
     mean: np.ndarray  # (in,)
     std: np.ndarray  # (in,)
-    clip: float
+    clip: float | None
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """`(..., in)` to `(..., in)`."""
-        y: np.ndarray = np.clip((x - self.mean) / self.std, -self.clip, self.clip)
+        y: np.ndarray = (x - self.mean) / self.std
+        return y if self.clip is None else np.clip(y, -self.clip, self.clip)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """(x - mean) / √(variance + epsilon) · weight + bias, with the mean and the biased variance over the features."""
+
+    weight: np.ndarray  # (in,)
+    bias: np.ndarray  # (in,)
+    epsilon: float
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`(..., in)` to `(..., in)`."""
+        size = len(self.weight)
+        y: np.ndarray = x - x.sum(axis=-1, keepdims=True) / size  # several times as fast as np.mean for one observation
+        y /= np.sqrt((y * y).sum(axis=-1, keepdims=True) / size + self.epsilon)
+        y *= self.weight
+        y += self.bias
         return y
 
 
@@ -63,6 +84,16 @@ class Relu:
 
 
 @dataclass(frozen=True)
+class Elu:
+    """x if x > 0, otherwise exp(x) - 1."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Any shape."""
+        y: np.ndarray = np.maximum(x, 0) + np.expm1(np.minimum(x, 0))  # one of the two is 0
+        return y
+
+
+@dataclass(frozen=True)
 class Tanh:
     """tanh(x)."""
 
@@ -72,7 +103,36 @@ class Tanh:
         return y
 
 
-Layer = Dense | Normalize | Relu | Tanh
+Plain = Dense | Normalize | LayerNorm | Relu | Elu | Tanh
+ACTIVATIONS: dict[str, Plain] = {"relu": Relu(), "elu": Elu(), "tanh": Tanh()}
+TYPES = ("normalize", "dense", "layer_norm", "residual", *ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """x + f(x)."""
+
+    layers: tuple[Plain, ...]  # of f, at least one
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`(..., in)` to `(..., in)`."""
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+        y += x  # every layer returns a new array
+        return y
+
+
+Layer = Plain | Residual
+
+
+def plain_layers(layers: Iterable[Layer]) -> Iterator[Plain]:
+    """The layers in order, with those of a residual in its place."""
+    for layer in layers:
+        if isinstance(layer, Residual):
+            yield from layer.layers
+        else:
+            yield layer
 
 
 def read_layers(description: Any, tensors: Mapping[str, np.ndarray], obs_dim: int, action_dim: int) -> list[Layer]:
@@ -89,9 +149,92 @@ def read_layers(description: Any, tensors: Mapping[str, np.ndarray], obs_dim: in
         ValueError: the layers do not fit each other or these sizes, or a number is not finite.
         LookupError, TypeError: it is not such a description.
     """
+    described = list(_described(description))
+    if len(described) > MAX_LAYERS:
+        raise ValueError(f"a network of {len(described):,} layers")
+    for about in described:
+        if not isinstance(kind := about["type"], str):
+            raise ValueError("the type of a layer is not a string")
+        if kind not in TYPES:
+            raise UnknownLayerError(f"a layer of the type {kind!r}")
+    dtypes = {tensors[about["weight"]].dtype for about in described if about["type"] == "dense"}
+    if len(dtypes) != 1:
+        raise ValueError(f"the weights have {len(dtypes)} types")
+    reader = _Reader(tensors, dtypes.pop())
+    layers: list[Layer] = []
+    size = obs_dim
+    for about in description:
+        if about["type"] == "residual":
+            layers.append(reader.residual(about, size))
+        else:
+            layer, size = reader.plain(about, size)
+            layers.append(layer)
+    if size != action_dim:
+        raise ValueError(f"the network has {size} outputs for {action_dim} actions")
+    return layers
 
-    def tensor(name: str, *shape: int) -> np.ndarray:
-        found = tensors[name]
+
+def _described(description: Any) -> Iterator[Any]:
+    """The descriptions of all layers, of a residual and then of the layers in it."""
+    if not isinstance(description, list):
+        raise ValueError("the layers are not a list")
+    for about in description:
+        yield about
+        if about["type"] == "residual":
+            if not isinstance(about["layers"], list):
+                raise ValueError("the layers of a residual are not a list")
+            yield from about["layers"]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes layers from their descriptions.
+
+    Attributes:
+        tensors: by name.
+        dtype: of the arithmetic.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    dtype: np.dtype[Any]
+
+    def plain(self, about: Any, size: int) -> tuple[Plain, int]:
+        """A layer that takes `size` numbers, and how many it returns."""
+        kind = about["type"]
+        if kind == "dense":
+            outputs = self.tensors[about["weight"]].shape[-1]
+            weight, bias = self._tensor(about["weight"], size, outputs), self._tensor(about["bias"], 1, outputs)
+            return Dense(weight, self._converted(bias[0])), outputs
+        if kind == "normalize":
+            mean, var = (self._tensor(about[name], 1, size)[0] for name in ("mean", "var"))
+            epsilon, clip = _positive(about["epsilon"]), about["clip"]
+            if var.min() < 0:
+                raise ValueError("a variance is negative")
+            std = self._converted(np.sqrt(var + epsilon))
+            if std.min() <= 0:
+                raise ValueError("a standard deviation is 0 in the weights' type")
+            return Normalize(self._converted(mean), std, None if clip is None else _positive(clip)), size
+        if kind == "layer_norm":
+            if size == 0:
+                raise ValueError("a mean of no features")
+            weight, bias = (self._converted(self._tensor(about[name], 1, size)[0]) for name in ("weight", "bias"))
+            return LayerNorm(weight, bias, _positive(about["epsilon"])), size
+        if kind == "residual":
+            raise ValueError("a residual inside a residual")
+        return ACTIVATIONS[kind], size
+
+    def residual(self, about: Any, size: int) -> Residual:
+        """A residual that takes and returns `size` numbers."""
+        layers, outputs = [], size
+        for inner in about["layers"]:
+            layer, outputs = self.plain(inner, outputs)
+            layers.append(layer)
+        if not layers or outputs != size:
+            raise ValueError(f"a residual of {len(layers)} layers from {size} numbers to {outputs}")
+        return Residual(tuple(layers))
+
+    def _tensor(self, name: str, *shape: int) -> np.ndarray:
+        found = self.tensors[name]
         if found.shape != (1, *shape):
             raise ValueError(f"{name} has shape {found.shape}, not {(1, *shape)}")
         if found.dtype not in (np.float32, np.float64) or not np.isfinite(found).all():
@@ -99,45 +242,17 @@ def read_layers(description: Any, tensors: Mapping[str, np.ndarray], obs_dim: in
         own: np.ndarray = found[0]
         return own
 
-    if not isinstance(description, list) or len(description) > MAX_LAYERS:
-        raise ValueError("the network is not a short list of layers")
-    for about in description:
-        if not isinstance(kind := about["type"], str):
-            raise ValueError("the type of a layer is not a string")
-        if kind not in TYPES:
-            raise UnknownLayerError(f"a layer of the type {kind!r}")
-    dtypes = {tensors[about["weight"]].dtype for about in description if about["type"] == "dense"}
-    if len(dtypes) != 1:
-        raise ValueError(f"the weights have {len(dtypes)} types")
-    (dtype,) = dtypes
-    layers: list[Layer] = []
-    size = obs_dim
-    for about in description:
-        kind = about["type"]
-        if kind == "dense":
-            outputs = tensors[about["weight"]].shape[-1]
-            bias = tensor(about["bias"], 1, outputs)[0]
-            layers.append(Dense(tensor(about["weight"], size, outputs), bias.astype(dtype)))
-            size = outputs
-        elif kind == "normalize":
-            mean, var = (tensor(about[name], 1, size)[0] for name in ("mean", "var"))
-            epsilon, clip = _positive(about["epsilon"]), _positive(about["clip"])
-            if var.min() < 0:
-                raise ValueError("a variance is negative")
-            mean, std = mean.astype(dtype), np.sqrt(var + epsilon).astype(dtype)
-            if not (np.isfinite(mean).all() and np.isfinite(std).all() and std.min() > 0):
-                raise ValueError("statistics beyond the range of the weights' type")
-            layers.append(Normalize(mean, std, clip))
-        elif kind == "relu":
-            layers.append(Relu())
-        else:
-            layers.append(Tanh())
-    if size != action_dim:
-        raise ValueError(f"the network has {size} outputs for {action_dim} actions")
-    return layers
+    def _converted(self, values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            converted = values.astype(self.dtype)
+        if not np.isfinite(converted).all():
+            raise ValueError("a number beyond the range of the weights' type")
+        return converted
 
 
 def _positive(number: Any) -> float:
-    if type(number) not in (int, float) or not 0 < number < math.inf:
-        raise ValueError("a constant of a layer is not a positive number")
+    """A constant. It must be positive and finite in float32, the type of exported files."""
+    limits = np.finfo(np.float32)
+    if type(number) not in (int, float) or not float(limits.tiny) <= number <= float(limits.max):
+        raise ValueError("a constant of a layer is not a positive number in the range of float32")
     return float(number)

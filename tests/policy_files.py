@@ -39,9 +39,14 @@ def rewrite(folder, change):
     if strings is not None:
         header[METADATA] = strings
     text = json.dumps(header).encode()
-    (folder / POLICY).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    replace(folder, len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+def replace(folder, data):
+    """Replace the policy file of a checkpoint."""
+    (folder / POLICY).write_bytes(data)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][POLICY] = described((folder / POLICY).read_bytes())
+    manifest["files"][POLICY] = described(data)
     manifest.pop("checksum")
     manifest["checksum"] = checksum(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import keys
+import made_policies
 import numpy as np
 import pytest
 import tutorial
@@ -144,6 +145,19 @@ def test_the_python_of_the_page_on_using_a_policy(used, capfd):
             acted += 1
     assert (acted, len(robot.actions)) == (4, 2)
     assert json.loads(capfd.readouterr().out) == "HalfCheetah-v4"
+
+
+@pytest.mark.parametrize("network", made_policies.NETWORKS)
+def test_the_numpy_of_the_page_on_using_a_policy_knows_every_layer(tmp_path, network):
+    (text,) = [text for text in of_language("python") if "def act(" in text]
+    path = tmp_path / "checkpoints" / "best" / "policy.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(made_policies.policy_file(network, step=0))
+    names = {}
+    exec(compile(text.replace("RUN_DIR", str(tmp_path)), "using_a_policy.md", "exec"), names)
+    obs = np.random.default_rng(0).normal(0, 3, (20, made_policies.OBS_DIM))
+    right = made_policies.in_units(made_policies.expected(network, obs))
+    np.testing.assert_allclose(names["act"](obs), right, rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")

@@ -5,12 +5,13 @@ import pickle
 import re
 import shutil
 
+import made_policies
 import numpy as np
 import pytest
 import torch
 from commands import SMALL, TOY
 from gymnasium import spaces
-from policy_files import RUNS, arguments_of, entries, removed, rewrite
+from policy_files import RUNS, arguments_of, entries, removed, replace, rewrite
 from safetensors import safe_open
 
 import dpg_cli
@@ -185,8 +186,20 @@ def test_training_on_writes_the_metadata_that_an_earlier_version_did_not(finishe
     assert load_policy(run, "latest").step == 61
 
 
+@pytest.mark.parametrize("network", made_policies.NETWORKS)
+def test_a_policy_of_every_kind_of_layer_is_read_from_its_file(finished, network):
+    run = finished(TOY, *SMALL)
+    folder = checkpoint.find(run, "latest")
+    replace(folder, made_policies.policy_file(network, step=60))
+    obs = np.random.default_rng(2).normal(0, 3, (20, made_policies.OBS_DIM))
+    right = made_policies.in_units(made_policies.expected(network, obs))
+    np.testing.assert_allclose(load_policy(run, "latest")(obs), right, rtol=0, atol=1e-5)
+
+
 FIRST, LAST = ({"type": "dense", "weight": f"layers.{i}.weight", "bias": f"layers.{i}.bias"} for i in range(2))
+NORM = {"type": "layer_norm", "weight": "layers.0.bias", "bias": "layers.0.bias", "epsilon": 1e-6}
 STATISTICS = {"type": "normalize", "mean": "normalizer.mean", "var": "normalizer.var", "epsilon": 1e-8, "clip": 10.0}
+RESIDUALS = f"[{json.dumps(FIRST)}, " + '{"type": "residual", "layers": [' * 450 + "]}" * 450 + f", {json.dumps(LAST)}]"
 DEEP = '{"type": "Tuple", "spaces": [' * 450 + json.dumps(BOX) + "]}" * 450
 INVALID = {
     "no network": entries(network=None),
@@ -203,6 +216,14 @@ INVALID = {
     "no clip": entries(network=[STATISTICS | {"clip": -1.0}, FIRST, LAST]),
     "a clip that is text": entries(network=[STATISTICS | {"clip": "10"}, FIRST, LAST]),
     "statistics without a constant": entries(network=[{**STATISTICS, "epsilon": 0}, FIRST, LAST]),
+    "a clip beyond float32": entries(network=[STATISTICS | {"clip": 1e300}, FIRST, LAST]),
+    "an epsilon beyond float32": entries(network=[FIRST, NORM | {"epsilon": 1e-300}, LAST]),
+    "a norm of another size": entries(network=[NORM, FIRST, LAST]),
+    "a residual that changes the size": entries(network=[{"type": "residual", "layers": [FIRST]}, LAST]),
+    "a residual of a million layers": entries(
+        network=[FIRST, {"type": "residual", "layers": [{"type": "relu"}] * 1_000_000}, LAST]
+    ),
+    "900 levels of residuals": lambda strings: strings | {"network": RESIDUALS},
     "another size of observation": entries(observation_space=BOX | {"shape": [3], "low": [0] * 3, "high": [1] * 3}),
     "another size of action": entries(action_space=BOX | {"shape": [2], "low": [0] * 2, "high": [1] * 2}),
     "unbounded actions": entries(action_space=BOX | {"low": ["-inf"]}),
@@ -227,9 +248,10 @@ def test_invalid_metadata(finished, name):
     assert not re.search(r"Error|Exception", str(caught.value))  # names of Python's classes
 
 
-def test_a_policy_of_a_later_version(finished):
+@pytest.mark.parametrize("layer", [{"type": "block"}, {"type": "residual", "layers": [{"type": "block"}]}])
+def test_a_policy_of_a_later_version(finished, layer):
     run = finished(TOY, *SMALL)
-    rewrite(checkpoint.find(run, "best"), entries(network=[FIRST, {"type": "block"}, LAST]))
+    rewrite(checkpoint.find(run, "best"), entries(network=[FIRST, layer, LAST]))
     with pytest.raises(UserError, match=r"a layer of the type 'block', which .*, so update dpg-cli$") as caught:
         load_policy(run)
     assert "damaged" not in str(caught.value)

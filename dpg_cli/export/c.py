@@ -14,13 +14,14 @@ import numpy as np
 
 from dpg_cli.errors import ExportError, UserError, first_line
 from dpg_cli.export.box import box_in_float32
-from dpg_cli.layers import Dense, Normalize, Relu, Tanh
+from dpg_cli.layers import Dense, Elu, Layer, LayerNorm, Normalize, Plain, Relu, Residual, Tanh, plain_layers
 from dpg_cli.policy import Policy
 from dpg_cli.spaces import layout
 
 COMPILERS = ("cc", "gcc", "clang")
 COLUMNS = 8  # numbers on a line
 SECONDS = 300  # for a compiler
+LARGEST = float(np.finfo(np.float32).max)  # a clip that clips no float
 
 HELPERS = {  # an int may have 16 bits: it counts the numbers of one layer, and is never an index of its weights
     Dense: """\
@@ -40,9 +41,56 @@ static void NAME_normalize(const float *mean, const float *std, float clip, cons
     }
 }
 """,
+    LayerNorm: """\
+/* Heron's method on x scaled by powers of 4 to [1, 4), relative error below 2e-7, without libm. */
+static float NAME_sqrt(float x) {
+    float scale = 1.0f;
+    if (!(x > 0.0f && x <= 3.40282347e+38f)) return x; /* 0, infinity, NaN */
+    for (int k = 0; k < 64 && x >= 4.0f; k++) {
+        x *= 0.25f;
+        scale *= 2.0f;
+    }
+    for (int k = 0; k < 75 && x < 1.0f; k++) {
+        x *= 4.0f;
+        scale *= 0.5f;
+    }
+    float root = 0.69f + 0.34f * x; /* to 4%, which three steps reduce to rounding */
+    for (int k = 0; k < 3; k++) root = 0.5f * (root + x / root);
+    return root * scale;
+}
+
+static void NAME_layer_norm(
+    const float *weight, const float *bias, float epsilon, const float *in, float *out, int size) {
+    float first = 0.0f, rest = 0.0f, squares = 0.0f;
+    for (int i = 0; i < size; i++) first += in[i];
+    first /= (float)size;
+    for (int i = 0; i < size; i++) rest += in[i] - first; /* what rounding left out of the mean */
+    const float mean = first + rest / (float)size;
+    for (int i = 0; i < size; i++) squares += (in[i] - mean) * (in[i] - mean);
+    const float std = NAME_sqrt(squares / (float)size + epsilon);
+    for (int i = 0; i < size; i++) out[i] = (in[i] - mean) / std * weight[i] + bias[i];
+}
+""",
+    Residual: """\
+static void NAME_add(const float *in, float *out, int size) {
+    for (int i = 0; i < size; i++) out[i] += in[i];
+}
+""",
     Relu: """\
 static void NAME_relu(const float *in, float *out, int size) {
     for (int i = 0; i < size; i++) out[i] = in[i] < 0.0f ? 0.0f : in[i];
+}
+""",
+    Elu: """\
+/* exp(x) - 1 = x / (r - x / 2), where tanh(x / 2) = (x / 2) / r and r is Lambert's continued fraction
+ * 1 + y^2 / (3 + y^2 / (5 + ...)) of y = x / 2: absolute error below 2e-7, without libm. */
+static void NAME_elu(const float *in, float *out, int size) {
+    for (int i = 0; i < size; i++) {
+        const float x = in[i], half = 0.5f * x;
+        float rest = 25.0f;
+        for (int odd = 23; odd > 0; odd -= 2) rest = (float)odd + half * half / rest;
+        out[i] = x > 0.0f ? x : x < -16.0f ? -1.0f : x / (rest - half);
+    }
 }
 """,
     Tanh: """\
@@ -138,26 +186,11 @@ def write(policy: Policy, metadata: Mapping[str, Any], stem: str) -> bytes:
     Raises:
         ExportError: a number is beyond the range of float.
     """
-    constants: dict[str, np.ndarray] = {}
-    calls, widths = [], dict[str, int]()  # of the buffers that the layers write to, a and b
-    source, size = "obs", policy.obs_dim
-    for i, layer in enumerate(policy.layers):
-        target = "a" if source == "obs" else source  # in place
-        if isinstance(layer, Dense):
-            target = "b" if source == "a" else "a"
-            constants |= {f"{i}_weight": layer.weight.T, f"{i}_bias": layer.bias}
-            calls.append(f"dense({stem}_{i}_weight, {stem}_{i}_bias, {source}, {size}, {target}, {len(layer.bias)})")
-            size = len(layer.bias)
-        elif isinstance(layer, Normalize):
-            constants |= {f"{i}_mean": layer.mean, f"{i}_std": layer.std}
-            numbers = f"{stem}_{i}_mean, {stem}_{i}_std, {_literal(layer.clip)}"
-            calls.append(f"normalize({numbers}, {source}, {target}, {size})")
-        else:
-            calls.append(f"{'relu' if isinstance(layer, Relu) else 'tanh'}({source}, {target}, {size})")
-        widths[target] = max(widths.get(target, 0), size)
-        source = target
-    constants |= box_in_float32(policy)._asdict()
-    kinds = {type(layer) for layer in policy.layers}
+    body = _Body(stem, policy.obs_dim)
+    for layer in policy.layers:
+        body.add(layer)
+    constants = body.constants | box_in_float32(policy)._asdict()
+    kinds: set[type[Layer]] = {type(layer) for layer in (*policy.layers, *plain_layers(policy.layers))}
     return (
         FILE.replace("NAME", stem)
         .format(
@@ -167,14 +200,14 @@ def write(policy: Policy, metadata: Mapping[str, Any], stem: str) -> bytes:
             action_space=_comment(policy.action_space),
             order="\n".join(_order(policy)),
             bytes=4 * sum(values.size for values in constants.values()),
-            stack=4 * sum(widths.values()),
+            stack=4 * sum(body.widths.values()),
             obs_dim=policy.obs_dim,
-            action_dim=size,
+            action_dim=body.size,
             constants="\n".join(_constant(f"{stem}_{name}", values) for name, values in constants.items()),
             helpers="\n".join(code.replace("NAME", stem) for kind, code in HELPERS.items() if kind in kinds),
-            buffers=", ".join(f"{name}[{width}]" for name, width in widths.items()),
-            calls="\n".join(f"    {stem}_{call};" for call in calls),
-            result=source,
+            buffers=", ".join(f"{name}[{width}]" for name, width in body.widths.items()),
+            calls="\n".join(f"    {stem}_{call};" for call in body.calls),
+            result=body.source,
         )
         .encode("ascii")
     )
@@ -208,6 +241,64 @@ def _compile(compiler: str, folder: Path, driver: str) -> str | None:
     command = [compiler, "-std=c99", "-O2", "-o", str(folder / "driver"), str(folder / "driver.c")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     return first_line(done.stderr) if done.returncode else None
+
+
+class _Body:
+    """The calls of a policy's function, and the constants and buffers that they use.
+
+    A layer is applied in place unless its input must stay: the observation, and the input of a residual until its sum.
+
+    Args:
+        stem: of all names.
+        obs_dim: size of an observation.
+    """
+
+    def __init__(self, stem: str, obs_dim: int):
+        self.stem = stem
+        self.constants: dict[str, np.ndarray] = {}
+        self.calls: list[str] = []
+        self.widths: dict[str, int] = {}  # of the buffers
+        self.source, self.size = "obs", obs_dim  # what the next layer takes
+        self._layers = 0
+        self._kept: str | None = None
+
+    def add(self, layer: Layer) -> None:
+        """Append a layer."""
+        if isinstance(layer, Residual):
+            self._kept = self.source
+            for inner in layer.layers:
+                self._add(inner)
+            self.calls.append(f"add({self._kept}, {self.source}, {self.size})")
+            self._kept = None
+        else:
+            self._add(layer)
+
+    def _add(self, layer: Plain) -> None:
+        source, size, number = self.source, self.size, self._layers
+        self._layers += 1
+        in_place = not isinstance(layer, Dense) and source not in ("obs", self._kept)
+        target = source if in_place else next(name for name in "abc" if name not in (source, self._kept))
+        if isinstance(layer, Dense):
+            names = self._constants(number, weight=layer.weight.T, bias=layer.bias)
+            self.size = len(layer.bias)
+            self.calls.append(f"dense({names}, {source}, {size}, {target}, {self.size})")
+        elif isinstance(layer, Normalize):
+            names = self._constants(number, mean=layer.mean, std=layer.std)
+            clip = _literal(LARGEST if layer.clip is None else layer.clip)
+            self.calls.append(f"normalize({names}, {clip}, {source}, {target}, {size})")
+        elif isinstance(layer, LayerNorm):
+            names = self._constants(number, weight=layer.weight, bias=layer.bias)
+            self.calls.append(f"layer_norm({names}, {_literal(layer.epsilon)}, {source}, {target}, {size})")
+        else:
+            self.calls.append(f"{type(layer).__name__.lower()}({source}, {target}, {size})")
+        self.widths[target] = max(self.widths.get(target, 0), self.size)
+        self.source = target
+
+    def _constants(self, number: int, **values: np.ndarray) -> str:
+        """Arrays of the layer with this number; returns their names as arguments."""
+        named = {f"{number}_{name}": array for name, array in values.items()}
+        self.constants |= named
+        return ", ".join(f"{self.stem}_{name}" for name in named)
 
 
 def _order(policy: Policy) -> Iterator[str]:

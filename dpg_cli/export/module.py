@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dpg_cli.export.box import box_in_float32
-from dpg_cli.layers import Dense, Layer, Normalize, Relu
+from dpg_cli.layers import Dense, Elu, Layer, LayerNorm, Normalize, Relu, Residual
 from dpg_cli.policy import Policy
 
 
 class Normalizer(nn.Module):
-    """Subtract the mean, divide by the standard deviation, clip."""
+    """Subtract the mean, divide by the standard deviation, clip if there is a clip."""
 
     mean: Tensor
     std: Tensor
@@ -25,7 +25,21 @@ class Normalizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in)` to `(B, in)`."""
-        return ((x - self.mean) / self.std).clamp(-self.clip, self.clip)
+        y = (x - self.mean) / self.std
+        return y if self.clip is None else y.clamp(-self.clip, self.clip)
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x)."""
+
+    def __init__(self, f: nn.Module):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, in)` to `(B, in)`."""
+        y: Tensor = x + self.f(x)
+        return y
 
 
 class ToBox(nn.Module):
@@ -59,7 +73,13 @@ def _module(layer: Layer) -> nn.Module:
         return linear
     if isinstance(layer, Normalize):
         return Normalizer(layer)
-    return nn.ReLU() if isinstance(layer, Relu) else nn.Tanh()
+    if isinstance(layer, LayerNorm):
+        norm = nn.LayerNorm(len(layer.weight), layer.epsilon, device="meta")
+        norm.weight, norm.bias = nn.Parameter(_float32(layer.weight)), nn.Parameter(_float32(layer.bias))
+        return norm
+    if isinstance(layer, Residual):
+        return ResidualBlock(nn.Sequential(*map(_module, layer.layers)))
+    return nn.ReLU() if isinstance(layer, Relu) else nn.ELU() if isinstance(layer, Elu) else nn.Tanh()
 
 
 def _float32(array: np.ndarray[Any, Any]) -> Tensor:

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from safetensors.numpy import load as load_arrays
 
 from dpg_cli.errors import UserError
-from dpg_cli.layers import Dense, Layer, UnknownLayerError, read_layers
+from dpg_cli.layers import Dense, Layer, UnknownLayerError, plain_layers, read_layers
 from dpg_cli.spaces import Space, describe, flat_size, from_description
 from dpg_cli.storage.checkpoint_folder import damaged_policy, read_file, read_manifest, saved_folders, step_of
 
@@ -38,7 +38,7 @@ class StoredPolicy(NamedTuple):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the arithmetic: that of the weights."""
-        return next(layer.weight.dtype for layer in self.layers if isinstance(layer, Dense))
+        return next(layer.weight.dtype for layer in plain_layers(self.layers) if isinstance(layer, Dense))
 
 
 def metadata(

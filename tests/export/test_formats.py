@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made_policies
 import numpy as np
 import pytest
 from commands import SMALL, TOY
@@ -74,6 +75,20 @@ def test_a_file_acts_as_the_policy(trained, tmp_path, name, run):
     box = policy.action_space
     assert (exact >= box.low.ravel()).all()
     assert (exact <= box.high.ravel()).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("network", made_policies.NETWORKS)
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_file_of_every_kind_of_layer_acts_as_the_policy(tmp_path, name, network, dtype):
+    if name == "onnx" and dtype == np.float64:
+        pytest.skip("a second for each model, made from the module that pt2 tests")
+    policy = made_policies.policy(network, dtype)
+    obs = observations(policy)
+    path, difference = exported(policy, name, tmp_path, obs)
+    assert difference <= TOLERANCE / 2
+    right = made_policies.in_units(made_policies.expected(network, obs, dtype))
+    np.testing.assert_allclose(FORMATS[name].run(path, obs, STEM), right, rtol=0, atol=TOLERANCE)
 
 
 def test_bounds_are_rounded_inwards_and_a_fixed_action_is_possible(toy):
@@ -212,11 +227,15 @@ void _start(void) { for (;;) robot_act(obs, action); }
 
 
 @needs_c
-@pytest.mark.parametrize("run", ["HalfCheetah", "a dictionary and unequal float64 bounds", "float64", "one layer"])
+@pytest.mark.parametrize(
+    "run",
+    ["HalfCheetah", "a dictionary and unequal float64 bounds", "float64", "one layer", *made_policies.NETWORKS],
+)
 def test_a_header_compiles_without_warnings_and_links_without_a_library(trained, tmp_path, run):
-    exported(load_policy(trained(*arguments_of(run))), "c", tmp_path)
+    made = run in made_policies.NETWORKS
+    exported(made_policies.policy(run) if made else load_policy(trained(*arguments_of(run))), "c", tmp_path)
     header = f"{STEM}.h"
-    strict = ("-Wall", "-Wextra", "-Werror")
+    strict = ("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wdouble-promotion", "-Wshadow")
     compiled(tmp_path, "gcc", *strict, "-std=c99", "-pedantic", "-c", "-x", "c", header, "-o", "a.o")
     compiled(tmp_path, "g++", *strict, "-std=c++11", "-pedantic", "-c", "-x", "c++", header, "-o", "b.o")
     (tmp_path / "start.c").write_text(FREESTANDING)
@@ -252,21 +271,102 @@ def test_a_literal_reads_back_as_the_same_float(number):
     assert np.float32(text[:-1]).tobytes() == np.float32(number).tobytes()
 
 
-@needs_c
-def test_tanh_is_exact_to_float(toy, tmp_path):
-    exported(toy, "c", tmp_path)
-    numbers = np.concatenate([np.linspace(-12, 12, 20_001), [0.0, np.inf, -np.inf, 1e-30]]).astype(np.float32)
+@pytest.mark.parametrize(
+    ("network", "widths"),
+    [
+        ("simba", {"a": 32, "b": 32, "c": 128}),
+        ("elu", {"a": 64, "b": 48}),
+        ("a residual of the observation", {"a": 17, "b": 17}),
+    ],
+)
+def test_the_comment_counts_the_buffers(tmp_path, network, widths):
+    """A residual keeps its input in a buffer of its own, unless that is the observation."""
+    path, _ = exported(made_policies.policy(network), "c", tmp_path)
+    text = path.read_text()
+    (declared,) = re.findall(r"^    float (a\[.*);$", text, flags=re.MULTILINE)
+    assert {name: int(width) for name, width in re.findall(r"(\w)\[(\d+)\]", declared)} == widths
+    assert f"bytes of constants, {4 * sum(widths.values()):,} bytes of stack" in text
+
+
+def computed(policy, folder, call, numbers):
+    """The results of a C expression of the header for each number, a float `x`, and `y` to write to."""
+    exported(policy, "c", folder)
     driver = (
         '#include <stdio.h>\n#include "robot.h"\n'
-        "int main(void) { float x, y; while (fread(&x, 4, 1, stdin)) "
-        "{ robot_tanh(&x, &y, 1); fwrite(&y, 4, 1, stdout); } return 0; }"
+        f"int main(void) {{ float x, y; while (fread(&x, 4, 1, stdin)) {{ {call}; fwrite(&y, 4, 1, stdout); }} }}"
     )
-    (tmp_path / "main.c").write_text(driver)
-    compiled(tmp_path, "gcc", "-std=c99", "-O2", "main.c", "-o", "main")
-    done = subprocess.run([tmp_path / "main"], input=numbers.tobytes(), capture_output=True, check=True)
-    found = np.frombuffer(done.stdout, np.float32)
+    (folder / "main.c").write_text(driver)
+    compiled(folder, "gcc", "-std=c99", "-O2", "main.c", "-o", "main")
+    done = subprocess.run([folder / "main"], input=numbers.tobytes(), capture_output=True, check=True)
+    return np.frombuffer(done.stdout, np.float32)
+
+
+def every(step, sign=1):
+    """Floats of one sign over their whole range, from the least subnormal number to infinity, and 0."""
+    patterns = np.append(np.arange(0, 0x7F800000, step, np.uint32), np.uint32(0x7F800000))
+    return sign * patterns.view(np.float32)
+
+
+@needs_c
+def test_tanh_is_exact_to_float(toy, tmp_path):
+    numbers = np.concatenate([np.linspace(-12, 12, 20_001), [0.0, np.inf, -np.inf, 1e-30]]).astype(np.float32)
+    found = computed(toy, tmp_path, "robot_tanh(&x, &y, 1)", numbers)
     np.testing.assert_allclose(found, np.tanh(numbers.astype(np.float64)), atol=3e-7, rtol=3e-7)
     assert (np.abs(found) <= 1).all()
+
+
+@needs_c
+def test_elu_is_exact_to_float(tmp_path):
+    numbers = np.concatenate([every(9_973), every(997, sign=-1), np.linspace(-20, 1, 200_001, dtype=np.float32)])
+    found = computed(made_policies.policy("elu"), tmp_path, "robot_elu(&x, &y, 1)", numbers)
+    negative = numbers < 0
+    np.testing.assert_array_equal(found[~negative], numbers[~negative])
+    right = np.expm1(numbers[negative].astype(np.float64))
+    np.testing.assert_allclose(found[negative], right, atol=2e-7, rtol=0)
+    np.testing.assert_allclose(found[negative], right, atol=1e-44, rtol=3e-7)  # also where it is nearly 0
+    assert (found >= -1).all()
+
+
+@needs_c
+def test_the_square_root_is_exact_to_float(tmp_path):
+    numbers = every(997)
+    found = computed(made_policies.policy("simba"), tmp_path, "y = robot_sqrt(x)", numbers)
+    np.testing.assert_allclose(found, np.sqrt(numbers.astype(np.float64)), rtol=2e-7, atol=0)
+
+
+@needs_c
+@pytest.mark.parametrize("optimization", ["-O0", "-O3", "-Ofast"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, 3e38])
+def test_a_function_returns_for_any_number(tmp_path, number, optimization):
+    """The loops of the square root end, even where the compiler takes all numbers to be finite."""
+    policy = made_policies.policy("simba")
+    exported(policy, "c", tmp_path)
+    (tmp_path / "driver.c").write_text(c.DRIVER.replace("NAME", STEM).replace("exported.h", f"{STEM}.h"))
+    compiled(tmp_path, "gcc", "-std=c99", optimization, "driver.c", "-o", "driver")
+    obs = np.full(policy.obs_dim, number, np.float32).tobytes()
+    done = subprocess.run([tmp_path / "driver"], input=obs, capture_output=True, check=True, timeout=10)
+    assert len(done.stdout) == 4 * made_policies.ACTION_DIM
+
+
+@needs_c
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e4])
+def test_a_layer_norm_is_exact_to_float(tmp_path, offset):
+    policy = made_policies.policy("simba")
+    exported(policy, "c", tmp_path)
+    (tmp_path / "main.c").write_text(
+        '#include <stdio.h>\n#include "robot.h"\n'
+        "int main(void) { static float w[512], b[512], x[512];"
+        " for (int i = 0; i < 512; i++) { w[i] = 1; b[i] = 0; }"
+        " while (fread(x, sizeof x, 1, stdin)) { robot_layer_norm(w, b, 1e-6f, x, x, 512);"
+        " fwrite(x, sizeof x, 1, stdout); } }"
+    )
+    compiled(tmp_path, "gcc", "-std=c99", "-O2", "main.c", "-o", "main")
+    x = (offset + np.random.default_rng(0).normal(0, 1, (20, 512))).astype(np.float32)
+    done = subprocess.run([tmp_path / "main"], input=x.tobytes(), capture_output=True, check=True)
+    exact = x.astype(np.float64)
+    right = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-6)
+    found = np.frombuffer(done.stdout, np.float32).reshape(x.shape)
+    np.testing.assert_allclose(found, right, rtol=0, atol=3e-6 + abs(offset) * 6e-8)  # the mean is rounded
 
 
 def test_a_comment_says_what_each_number_is(trained, tmp_path):

@@ -16,6 +16,7 @@ import torch
 import toy_envs  # noqa: F401 - registers Toy/Reach-v0, so that no attack needs a module to be imported
 import yaml
 from commands import SMALL
+from policy_files import entries, rewrite
 from safetensors.torch import load_file, save_file
 
 from dpg_cli.cli import report
@@ -252,6 +253,19 @@ def not_finite(sentinel):
     return data
 
 
+def described_as(*network):
+    """The best policy describes its network otherwise."""
+    return lambda run, *_: rewrite((run / "checkpoints" / "best").resolve(), entries(network=[FIRST, *network, LAST]))
+
+
+def residuals(levels):
+    """Residuals in each other, too many for a JSON encoder."""
+    network = json.dumps([FIRST, "inner", LAST])
+    inner = '{"type": "residual", "layers": [' * levels + '{"type": "relu"}' + "]}" * levels
+    strings = {"network": network.replace('"inner"', inner)}
+    return lambda run, *_: rewrite((run / "checkpoints" / "best").resolve(), lambda own: own | strings)
+
+
 def tree(change):
     """`state.json` changed."""
 
@@ -355,6 +369,20 @@ CONFIGS = {
     "a config that is a link": linked("config.yaml"),
     "a config that is a pipe": piped("config.yaml"),
 }
+FIRST, LAST = ({"type": "dense", "weight": f"layers.{i}.weight", "bias": f"layers.{i}.bias"} for i in range(2))
+NORM = {"type": "layer_norm", "weight": "layers.0.bias", "bias": "layers.0.bias", "epsilon": 1e-6}
+DESCRIPTIONS = {
+    "a residual in a residual": residuals(2),
+    "100,000 residuals in each other": residuals(100_000),
+    "300,000 layers in residuals": described_as(*[{"type": "residual", "layers": [{"type": "relu"}] * 100_000}] * 3),
+    "a residual of something else": described_as({"type": "residual", "layers": "\x1b]0;owned\x07"}),
+    "a type with escape sequences": described_as({"type": "residual", "layers": [{"type": "\x1b]0;owned\x07"}]}),
+    "a type of a megabyte": described_as({"type": "x" * 2**20}),
+    "a layer_norm that divides by 0": described_as(NORM | {"epsilon": 1e-300}),
+    "a layer_norm with an epsilon of 400 digits": described_as(NORM | {"epsilon": 10**400}),
+    "a layer_norm of another size": described_as(NORM | {"weight": "layers.1.bias"}),
+    "a layer_norm of C code": described_as(NORM | {"epsilon": '1.0f); system("true"'}),
+}
 POLICIES = {
     "a pickle as a policy": written("best policy", torch_pickled),
     "tensors of a terabyte": written("best policy", huge_tensors),
@@ -424,6 +452,7 @@ EXPORTED = {
     **{name: CONFIGS[name] for name in ("a python tag", "aliases that unfold", "a list in a list in a list")},
     **{name: CONFIGS[name] for name in CONFIGS if name.startswith(("a config ", "a number "))},
     **POLICIES,
+    **DESCRIPTIONS,
     "a policy of a terabyte": sparse(f"{STEP}/policy.safetensors", seals=True),
     **{name: STATES[name] for name in STATES if name.startswith(("a shard of", "a shard that", "a pickle as a shard"))},
     "a zip as a shard": STATES["a zip as a shard"],
