@@ -25,6 +25,7 @@ from dpg_cli.environments.pool import Pool
 from dpg_cli.environments.probe import ignores_seed
 from dpg_cli.environments.state import Env
 from dpg_cli.errors import UserError
+from dpg_cli.networks.layers import dense_of
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.seeding import Purpose, integer
 from dpg_cli.storage import checkpoint
@@ -135,15 +136,21 @@ def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Alg
     folder = checkpoint.find(run, which)
     tensors, step = checkpoint.policy_tensors(folder, most_bytes(config, obs_dim, action_dim))
     one = config.model_copy(update={"num_seeds": 1})
-    expected = new_algorithm(one, obs_dim, action_dim, META).actor.tensors()  # takes no memory
-    shapes = [{name: tuple(tensor.shape) for name, tensor in named.items()} for named in (expected, tensors)]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        needed, found = (own.get(name, "missing") for own in shapes)
-        if needed != found:
+    actor = new_algorithm(one, obs_dim, action_dim, META).actor  # takes no memory
+    needed, found = ({name: tuple(t.shape) for name, t in own.items()} for own in (actor.tensors(), tensors))
+    if needed != found:
+        names = [f"{layer.name}.weight" for layer in dense_of(actor.layers)]
+        inputs, outputs = names[0], names[-1]
+        if needed.keys() == found.keys() and (own := (found[inputs][-2], found[outputs][-1])) != (obs_dim, action_dim):
             raise UserError(
-                f"{folder}: its policy does not fit: {name} is {found}, and {needed} with its config and the "
-                f"{obs_dim} observations and {action_dim} actions of {config.env.id}"
+                f"env.id={config.env.id}: an observation has {obs_dim} numbers and an action {action_dim}; the policy "
+                f"expects {own[0]} and {own[1]}"
             )
+        name = next(n for n in sorted(needed.keys() | found.keys()) if needed.get(n) != found.get(n))
+        shapes = [f"of shape {part[name]}" if name in part else "missing" for part in (found, needed)]
+        raise UserError(
+            f"{folder}: its policy does not fit its config.yaml: {name} is {shapes[0]} instead of {shapes[1]}"
+        )
     algorithm = new_algorithm(one, obs_dim, action_dim, CPU)
     algorithm.load_policy(tensors)
     return algorithm, step

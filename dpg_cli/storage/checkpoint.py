@@ -41,6 +41,7 @@ from dpg_cli.storage.shards import Transitions, bounds, shards_in
 from dpg_cli.storage.state_tree import pack, unpack
 
 TREE, TENSORS = "state.json", "state.safetensors"
+FORMAT = 2  # of what a resume needs; 1: the replay did not know where episodes end
 
 
 class NoReplayError(UserError):
@@ -54,6 +55,10 @@ class NoReplayError(UserError):
     def __init__(self, message: str, step: int):
         super().__init__(message)
         self.step = step
+
+
+class OldFormatError(UserError):
+    """A checkpoint was written before the replay knew where episodes end."""
 
 
 class Loaded(NamedTuple):
@@ -146,7 +151,7 @@ class Checkpoints:
             TREE: json.dumps(tree).encode(),
             TENSORS: save_tensors(tensors),
         }
-        about = {"shards": shards, "best": self._best}
+        about = {"format": FORMAT, "shards": shards, "best": self._best}
         folder = write_folder(self._root, "step", step, files, self._versions, about, self._disk)
         try:
             for name in files:  # read back before older ones are removed
@@ -230,6 +235,7 @@ def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded],
     Raises:
         NoReplayError: a checkpoint lacks all of its transitions. Returning to one from before the first transition
             would repeat the whole run.
+        OldFormatError: an earlier version wrote a checkpoint.
     """
     problems: list[str] = []
     for step in sorted(set.intersection(*(set(saved_steps(run)) for run in runs)), reverse=True):
@@ -237,7 +243,7 @@ def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded],
         for run in runs:
             try:
                 found.append(load(run, step, most))
-            except NoReplayError:
+            except (NoReplayError, OldFormatError):
                 raise
             except UserError as error:
                 reason = str(error).rpartition(DAMAGED)[2]
@@ -257,11 +263,18 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
 
     Raises:
         NoReplayError: none of its transitions is there.
+        OldFormatError: an earlier version wrote it.
         UserError: a file is missing, damaged or has other content.
     """
     folder = run / "checkpoints" / folder_name("step", step)
     try:
         manifest, state = _manifest_and_state(folder, most)
+        if (written := manifest.get("format", 1)) != FORMAT:
+            raise OldFormatError(
+                f"{run}: cannot be resumed: a version of dpg-cli {'before' if written == 1 else 'after'} this one wrote it"
+                f"{', whose replay does not know where episodes end' if written == 1 else ''}; it can still be "
+                "evaluated"
+            )
         added, size = state["replay"]["added"], state["replay"]["size"]
         if not (type(added) is type(size) is int and 0 <= size <= added):
             raise ValueError(f"{size} of {added} transitions")
@@ -269,7 +282,7 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
             reason = f"{run / 'replay'} is missing" if manifest["shards"] else "checkpoint.replay=false kept no replay"
             raise NoReplayError(f"{run}: cannot be resumed: {reason}; it can still be evaluated", step)
         transitions = transitions_on_disk.check(run / "replay", manifest["shards"], added, size)
-    except NoReplayError:
+    except (NoReplayError, OldFormatError):
         raise
     except Exception as error:
         raise damaged(folder, error) from error
