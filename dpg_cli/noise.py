@@ -183,7 +183,7 @@ class PowerLaw(Noise):
         self._amplitude = amplitudes(self._exponent(), self._steps)
         members, envs, _ = self._shape
         self._series = np.zeros((members, envs, self._steps, action_dim))
-        self._position = np.full((members, envs), self._steps)  # of the next step in its series
+        self._position = np.full((members, envs), self._steps, np.int64)  # of the next step in its series
         self._cells = np.indices((members, envs), sparse=True)
 
     def _exponent(self) -> float:
