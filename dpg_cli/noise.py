@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from dpg_cli.ranges import Count, NonNegative, Positive
+from dpg_cli.ranges import Count, NonNegative, Positive, SpectralExponent
 
 BLOCK = 16  # steps drawn at once, since an update evicts NumPy's code from the caches
+DEFAULT_SERIES = 1_000  # steps of a colored series if episodes have no time limit
+LONGEST_SERIES = 10_000
 
 
 @dataclass(kw_only=True, eq=False)
@@ -23,12 +25,16 @@ class Noise:
     Args:
         action_dim: A, the size of an action.
         generators: by member and environment, S lists of E.
+        episode_steps: the time limit of an episode; None if there is none.
     """
 
     action_dim: InitVar[int]
     generators: InitVar[Sequence[Sequence[np.random.Generator]]]
+    episode_steps: InitVar[int | None]
 
-    def __post_init__(self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]]) -> None:
+    def __post_init__(
+        self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]], episode_steps: int | None
+    ) -> None:
         """Keep the generators; nothing is drawn yet."""
         self._generators = generators
         self._shape = (len(generators), len(generators[0]), action_dim)
@@ -125,9 +131,11 @@ class OrnsteinUhlenbeck(Noise):
     theta: NonNegative
     dt: Positive
 
-    def __post_init__(self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]]) -> None:
+    def __post_init__(
+        self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]], episode_steps: int | None
+    ) -> None:
         """Start at 0."""
-        super().__post_init__(action_dim, generators)
+        super().__post_init__(action_dim, generators, episode_steps)
         self._x = np.zeros(self._shape)
 
     def scale_at(self, step: int) -> float:
@@ -153,6 +161,125 @@ class OrnsteinUhlenbeck(Noise):
         self._x[...] = np.reshape([state["x"] for state in states], self._shape)
 
 
+@dataclass(kw_only=True, eq=False)
+class PowerLaw(Noise):
+    """Noise with a power spectrum ∝ f^-β, in series of T steps (Timmer & König 1995).
+
+    Each action component has its own series. A new series starts with each episode, and where one is used up within an
+    episode. T is the time limit of an episode, as in Eberhard et al. 2023: a longer series would have part of its power
+    at frequencies too low to vary within an episode.
+    """
+
+    scale: NonNegative
+    final_scale: NonNegative
+    decay_steps: Count | None  # None: the scale is constant
+
+    def __post_init__(
+        self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]], episode_steps: int | None
+    ) -> None:
+        """Start with every series used up, so that a series is drawn when its first number is needed."""
+        super().__post_init__(action_dim, generators, episode_steps)
+        self._steps = DEFAULT_SERIES if episode_steps is None else min(max(episode_steps, 2), LONGEST_SERIES)
+        self._amplitude = amplitudes(self._exponent(), self._steps)
+        members, envs, _ = self._shape
+        self._series = np.zeros((members, envs, self._steps, action_dim))
+        self._position = np.full((members, envs), self._steps, np.int64)  # of the next step in its series
+        self._cells = np.indices((members, envs), sparse=True)
+
+    def _exponent(self) -> float:
+        """β."""
+        raise NotImplementedError
+
+    def scale_at(self, step: int) -> float:
+        """See `linear_decay`."""
+        return linear_decay(step, self.scale, self.final_scale, self.decay_steps)
+
+    def sample(self, step: int) -> np.ndarray:
+        """Noise for one step of every environment, `(S, E, A)`."""
+        for member, env in np.argwhere(self._position == self._steps):
+            self._series[member, env] = self._draw_series(self._generators[member][env])
+            self._position[member, env] = 0
+        drawn: np.ndarray = self._series[(*self._cells, self._position)]
+        self._position += 1
+        return self.scale_at(step) * drawn
+
+    def reset(self, ended: np.ndarray) -> None:
+        """End the series where an episode ended."""
+        self._position[ended] = self._steps
+
+    def state(self, member: int) -> dict[str, Any]:
+        """The generators, the series and the positions in them."""
+        own = {"series": self._series[member].copy(), "position": self._position[member].copy()}
+        return super().state(member) | own
+
+    def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Restore states from `state()`, one per member.
+
+        Raises:
+            ValueError: a series is not finite, or a position is not in its series.
+        """
+        super().load_state(states)
+        for member, state in enumerate(states):
+            self._series[member] = np.reshape(state["series"], self._series.shape[1:])
+            self._position[member] = np.reshape(state["position"], self._position.shape[1:])
+        if not np.isfinite(self._series).all():
+            raise ValueError("a series of the noise is not finite")
+        if ((self._position < 0) | (self._position > self._steps)).any():
+            raise ValueError("a position of the noise is not in its series")
+
+    def _draw_series(self, generator: np.random.Generator) -> np.ndarray:
+        """`(T, A)`."""
+        real, imaginary = generator.standard_normal((2, self._shape[-1], len(self._amplitude)))
+        imaginary[:, 0] = 0.0
+        if self._steps % 2 == 0:
+            imaginary[:, -1] = 0.0
+        series: np.ndarray = np.fft.irfft(self._amplitude * (real + 1j * imaginary), n=self._steps)
+        return series.T
+
+
+@dataclass(kw_only=True, eq=False)
+class Colored(PowerLaw):
+    """Power spectrum ∝ f^-β in each episode (Eberhard et al. 2023): 0 is white, 1 pink, 2 red."""
+
+    beta: SpectralExponent
+
+    def _exponent(self) -> float:
+        return self.beta
+
+
+@dataclass(kw_only=True, eq=False)
+class Pink(PowerLaw):
+    """Power spectrum ∝ 1/f in each episode (Eberhard et al. 2023): between independent noise and a random walk."""
+
+    def _exponent(self) -> float:
+        return 1.0
+
+
+def amplitudes(beta: float, steps: int) -> np.ndarray:
+    """Standard deviations of the Fourier coefficients of a series with a power spectrum ∝ f^-β (Timmer & König 1995).
+
+    The series has a standard deviation of 1 around its mean. The mean is random too: frequency 0 has the power of 1/T.
+
+    Args:
+        beta: β.
+        steps: T, at least 2.
+
+    Returns:
+        `(T // 2 + 1,)`, for the real and the imaginary parts alike.
+    """
+    frequency = np.fft.rfftfreq(steps)
+    frequency[0] = frequency[1]
+    amplitude = frequency ** (-beta / 2)
+    counted = amplitude[1:].copy()
+    real = [0]  # coefficients without an imaginary part
+    if steps % 2 == 0:
+        counted[-1] /= 2  # as in the package `colorednoise`, whose series these are
+        real.append(-1)
+    deviation: float = 2 * np.sqrt((counted**2).sum()) / steps
+    amplitude[real] *= math.sqrt(2)
+    return amplitude / deviation
+
+
 def linear_decay(step: int, scale: float, final_scale: float, decay_steps: int | None) -> float:
     """Linear from `scale` at step 0 to `final_scale` at `decay_steps` and after; `scale` if `decay_steps` is None."""
     if decay_steps is None:
@@ -160,4 +287,10 @@ def linear_decay(step: int, scale: float, final_scale: float, decay_steps: int |
     return scale + min(step / decay_steps, 1.0) * (final_scale - scale)
 
 
-NOISES: dict[str, type[Noise]] = {"gaussian": Gaussian, "none": NoNoise, "ou": OrnsteinUhlenbeck}
+NOISES: dict[str, type[Noise]] = {
+    "colored": Colored,
+    "gaussian": Gaussian,
+    "none": NoNoise,
+    "ou": OrnsteinUhlenbeck,
+    "pink": Pink,
+}

@@ -8,10 +8,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpg_cli.config import choices, config_dir
-from dpg_cli.noise import BLOCK, NOISES
+from dpg_cli.noise import BLOCK, DEFAULT_SERIES, LONGEST_SERIES, NOISES
 from dpg_cli.seeding import Purpose, generator
+from dpg_cli.storage.shapes import check_form
 
+SERIES = ("colored", "pink")
 every_noise = pytest.mark.parametrize("name", NOISES)
+in_series = pytest.mark.parametrize("name", SERIES)
 decaying = pytest.mark.parametrize(
     "name", [n for n, c in NOISES.items() if "decay_steps" in {f.name for f in fields(c)}]
 )
@@ -21,10 +24,11 @@ def streams(seeds=(0,), num_envs=1):
     return [[generator(seed, Purpose.NOISE, e) for e in range(num_envs)] for seed in seeds]
 
 
-def make(name, generators=None, action_dim=2, **changes):
+def make(name, generators=None, action_dim=2, episode_steps=12, **changes):
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "noise" / f"{name}.yaml"))
     assert values.pop("name") == name
-    return NOISES[name](**(values | changes), action_dim=action_dim, generators=generators or streams())
+    given = {"action_dim": action_dim, "generators": generators or streams(), "episode_steps": episode_steps}
+    return NOISES[name](**(values | changes), **given)
 
 
 def samples(noise, steps):
@@ -174,3 +178,190 @@ def test_none_is_nothing():
     noise = make("none", streams((0, 1), 3), action_dim=4)
     assert noise.scale_at(0) == 0
     np.testing.assert_array_equal(noise.sample(0), np.zeros((2, 3, 4)))
+
+
+# --- noise in series ---
+
+
+def normals(steps, action_dim=2, seed=0, env=0, series=1):
+    """What some series are made of, `(series, 2, action_dim, frequencies)`, and the generator's state after it."""
+    g = generator(seed, Purpose.NOISE, env)
+    drawn = g.standard_normal((series, 2, action_dim, steps // 2 + 1))
+    return drawn, g.bit_generator.state
+
+
+def by_hand(steps, beta, real, imaginary):
+    """One series as a sum of cosines and sines of the frequencies k / T, k = 0 to T / 2."""
+    power = {k: (k / steps) ** -beta for k in range(1, steps // 2 + 1)}
+    power[0] = power[1]
+    x = np.zeros(steps)
+    for t in range(steps):
+        for k, own in power.items():
+            if k in (0, steps / 2):
+                x[t] += np.sqrt(2 * own) * real[k] * np.cos(2 * np.pi * k * t / steps)
+            else:
+                angle = 2 * np.pi * k * t / steps
+                x[t] += 2 * np.sqrt(own) * (real[k] * np.cos(angle) - imaginary[k] * np.sin(angle))
+    variance = 4 * sum(own * (1 / 4 if k == steps / 2 else 1) for k, own in power.items() if k > 0)
+    return x / np.sqrt(variance)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 9, 10])
+def test_a_series_by_hand(steps, beta):
+    noise = make("colored", scale=0.5, beta=beta, episode_steps=steps)
+    drawn = samples(noise, 2 * steps)[:, 0, 0]
+    parts, _ = normals(steps, series=2)
+    for series, (real, imaginary) in enumerate(parts):
+        for a in range(2):
+            wanted = 0.5 * by_hand(steps, beta, real[a], imaginary[a])
+            np.testing.assert_allclose(drawn[series * steps : (series + 1) * steps, a], wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_a_series_of_four_steps_by_hand():
+    """Frequencies 0, 1/4 and 1/2; pink: powers 4, 4 and 2; variance 4 · 4 + 2."""
+    parts, _ = normals(4, action_dim=1)
+    (a0, a1, a2), (_, b1, _) = parts[0, :, 0]
+    mean, alternating = np.sqrt(8) * a0, np.sqrt(4) * a2
+    x = [mean + 4 * a1 + alternating, mean - 4 * b1 - alternating]
+    x += [mean - 4 * a1 + alternating, mean + 4 * b1 - alternating]
+    drawn = samples(make("pink", action_dim=1, scale=1.0, episode_steps=4), 4)[:, 0, 0, 0]
+    np.testing.assert_allclose(drawn, np.array(x) / np.sqrt(18), rtol=1e-12)
+
+
+def test_pink_is_colored_with_beta_1():
+    one, other = make("pink", streams((0, 1), 2)), make("colored", streams((0, 1), 2), beta=1.0)
+    np.testing.assert_array_equal(samples(one, 40), samples(other, 40))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
+def test_spectrum_and_variance(beta):
+    """Power f^-β at the frequencies of an episode; variance scale² around the mean, whose own is 2 power(0) / sum."""
+    steps, series = 255, 10
+    drawn = samples(make("colored", scale=0.3, beta=beta, action_dim=400, episode_steps=steps), series * steps)
+    drawn = drawn[:, 0, 0].reshape(series, steps, -1)
+    power = (np.abs(np.fft.rfft(drawn, axis=1)) ** 2).mean(axis=(0, 2))[1:]
+    frequency = np.arange(1, len(power) + 1) / steps
+    slope, _ = np.polyfit(np.log(frequency), np.log(power), 1)
+    assert slope == pytest.approx(-beta, abs=0.01)
+    assert drawn.var(axis=1).mean() == pytest.approx(0.3**2, rel=0.05)
+    law = frequency**-beta
+    assert drawn.mean(axis=1).var() == pytest.approx(0.3**2 * law[0] / (2 * law.sum()), rel=0.1)
+    each_step = drawn.var(axis=(0, 2))
+    np.testing.assert_allclose(each_step, 0.3**2 * (1 + law[0] / (2 * law.sum())), rtol=0.15)
+
+
+def test_components_and_environments_are_independent():
+    drawn = samples(make("pink", streams((0, 1), 2), episode_steps=4), 12_000)
+    by_series = drawn.reshape(3000, -1)  # columns: step in its series, then member, environment and component
+    correlation = np.corrcoef(by_series.T)
+    same = np.kron(np.ones((4, 4)), np.eye(8)) > 0
+    np.testing.assert_allclose(correlation[~same], 0, atol=5 / np.sqrt(3000))
+    assert correlation[0, 8] == pytest.approx(1 / 7, abs=5 / np.sqrt(3000))  # (8 - 4) / (8 + 16 + 4), as by hand
+
+
+@in_series
+def test_a_new_series_starts_with_each_episode_and_where_one_is_used_up(name):
+    noise = make(name, streams(num_envs=2), scale=1.0, episode_steps=5)
+    drawn = []
+    for step in range(10):
+        drawn.append(noise.sample(step)[0])
+        noise.reset(np.array([[False, step == 2]]))
+    for e, starts in enumerate([(0, 5), (0, 3, 8)]):
+        parts, _ = normals(5, env=e, series=len(starts))
+        series = [np.transpose([by_hand(5, 1.0, *part[:, a]) for a in range(2)]) for part in parts]
+        for number, (start, end) in enumerate(zip(starts, [*starts[1:], 10], strict=True)):
+            own = [x[e] for x in drawn[start:end]]
+            np.testing.assert_allclose(own, series[number][: end - start], rtol=1e-12, atol=1e-14)
+
+
+@in_series
+@pytest.mark.parametrize(
+    ("limit", "length"), [(None, DEFAULT_SERIES), (1, 2), (2, 2), (7, 7), (LONGEST_SERIES, 10_000), (10**9, 10_000)]
+)
+def test_a_series_is_as_long_as_an_episode_may_be(name, limit, length):
+    noise = make(name, episode_steps=limit)
+    noise.sample(0)
+    assert noise.state(0)["random"] == [normals(length)[1]]
+    samples(noise, length - 1)
+    assert noise.state(0)["random"] == [normals(length)[1]]
+    noise.sample(0)
+    assert noise.state(0)["random"] == [normals(length, series=2)[1]]
+
+
+@in_series
+def test_a_series_is_drawn_when_it_is_needed(name):
+    noise = make(name, streams(num_envs=2), episode_steps=6)
+    fresh = [g.bit_generator.state for g in streams(num_envs=2)[0]]
+    noise.reset(np.array([[True, True]]))
+    assert noise.state(0)["random"] == fresh
+    noise.sample(0)
+    drawn = noise.state(0)["random"]
+    assert drawn == [normals(6, env=e)[1] for e in range(2)]
+    noise.reset(np.array([[True, False]]))
+    assert noise.state(0)["random"] == drawn
+    noise.sample(1)
+    assert noise.state(0)["random"] == [normals(6, series=2)[1], drawn[1]]
+
+
+@in_series
+def test_a_state_in_the_middle_of_an_episode(name):
+    """Environments at different places in their series, one of which is used up."""
+    noise = make(name, streams((0, 1), 2), scale=0.4, final_scale=0.1, decay_steps=30)
+    for step in range(9):
+        noise.sample(step)
+        noise.reset(np.array([[step == 3, False], [step == 8, step == 6]]))
+    states = copy.deepcopy([noise.state(0), noise.state(1)])
+    assert [state["position"].tolist() for state in states] == [[5, 9], [12, 2]]
+    together, alone = make(name, streams((5, 6), 2)), make(name, streams((7,), 2))
+    for other in (together, alone):
+        other.scale, other.final_scale, other.decay_steps = 0.4, 0.1, 30
+    for member, state in enumerate(states):
+        check_form(together.state(member), state, "noise")
+    together.load_state(states)
+    alone.load_state(states[1:])
+    for step in range(9, 40):
+        going_on = noise.sample(step)
+        np.testing.assert_array_equal(together.sample(step), going_on)
+        np.testing.assert_array_equal(alone.sample(step), going_on[1:])
+        ended = np.array([[step % 7 == 0, False], [step % 11 == 0, step % 5 == 0]])
+        noise.reset(ended)
+        together.reset(ended)
+        alone.reset(ended[1:])
+
+
+def test_a_state_is_a_copy():
+    noise, again = make("pink"), make("pink")
+    state = noise.state(0)
+    first = samples(noise, 20)
+    again.load_state([state])
+    np.testing.assert_array_equal(samples(again, 20), first)
+
+
+@in_series
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("series", np.nan, "not finite"),
+        ("series", np.inf, "not finite"),
+        ("position", -1, "not in its series"),
+        ("position", 13, "not in its series"),
+        ("position", np.iinfo(np.int64).max, "not in its series"),
+    ],
+)
+def test_a_hostile_state_is_rejected(name, part, value, message):
+    noise = make(name, streams((0, 1), 2))
+    samples(noise, 3)
+    states = copy.deepcopy([noise.state(0), noise.state(1)])
+    states[1][part].flat[-1] = value
+    check_form(noise.state(1), states[1], "noise")
+    with pytest.raises(ValueError, match=message):
+        noise.load_state(states)
+
+
+@in_series
+def test_a_state_of_another_form_is_rejected(name):
+    own, longer = make(name).state(0), make(name, episode_steps=13).state(0)
+    for stored in (longer, own | {"series": own["series"].astype(np.float32)}, own | {"position": 3}):
+        with pytest.raises(ValueError, match="another shape or type"):
+            check_form(own, stored, "noise")

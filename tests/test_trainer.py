@@ -209,8 +209,22 @@ def test_an_evaluation_more_or_less_changes_nothing_else(tmp_path):
     np.testing.assert_array_equal(few.stored(), many.stored())
 
 
-def test_members_see_what_they_see_alone(tmp_path):
-    overrides = ["num_envs=2", "noise=ou", "precision=float64", "algo=td3", "algo.batch_size=4", "learning_starts=10"]
+@pytest.mark.parametrize("limit", [15, None])
+def test_a_colored_series_is_as_long_as_an_episode_may_be(tmp_path, limit):
+    run = Run(tmp_path, "env=Pendulum-v1", "noise=pink", f"env.max_episode_steps={limit or 'null'}")
+    assert run.training.noise.state(0)["series"].shape == (1, limit or 200, 1)
+
+
+@pytest.mark.parametrize("noise", ["ou", "pink"])
+def test_members_see_what_they_see_alone(tmp_path, noise):
+    overrides = [
+        "num_envs=2",
+        f"noise={noise}",
+        "precision=float64",
+        "algo=td3",
+        "algo.batch_size=4",
+        "learning_starts=10",
+    ]
     both = Run(tmp_path / "both", "seed=4", "num_seeds=2", *overrides)
     for member, seed in enumerate((4, 5)):
         alone = Run(tmp_path / f"{seed}", f"seed={seed}", *overrides)

@@ -16,7 +16,7 @@ from dpg_cli.cli.memory import check_memory
 from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.group import Env, EnvGroup, Kind, LocalEnvs
-from dpg_cli.environments.make import FlatEnv, LogOnce, make_env
+from dpg_cli.environments.make import FlatEnv, LogOnce, make_env, time_limit
 from dpg_cli.environments.pool import Pool, Renewal
 from dpg_cli.environments.probe import Findings, probe
 from dpg_cli.environments.processes import EnvProcesses
@@ -131,6 +131,7 @@ def build(
         nobodys = on_error.enter_context(contextlib.ExitStack())  # closes `example` until a group owns it
         nobodys.callback(example.close)
         obs_dim, action_dim = sizes(example)
+        episode_steps = time_limit(example)
         choice = choose(config, obs_dim, action_dim)
         log.info("device: %s", choice.describe() or choice.device)
         chosen = choose_threads(config, obs_dim)
@@ -164,7 +165,9 @@ def build(
             learner=new_learner(config, algorithm, obs_dim, action_dim, captured=choice.captured),
             environments=Environments(training, seeds, copyable=copyable),
             evaluation_envs=evaluation,
-            noise=NOISES[noise_name](**noise_values, action_dim=action_dim, generators=noise_streams),
+            noise=NOISES[noise_name](
+                **noise_values, action_dim=action_dim, generators=noise_streams, episode_steps=episode_steps
+            ),
             schedule=Schedule(
                 total_steps=config.total_steps,
                 random_steps=config.random_steps,

@@ -12,6 +12,7 @@ from dpg_cli.cli.machine import available_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
 from dpg_cli.networks.layers import dense_of
+from dpg_cli.noise import LONGEST_SERIES
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.priorities import Priorities
 from dpg_cli.replay import Replay
@@ -87,7 +88,8 @@ def update_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
 
 def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Most bytes of one seed's stored state or policy. Larger files, which a stranger may have made, are not read."""
-    return min(2 * learner_bytes(config, obs_dim, action_dim) + ENVIRONMENT_BYTES, available_memory() // 2)
+    noise = 8 * config.num_envs * LONGEST_SERIES * action_dim
+    return min(2 * learner_bytes(config, obs_dim, action_dim) + noise + ENVIRONMENT_BYTES, available_memory() // 2)
 
 
 def free_gpu_memory(device: torch.device) -> int:

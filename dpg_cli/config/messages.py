@@ -119,7 +119,9 @@ def _owner(key: str, chosen: Mapping[str, str]) -> str:
     owners = keys_by_choice(group).get(name, []) if group in chosen else []
     if not owners or chosen[group] in owners:
         return ""
-    return f"a key of {' and '.join(f'{group}={owner}' for owner in owners)}, not of {group}={chosen[group]}"
+    *others, last = (f"{group}={owner}" for owner in owners)
+    found = f"{', '.join(others)} and {last}" if others else last
+    return f"a key of {found}, not of {group}={chosen[group]}"
 
 
 def _key(location: Iterable[int | str]) -> str:

@@ -185,6 +185,14 @@ def has_time_limit(env: gym.Env[Any, Any]) -> bool:
     return any(math.isfinite(limit) for limit in limits)
 
 
+def time_limit(env: gym.Env[Any, Any]) -> int | None:
+    """The time limit of an episode in steps, Gymnasium's or that of dm_control's suite; None if there is none."""
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return env.spec.max_episode_steps
+    limit = getattr(env.unwrapped, "_step_limit", math.inf)  # see `has_time_limit`; a quotient of times, not an integer
+    return math.ceil(limit) if math.isfinite(limit) else None
+
+
 def times_unstable(env: gym.Env[Any, Any]) -> np.ndarray | None:
     """A live view of MuJoCo's counts of numbers that were not finite, by kind; None without MuJoCo."""
     data = getattr(env.unwrapped, "data", None)

@@ -270,10 +270,9 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
     try:
         manifest, state = _manifest_and_state(folder, most)
         if (written := manifest.get("format", 1)) != FORMAT:
+            when, why = ("after", "") if written != 1 else ("before", ": its replay does not know where episodes end")
             raise OldFormatError(
-                f"{run}: cannot be resumed: a version of dpg-cli {'before' if written == 1 else 'after'} this one wrote it"
-                f"{', whose replay does not know where episodes end' if written == 1 else ''}; it can still be "
-                "evaluated"
+                f"{run}: cannot be resumed: a version of dpg-cli {when} this one wrote it{why}; it can be evaluated"
             )
         added, size = state["replay"]["added"], state["replay"]["size"]
         if not (type(added) is type(size) is int and 0 <= size <= added):

@@ -277,7 +277,8 @@ def test_what_is_probably_not_meant_is_said(train):
         (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
         (["resume=outputs/x"], "no such folder"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unknown flag"),
-        (["noise={a:1}"], "noise={a:1}: must be one of gaussian, none, ou"),
+        (["noise=colored", "noise.beta=5"], "noise.beta=5: should be less than or equal to 4"),
+        (["noise={a:1}"], "noise={a:1}: must be one of colored, gaussian, none, ou, pink"),
         (["experiment={a:1}"], "experiment={a:1}: must be one of ddpg_notes, "),
         (["hydra/launcher=[[1]]"], "hydra/launcher=[[1]]: must be one of basic, local"),
         (["-m", "hydra/launcher=nonsense"], "hydra/launcher=nonsense: must be one of basic, local"),
@@ -408,7 +409,7 @@ def test_a_folder_of_ones_own_files(train, tmp_path):
     assert "gaussian, loud, none, ou" in out
     assert "swing" in out
     assert "id: Pendulum-v1" in train(*given, "env=swing", "--cfg", "job", "--resolve")[1]
-    assert "must be one of gaussian, loud, none, ou; did you mean loud?" in train(*given, "noise=lod")[2]
+    assert "must be one of colored, gaussian, loud, none, ou, pink; did you mean loud?" in train(*given, "noise=lod")[2]
     assert "--config-dir has env=swing" in train(*given, "env=swnig")[2]
     assert "--config-dir=nowhere: no such folder" in train("--config-dir", "nowhere")[2]
 

@@ -65,6 +65,7 @@ VARIANTS = {
     "one seed": [],
     "two seeds, two environments": ["num_seeds=2", "num_envs=2", "algo.normalize_obs=true"],
     "a ring that has wrapped": ["buffer_size=13", "algo=ddpg", "noise=gaussian"],
+    "pink noise": ["noise=pink", "num_seeds=2", "num_envs=2"],
     "shared next observations": ["buffer_size=13", "num_envs=2", "share_next_obs=true"],
 }
 

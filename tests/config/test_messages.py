@@ -81,7 +81,11 @@ def test_no_name_is_in_the_table_twice():
     [
         (["algo=ddpg", "algo.policy_noise=1"], "algo.policy_noise: a key of algo=td3, not of algo=ddpg"),
         (["algo=ddpg", "+algo.policy_noise=1"], "algo.policy_noise: a key of algo=td3, not of algo=ddpg"),
-        (["noise=none", "noise.scale=1"], "noise.scale: a key of noise=gaussian and noise=ou, not of noise=none"),
+        (
+            ["noise=none", "noise.scale=1"],
+            "noise.scale: a key of noise=colored, noise=gaussian, noise=ou and noise=pink, not of noise=none",
+        ),
+        (["noise=pink", "noise.beta=0.5"], "noise.beta: a key of noise=colored, not of noise=pink"),
         (["noise.theta=1"], "noise.theta: a key of noise=ou, not of noise=gaussian"),
         (["algo=ddpg", "policy_noise=1"], "did you mean algo.policy_noise, a key of algo=td3, not of algo=ddpg?"),
         (["algo=ddpg", "policy_freq=1"], "use algo.policy_delay, a key of algo=td3, not of algo=ddpg"),
@@ -144,7 +148,7 @@ def test_a_folder_of_ones_own_has_choices_too(tmp_path):
     (tmp_path / "noise" / "loud.yaml").write_text("name: gaussian\nscale: 1.0\n")
     own = f"hydra.searchpath=['file://{tmp_path}','gymnasium://']"
     for wrong in ("lood", "{a:1}"):
-        assert "must be one of gaussian, loud, none, ou" in message(own, f"noise={wrong}")
+        assert "must be one of colored, gaussian, loud, none, ou, pink" in message(own, f"noise={wrong}")
     assert "did you mean loud?" in message(own, "noise=lood")
     assert "did you mean noise.scale?" in message(own, "noise=loud", "noise.scal=1")
 

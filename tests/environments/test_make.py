@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dpg_cli.environments.make import has_time_limit, make_env, newer_version
+from dpg_cli.environments.make import has_time_limit, make_env, newer_version, time_limit
 from dpg_cli.errors import UserError
 
 UNIT = spaces.Box(-1.0, 1.0, (1,))
@@ -371,7 +371,7 @@ def test_goal_observations_are_flattened_in_the_order_of_their_names():
 class OwnLimit(Toy):
     """As dm_control's: it knows its limit, its spec does not."""
 
-    _step_limit = 1000.0
+    _step_limit = 999.9999999999999
 
 
 def test_a_time_limit_is_seen_wherever_it_stands():
@@ -380,6 +380,9 @@ def test_a_time_limit_is_seen_wherever_it_stands():
     assert has_time_limit(make_env("ToyLimit-v0"))
     assert has_time_limit(make_env("Toy-v0", max_episode_steps=3))
     assert not has_time_limit(make_env("Toy-v0"))
+    ids = ("OwnLimit-v0", "ToyLimit-v0", "Toy-v0", "HalfCheetah-v4")
+    assert [time_limit(make_env(env_id)) for env_id in ids] == [1000, 5, None, 1000]
+    assert [time_limit(make_env(env_id, max_episode_steps=3)) for env_id in ids] == [3, 3, 3, 3]
 
 
 def test_a_module_may_register_the_id(tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def make_environments(seeds=(0,), num_envs=1, **options):
 
 def make_noise(seeds=(0,), num_envs=1, kind=NoNoise, **values):
     streams = [[generator(seed, Purpose.NOISE, e) for e in range(num_envs)] for seed in seeds]
-    return kind(**values, action_dim=2, generators=streams)
+    return kind(**values, action_dim=2, generators=streams, episode_steps=None)
 
 
 def gaussian(scale, seeds=(0,), num_envs=1):

@@ -66,7 +66,7 @@ def acted(make, threads, *, seeds=(3, 8), num_envs=3, total_steps=120):
     environments.reset()
     policy = Policy(environments.action_dim)
     streams = [[generator(seed, Purpose.NOISE, e) for e in range(num_envs)] for seed in seeds]
-    noise = NoNoise(action_dim=environments.action_dim, generators=streams)
+    noise = NoNoise(action_dim=environments.action_dim, generators=streams, episode_steps=None)
     made = list(collect(policy, environments, noise, step=0, total_steps=total_steps, random_steps=30))
     states = [environments.state(member) for member in range(len(seeds))]
     env_seeds = [[10 * seed + i for i in range(5)] for seed in seeds]
