@@ -58,22 +58,20 @@ class CompiledLearner(Learner):
         algorithm.load_state([state for state, _ in before])
         replay.load_state([state for _, state in before], [()] * len(before))
 
-    def learn(self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool) -> None:
-        """See `Learner.learn`."""
+    def update_once(self) -> None:
+        """Make one update."""
         algorithm = self.algorithm
-        self.replay.add(*step)
-        algorithm.observe(observed)
-        for number in range(algorithm.updates + 1, algorithm.updates + 1 + updates):
-            kind = algorithm.kind(number)
-            batch, draws = self.replay.sample(algorithm.batch_size), self._draw(kind)
-            self._set_products()
-            learned = self._update[kind](batch, draws)
-            algorithm.updates = number
-            if number % Adam.CLEARED_EVERY == 0:
-                for optimizer in algorithm.optimizers().values():
-                    optimizer.clear_vanished()
-            self.averages.add(learned.scalars)
-            self.replay.learned(learned.td_error)
+        number = algorithm.updates + 1
+        kind = algorithm.kind(number)
+        batch, draws = self.replay.sample(algorithm.batch_size), self._draw(kind)
+        self._set_products()
+        learned = self._update[kind](batch, draws)
+        algorithm.updates = number
+        if number % Adam.CLEARED_EVERY == 0:
+            for optimizer in algorithm.optimizers().values():
+                optimizer.clear_vanished()
+        self.averages.add(learned.scalars)
+        self.replay.learned(learned.td_error)
 
     def _draw(self, kind: Kind) -> list[Tensor]:
         return [self.algorithm.standard_normal(shape) for shape in self._shapes[kind]]

@@ -40,9 +40,13 @@ class Learner:
         self.replay.add(*step)
         self.algorithm.observe(observed)
         for _ in range(updates):
-            learned = self.algorithm.update(self.replay.sample(self.algorithm.batch_size))
-            self.averages.add(learned.scalars)
-            self.replay.learned(learned.td_error)
+            self.update_once()
+
+    def update_once(self) -> None:
+        """Make one update."""
+        learned = self.algorithm.update(self.replay.sample(self.algorithm.batch_size))
+        self.averages.add(learned.scalars)
+        self.replay.learned(learned.td_error)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The policy in training: `(S, E, obs_dim)` to actions `(S, E, action_dim)` in [-1, 1]."""

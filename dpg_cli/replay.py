@@ -32,6 +32,17 @@ class Step(NamedTuple):
         return [self.obs, self.action, self.reward[..., None], end[..., None], self.next_obs]
 
 
+class Subtrajectories(NamedTuple):
+    """B runs of up to T successive transitions of one episode for each of S members."""
+
+    obs: Tensor  # (S, B, T, obs_dim)
+    action: Tensor  # (S, B, T, action_dim), in [-1, 1]
+    reward: Tensor  # (S, B, T)
+    next_obs: Tensor  # (S, B, T, obs_dim)
+    terminated: Tensor  # (S, B, T); 1 if next_obs is terminal, as in `Batch`
+    inside: Tensor  # (S, B, T) bool; false beyond the last transition of a run, where the other tensors hold the first
+
+
 class Replay:
     """A ring of transitions for each member, sampled with replacement.
 
@@ -52,9 +63,9 @@ class Replay:
         device: of the rows.
         dtype: of the rows.
         num_envs: environments per member.
+        discount: γ, per step.
         share_next_obs: whether to store each observation once.
         n_steps: most steps of a window.
-        discount: γ, per step.
         truncation_bootstraps: whether a target looks beyond a truncated step.
         priorities: None: samples are uniform.
     """
@@ -69,9 +80,9 @@ class Replay:
         dtype: torch.dtype = torch.float32,
         num_envs: int = 1,
         *,
+        discount: float,
         share_next_obs: bool = False,
         n_steps: int = 1,
-        discount: float = 1.0,
         truncation_bootstraps: bool = True,
         priorities: Priorities | None = None,
     ):
@@ -93,7 +104,6 @@ class Replay:
         width = sum(self._widths) - obs_dim * share_next_obs
         self._rows = torch.empty(len(generators), capacity, width, device=device, dtype=dtype)
         self._powers = torch.tensor([discount**k for k in range(n_steps + 1)], device=device, dtype=dtype)
-        self._ahead = num_envs * torch.arange(n_steps, device=device)
         self._sampled: Tensor | None = None  # the places of the last sample, (S, B)
 
     @staticmethod
@@ -149,14 +159,16 @@ class Replay:
         Uniform sampling is so except for the remainder that torch takes of a 32-bit number: it makes some transitions
         more frequent than others, by a share of up to size / 2³².
         """
-        if self.priorities is None:
-            draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self.generators]
-        else:
-            draws = [torch.rand(batch_size, generator=g, dtype=torch.float64) for g in self.generators]
-        drawn = draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
-        drawn = drawn.to(self._rows.device)
-        self._sampled = drawn if self.priorities is None else self.priorities.find(drawn)
-        return self._batch(self._sampled, self.added % self.capacity)
+        return self._batch(self._draw(batch_size), self.added % self.capacity)
+
+    def sample_subtrajectories(self, batch_size: int, length: int) -> Subtrajectories:
+        """Draw `batch_size` runs of up to `length` transitions for each member; they end where windows end."""
+        first = self._draw(batch_size)
+        at, inside = self._ahead_of(first, length, self.added % self.capacity)
+        at = torch.where(inside, at, first.unsqueeze(-1))
+        parts = [part.view(*at.shape, -1) for part in self._gather(self._members, at.flatten(1))]
+        obs, action, reward, end, next_obs = parts
+        return Subtrajectories(obs, action, reward.squeeze(-1), next_obs, self._terminal(end).squeeze(-1), inside)
 
     def learned(self, td_error: Tensor) -> None:
         """Give the last sample its new priorities, if there are any.
@@ -264,30 +276,50 @@ class Replay:
         self.added += count
         self.size = min(self.size + count, self.capacity)
 
+    def _draw(self, batch_size: int) -> Tensor:
+        """The places of a sample, `(S, B)`."""
+        if self.priorities is None:
+            draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self.generators]
+        else:
+            draws = [torch.rand(batch_size, generator=g, dtype=torch.float64) for g in self.generators]
+        drawn = draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
+        drawn = drawn.to(self._rows.device)
+        self._sampled = drawn if self.priorities is None else self.priorities.find(drawn)
+        return self._sampled
+
     def _batch(self, places: Tensor, next_place: int | Tensor) -> Batch:
         """The windows that start at places `(S, B)`; `next_place` is that of the next transition to be stored."""
         obs, action, reward, end, next_obs = self._gather(self._members, places)
         discount: Tensor | float = self._discount
         reward = reward.squeeze(-1)
         if self._n_steps > 1:
-            reward, discount, last = self._follow(places, next_place)
-            *_, end, next_obs = self._gather(self._members, last)
-        # The remainder drops the larger summands of `end`.
-        terminated = end % TRUNCATED if self._truncation_bootstraps else (end % CUT).clamp(max=1)
-        return Batch(obs, action, reward, next_obs, terminated.squeeze(-1), discount)
+            at, inside = self._ahead_of(places, self._n_steps, next_place)
+            rewards = self._select(self._rows[..., self._end - 1 : self._end], at.flatten(1), self._members).view(
+                at.shape
+            )
+            reward = torch.where(inside, rewards * self._powers[:-1], 0.0).sum(dim=-1)
+            steps = inside.sum(dim=-1, keepdim=True)
+            discount = self._powers[steps.squeeze(-1)]
+            *_, end, next_obs = self._gather(self._members, at.gather(-1, steps - 1).squeeze(-1))
+        return Batch(obs, action, reward, next_obs, self._terminal(end).squeeze(-1), discount)
 
-    def _follow(self, places: Tensor, next_place: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The windows that start at places `(S, B)`: discounted reward, discount of what follows, place of the last."""
-        steps_after = self._ahead + self._num_envs  # (n,), distance from the first step to that after each one
+    def _terminal(self, end: Tensor) -> Tensor:
+        """1 where nothing is bootstrapped; the remainders drop the larger summands of `end`."""
+        return end % TRUNCATED if self._truncation_bootstraps else (end % CUT).clamp(max=1)
+
+    def _ahead_of(self, places: Tensor, steps: int, next_place: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The places of the next transitions of the same environment.
+
+        Returns:
+            Places, `(S, B, steps)`, from `places` on; and whether each belongs to the same episode and is stored.
+        """
+        ahead = self._num_envs * torch.arange(steps, device=places.device)
         newer = (next_place - 1 - places) % self.capacity  # transitions after the first
-        at = (places.unsqueeze(-1) + self._ahead) % self.capacity  # (S, B, n)
-        found = self._select(self._rows[..., self._end - 1 : self._end + 1], at.flatten(1), self._members)
-        reward, end = found.view(*at.shape, 2).unbind(-1)
-        goes_on = (end == 0) & (newer.unsqueeze(-1) >= steps_after)
-        inside = torch.cat([torch.ones_like(goes_on[..., :1]), goes_on[..., :-1]], dim=-1).cumprod(dim=-1)
-        steps = inside.sum(dim=-1)
-        total = torch.where(inside > 0, reward * self._powers[:-1], 0.0).sum(dim=-1)
-        return total, self._powers[steps], (places + (steps - 1) * self._num_envs) % self.capacity
+        at = (places.unsqueeze(-1) + ahead) % self.capacity
+        end = self._select(self._rows[..., self._end : self._end + 1], at.flatten(1), self._members).view(at.shape)
+        goes_on = (end == 0) & (newer.unsqueeze(-1) >= ahead + self._num_envs)
+        inside = torch.cat([torch.ones_like(goes_on[..., :1]), goes_on[..., :-1]], dim=-1).cumprod(dim=-1).bool()
+        return at, inside
 
     def _gather(self, member: Tensor, places: Tensor) -> Sequence[Tensor]:
         """The parts of `ROW`, each `(*places.shape, ·)`, at places of members."""
@@ -348,7 +380,7 @@ class DeviceReplay(Replay):
 
     def static_tensors(self) -> list[Tensor]:
         """Every tensor that storing and sampling read or write and that persists between them."""
-        own = [self._rows, self._size, self._next, self._steps, self._members, self._powers, self._ahead]
+        own = [self._rows, self._size, self._next, self._steps, self._members, self._powers]
         return own if self.priorities is None else own + self.priorities.static_tensors()
 
     def insert(self, rows: Tensor) -> None:

@@ -245,7 +245,7 @@ def test_a_warm_up_runs_what_is_to_be_captured():
 
 def test_storing_and_choosing_on_the_device_agree_with_the_host():
     g = torch.Generator().manual_seed(0)
-    replay = DeviceReplay(7, 2, 1, [g, g], CPU, torch.float64, num_envs=2)
+    replay = DeviceReplay(7, 2, 1, [g, g], CPU, torch.float64, num_envs=2, discount=0.99)
     for first in range(0, 12, 2):
         rows = torch.arange(first, first + 2, dtype=torch.float64)[None, :, None] + torch.tensor([[[0.0]], [[100.0]]])
         replay.insert(rows.expand(2, 2, 7))

@@ -14,7 +14,7 @@ OBS, ACTION = 3, 2
 
 def new(capacity, seeds=(0,), obs_dim=OBS, action_dim=ACTION, **options):
     generators = [torch_generator(seed, Purpose.REPLAY) for seed in seeds]
-    return Replay(capacity, obs_dim, action_dim, generators, **options)
+    return Replay(capacity, obs_dim, action_dim, generators, discount=0.99, **options)
 
 
 @pytest.fixture(params=[False, True], ids=["stored twice", "shared"])
@@ -234,10 +234,7 @@ def taken(replay):
     """Bytes of all tensors and arrays, except a few numbers."""
     parts = [replay, *(part for part in vars(replay).values() if isinstance(part, NextObservations))]
     values = [
-        value
-        for part in parts
-        for name, value in vars(part).items()
-        if name not in ("_members", "_powers", "_ahead", "_sampled")
+        value for part in parts for name, value in vars(part).items() if name not in ("_members", "_powers", "_sampled")
     ]
     arrays = [value for value in values if isinstance(value, torch.Tensor | np.ndarray)]
     return sum(array.nbytes for array in arrays)

@@ -137,6 +137,40 @@ def test_no_window_reaches_into_the_new_episode_of_a_resumed_run(kind, envs):
     assert [again.state(m)["cuts"] for m in range(members)] == [replay.state(m)["cuts"] for m in range(members)]
 
 
+@pytest.mark.parametrize(("envs", "capacity"), [(1, 7), (3, 11), (3, 100)])
+@pytest.mark.parametrize("share", [False, True])
+def test_no_subtrajectory_leaves_its_episode_or_the_ring(share, envs, capacity):
+    members, length = 2, 4
+    replay = replay_of(Replay, capacity, members, envs, 1, share=share)
+    stored = []
+    for count, step in enumerate(steps(30, members, envs, ends=0.3), start=1):
+        replay.add(*step)
+        stored.append(step)
+        if count == 20:
+            replay.cut(np.ones((members, envs), bool))
+    found = replay.sample_subtrajectories(300, length)
+    assert found.obs.shape == (members, 300, length, 1)
+    whole = set()
+    for m, history in enumerate(histories(stored, members)):
+        numbers = {transition[0]: number for number, transition in enumerate(history)}
+        cuts = {19 * envs + e for e in range(envs)}
+        for b in range(300):
+            first = numbers[float(found.obs[m, b, 0, 0])]
+            number = first
+            for k in range(length):
+                inside = bool(found.inside[m, b, k])
+                expected = history[number if inside else first]
+                parts = (found.obs, found.action, found.reward, found.next_obs, found.terminated)
+                own = [float(part[m, b, k].flatten()[0]) for part in parts]
+                assert own == pytest.approx([float(part) for part in expected[:5]], rel=1e-14)
+                ended = history[number][4] or history[number][5] or number in cuts or number + envs >= len(history)
+                if k + 1 < length:
+                    assert bool(found.inside[m, b, k + 1]) == (inside and not ended)
+                number += 0 if ended else envs
+            whole.add(found.inside[m, b].all().item())
+    assert whole == {True, False}
+
+
 def test_a_window_by_hand():
     """Three steps of reward 1, 2, 4 at discount 0.9, of which the third is truncated."""
     replay = replay_of(Replay, 10, 1, 1, 5)

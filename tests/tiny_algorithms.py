@@ -27,11 +27,13 @@ def layers(network) -> list[Layer]:
     return [Layer(*pair) for pair in zip(views[::2], views[1::2], strict=True)]
 
 
-def make(name, *, seeds=(0,), obs_dim=3, action_dim=2, dtype=torch.float64, autograd=False, **changes) -> Algorithm:
+def make(
+    name, *, seeds=(0,), obs_dim=3, action_dim=2, dtype=torch.float64, products=None, autograd=False, **changes
+) -> Algorithm:
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
     values.pop("name")
     values |= {"hidden_sizes": [8, 8], "batch_size": 5} | changes
-    numbers = Numbers("cpu", dtype, dtype, autograd)
+    numbers = Numbers("cpu", dtype, products or dtype, autograd)
     return ALGORITHMS[name](**values, obs_dim=obs_dim, action_dim=action_dim, seeds=seeds, numbers=numbers)
 
 

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dpg_cli.cli.here import here
 from dpg_cli.cli.job_process import SIZES_PROGRAM, surroundings
 from dpg_cli.cli.machine import available_memory
-from dpg_cli.cli.memory import learner_bytes
+from dpg_cli.cli.memory import learner_bytes, stored_bytes
 from dpg_cli.config import TrainConfig
-from dpg_cli.precision import PRECISIONS
-from dpg_cli.replay import Replay
 from dpg_cli.sweeps.process import Process, kill_session
 
 INTERPRETER_BYTES = 400 * 2**20  # of a process, with torch and a simple environment
@@ -86,7 +84,4 @@ def _bytes(config: TrainConfig, sizes: Sizes) -> int:
     """Most bytes of main memory that the replay and the networks of a job take."""
     if config.device.startswith("cuda"):
         return 0
-    capacity, dtype = min(config.buffer_size, config.total_steps), PRECISIONS[config.precision].parameters
-    shared = config.share_next_obs
-    replay = Replay.memory(capacity, *sizes, config.num_seeds, dtype, share_next_obs=shared)
-    return replay + learner_bytes(config, *sizes)
+    return stored_bytes(config, *sizes) + learner_bytes(config, *sizes)

@@ -46,10 +46,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
             f"and {free / 2**30:.1f} GiB of {where} are free: use smaller ones, or reduce num_seeds{elsewhere}"
         )
     capacity = min(config.buffer_size, config.total_steps)
-    dtype, shared = PRECISIONS[config.precision].parameters, config.share_next_obs
-    needed = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, dtype, share_next_obs=shared)
-    if config.replay["name"] == "lap":
-        needed += Priorities.memory(config.num_seeds, capacity)
+    shared, needed = config.share_next_obs, stored_bytes(config, obs_dim, action_dim)
     room = free - networks if device.type != "cpu" else free
     if needed > room:
         fits = int(capacity * 0.95 * room / needed) // 1000 * 1000
@@ -59,6 +56,14 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
             f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB of {where} are free: {smaller}{shareable}{elsewhere}"
         )
+
+
+def stored_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
+    """Bytes of a full replay, with its priorities."""
+    capacity, dtype = min(config.buffer_size, config.total_steps), PRECISIONS[config.precision].parameters
+    shared = config.share_next_obs
+    rows = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, dtype, share_next_obs=shared)
+    return rows + (Priorities.memory(config.num_seeds, capacity) if config.replay["name"] == "lap" else 0)
 
 
 def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
@@ -89,7 +94,9 @@ def update_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
 def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Most bytes of one seed's stored state or policy. Larger files, which a stranger may have made, are not read."""
     noise = 8 * config.num_envs * LONGEST_SERIES * action_dim
-    return min(2 * learner_bytes(config, obs_dim, action_dim) + noise + ENVIRONMENT_BYTES, available_memory() // 2)
+    priorities = Priorities.memory(1, min(config.buffer_size, config.total_steps))
+    parts = 2 * learner_bytes(config, obs_dim, action_dim) + noise + priorities + ENVIRONMENT_BYTES
+    return min(parts, available_memory() // 2)
 
 
 def free_gpu_memory(device: torch.device) -> int:

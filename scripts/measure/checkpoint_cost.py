@@ -45,7 +45,8 @@ def add_random(training: Training, count: int, random: np.random.Generator) -> N
     obs_dim, action_dim = sizes(training.environments.envs.example)
     obs = random.standard_normal((1, count, obs_dim))
     action = random.uniform(-1, 1, (1, count, action_dim))
-    training.replay.add(obs, action, random.standard_normal((1, count)), obs, np.zeros((1, count)))
+    never = np.zeros((1, count), bool)
+    training.replay.add(obs, action, random.standard_normal((1, count)), obs, never, never)
 
 
 def learn(training: Training, steps: int) -> float:
@@ -56,8 +57,8 @@ def learn(training: Training, steps: int) -> float:
     for _, transition, _ in collect(
         algorithm, training.environments, training.noise, step=0, total_steps=steps, random_steps=0
     ):
-        training.replay.add(*transition[:5])
-        averages.add(algorithm.update(training.replay.sample(algorithm.batch_size)))
+        training.replay.add(*transition)
+        averages.add(algorithm.update(training.replay.sample(algorithm.batch_size)).scalars)
     return steps / (time.perf_counter() - start)
 
 

@@ -67,7 +67,7 @@ def round_of(training: Training, between: Callable[[], object]) -> list[float]:
     clock.append(time.perf_counter())
     transition: Transition = environments.step(0, action)[0]
     clock.append(time.perf_counter())
-    replay.add(*transition[:5])
+    replay.add(*transition)
     clock.append(time.perf_counter())
     replay.sample(algorithm.batch_size)
     clock.append(time.perf_counter())

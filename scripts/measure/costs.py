@@ -89,8 +89,8 @@ TIMED: list[tuple[Any, str, str]] = [
 TIMED_INSIDE: list[tuple[Any, str, str, str]] = [
     (FlatEnv, "step", ENVIRONMENT, ROUND_IT),
     (FlatEnv, "reset", ENVIRONMENT, ROUND_IT),
-    (Actor, "forward", TARGET_VALUES, UPDATE),
-    (Critic, "forward", TARGET_VALUES, UPDATE),
+    (Actor, "__call__", TARGET_VALUES, UPDATE),
+    (Critic, "__call__", TARGET_VALUES, UPDATE),
     (Critic, "q1", TARGET_VALUES, UPDATE),
     (Critic, "q1_with_action_gradient", ACTOR, UPDATE),
     (Algorithm, "update_targets", TARGETS, UPDATE),

@@ -137,13 +137,13 @@ def replay_bytes(size: int, obs_dim: int, action_dim: int, *, share_next_obs: bo
 
     def new(size: int) -> Replay:
         streams = [torch_generator(0, Purpose.REPLAY)]
-        return Replay(size, obs_dim, action_dim, streams, share_next_obs=share_next_obs)
+        return Replay(size, obs_dim, action_dim, streams, discount=0.99, share_next_obs=share_next_obs)
 
     shape = (1, EPISODE)
     obs = np.ones((*shape, obs_dim), np.float32)
     next_obs = obs.copy()
     next_obs[:, -1] = 2  # the last observation, which a reset follows
-    episode = obs, np.ones((*shape, action_dim)), np.ones(shape), next_obs, np.zeros(shape, bool)
+    episode = obs, np.ones((*shape, action_dim)), np.ones(shape), next_obs, np.zeros(shape, bool), np.zeros(shape, bool)
     new(EPISODE).add(*episode)
     before = resident_bytes()
     replay = new(size)

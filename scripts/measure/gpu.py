@@ -217,7 +217,7 @@ def transitions(seeds: int, count: int = 500) -> Iterator[list[Any]]:
     for _ in range(count):
         obs, next_obs = g.normal(size=(2, seeds, 1, OBS_DIM)).astype(np.float32)
         action, reward = g.uniform(-1, 1, (seeds, 1, ACTION_DIM)), g.normal(size=(seeds, 1))
-        yield [obs, action, reward, next_obs, g.random((seeds, 1)) < 0.1]
+        yield [obs, action, reward, next_obs, *(g.random((2, seeds, 1)) < 0.1)]
 
 
 def more(learner: Any, updates: int, row: list[Any]) -> None:
@@ -244,7 +244,9 @@ def against_the_cpu(algo: str, seeds: int, *more_overrides: str) -> float:
     overrides = [f"algo={algo}", f"num_seeds={seeds}", "precision=float64", "algo.batch_size=64", *more_overrides]
     gpu = new_learner(GPU, *overrides, captured=True)
     cpu = new_learner("cpu", *overrides, captured=False).algorithm
-    replay = DeviceReplay(2_000, OBS_DIM, ACTION_DIM, [torch.Generator()] * seeds, "cpu", torch.float64)
+    replay = DeviceReplay(
+        2_000, OBS_DIM, ACTION_DIM, [torch.Generator()] * seeds, "cpu", torch.float64, discount=cpu.discount
+    )
 
     def store_on_cpu(row: list[Any]) -> None:
         replay.insert(torch.from_numpy(np.concatenate(Step(*row).in_a_row(), axis=-1)).double())

@@ -3,31 +3,34 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from dpg_cli import config
 from dpg_cli.cli.build import Training, build, sizes
 
+AT_ONCE = 100_000  # transitions that are made at once
 ROWS = 5_000  # transitions in a replay that updates are timed with
 
 
-def prepare(overrides: Sequence[str]) -> Training:
+def prepare(overrides: Sequence[str], rows: int = ROWS) -> Training:
     """What `dpg-train` would train with, on the CPU, its replay filled with random transitions."""
     config.register()
-    few = ["device=cpu", f"buffer_size={ROWS}", "eval.episodes=1"]
+    few = ["device=cpu", f"buffer_size={rows}", f"total_steps={rows}", "eval.episodes=1"]
     training = build(config.validate(config.compose([*few, *overrides])))
     obs_dim, action_dim = sizes(training.environments.envs.example)
-    rows = (len(training.environments.seeds), ROWS)
-    g = np.random.default_rng(0)
-    obs, next_obs = g.normal(size=(2, *rows, obs_dim)).astype(np.float32)
-    training.replay.add(obs, g.uniform(-1, 1, (*rows, action_dim)), g.normal(size=rows), next_obs, np.zeros(rows, bool))
+    training.learner.prepare()
+    g, members, made = np.random.default_rng(0), len(training.environments.seeds), 0
+    while made < rows:
+        part = (members, min(AT_ONCE, rows - made))
+        obs, next_obs = g.normal(size=(2, *part, obs_dim)).astype(np.float32)
+        action, never = g.uniform(-1, 1, (*part, action_dim)), np.zeros(part, bool)
+        training.replay.add(obs, action, g.normal(size=part), next_obs, never, never)
+        made += part[1]
     return training
 
 
-@torch.inference_mode()
 def update_once(training: Training) -> None:
     """Sample a batch and learn from it."""
-    training.algorithm.update(training.replay.sample(training.algorithm.batch_size))
+    training.learner.update_once()
 
 
 def update_flops(

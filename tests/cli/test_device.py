@@ -274,12 +274,6 @@ def test_a_gpu_that_runs_full_ends_the_run_with_its_last_checkpoint_whole(train,
     assert json.loads((folder / "run.json").read_text())["error"] == message
 
 
-def test_compiling_has_no_effect_on_a_cpu_and_the_run_says_so(train, tmp_path):
-    code, out, _ = train(*TOY, "compile=true")
-    assert code == 0
-    assert "note: compile=true has no effect here: only work that is captured on a GPU is compiled" in out
-
-
 @pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling it"])
 def test_other_words_for_a_full_gpu(train, monkeypatch, message):
     def run_full(self, *args, **kwargs):

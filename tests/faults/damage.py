@@ -7,6 +7,7 @@ import os
 import re
 
 import numpy as np
+import torch
 from safetensors.torch import load, save
 
 from dpg_cli.storage import checkpoint
@@ -68,7 +69,7 @@ def _rewritten(path, change):
     """Change a file's content and let the manifest say so, as a program with a fault would have written it."""
     if path.suffix == ".npy":
         rows = np.load(path)
-        fields, changed = change({name: checkpoint.torch.from_numpy(rows[name].copy()) for name in rows.dtype.names})
+        fields, changed = change({name: torch.from_numpy(rows[name].copy()) for name in rows.dtype.names})
         dtype = [(name, rows.dtype[0].base, fields[name].shape[1:]) for name in rows.dtype.names if name in fields]
         buffer = io.BytesIO()
         np.save(buffer, np.zeros(len(rows), dtype))
