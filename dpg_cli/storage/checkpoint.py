@@ -272,7 +272,7 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
         if (written := manifest.get("format", 1)) != FORMAT:
             when, why = ("after", "") if written != 1 else ("before", ": its replay does not know where episodes end")
             raise OldFormatError(
-                f"{run}: cannot be resumed: a version of dpg-cli {when} this one wrote it{why}; it can be evaluated"
+                f"{run}: cannot be resumed: a version of dpg-cli {when} this one wrote it{why}; it can still be evaluated"
             )
         added, size = state["replay"]["added"], state["replay"]["size"]
         if not (type(added) is type(size) is int and 0 <= size <= added):

@@ -5,7 +5,7 @@
     python scripts/measure/variants.py replay=lap algo.n_steps=3 experiment=simba_td3 stored=1e6 threads=1 out=lap.json
     python scripts/measure/variants.py compile=true base=experiment=simba_td3,precision=bf16
 
-Each bare word is a variant: keys of dpg-train, several with commas between. The keys of `base=` hold for all. A complete
+Each bare word is a variant: keys of dpg-train, with commas between. The keys of `base=` hold for all. A complete
 update (storing one transition, sampling, the update, new priorities) is timed in turns, for all of them in one process.
 Each pair of turns gives a ratio; medians are printed. `stored=` is the number of stored transitions.
 """

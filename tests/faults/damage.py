@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from dpg_cli.storage import checkpoint
 from dpg_cli.storage.checkpoint_folder import checksum, saved_folders
 
 
