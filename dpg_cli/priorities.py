@@ -46,7 +46,7 @@ class Priorities:
     """
 
     def __init__(self, members: int, capacity: int, alpha: float, device: torch.device | str = "cpu"):
-        self._alpha, self._capacity = alpha, capacity
+        self._alpha = alpha
         self._levels: list[Tensor] = []  # (S, ·): the priorities, sums of them, sums of those; the last has few
         size = capacity
         while not self._levels or size > 1:
@@ -109,29 +109,33 @@ class Priorities:
         self._largest.copy_(torch.maximum(self._largest, priority.amax(dim=-1, keepdim=True)))
         self._sum_up(places)
 
-    def state(self, member: int) -> dict[str, Any]:
-        """The priorities of one member."""
-        return {"priorities": self._levels[0][member, : self._capacity], "largest": self._largest[member]}
+    def state(self, member: int, places: Tensor) -> dict[str, Any]:
+        """The priorities of one member's transitions at places `(n,)`, in that order."""
+        return {"priorities": self._levels[0][member, places], "largest": self._largest[member]}
 
-    def load_state(self, states: Sequence[Mapping[str, Any]], size: int) -> None:
+    def load_state(self, states: Sequence[Mapping[str, Any]], places: Tensor) -> None:
         """Restore `state()`, one per member.
 
         Args:
             states: one per member.
-            size: number of stored transitions.
+            places: of the stored transitions, `(n,)`; they may differ from those of `state()`.
 
         Raises:
-            ValueError: a stored transition has no priority, or another place has one.
+            ValueError: a state is not one of so many transitions.
         """
+        self._levels[0].zero_()
         for member, state in enumerate(states):
             own, largest = state["priorities"], state["largest"]
-            valid = own.isfinite().all() and (own[:size] > 0).all() and (own[size:] == 0).all()
-            if not valid or not (largest.isfinite().all() and (largest >= 1).all()):
-                raise ValueError("the priorities do not fit the stored transitions")
-            self._levels[0][member, : self._capacity] = own
+            for part, shape in ((own, places.shape), (largest, (1,))):
+                if not isinstance(part, Tensor) or part.dtype is not torch.float64 or part.shape != shape:
+                    raise ValueError("the priorities are not those of the stored transitions")
+            if not (own.isfinite().all() and (own > 0).all() and largest.isfinite().all() and (largest >= 1).all()):
+                raise ValueError("a priority is not a positive number")
+            self._levels[0][member, places] = own.to(places.device)
             self._largest[member] = largest
         for level, above in zip(self._levels, self._levels[1:], strict=False):
             sums = level.view(len(level), -1, CHILDREN).sum(dim=-1)
+            above.zero_()
             above[:, : sums.shape[1]] = sums
 
     def _sum_up(self, places: Tensor) -> None:

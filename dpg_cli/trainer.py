@@ -363,7 +363,8 @@ def _restore(
         own = {
             "algorithm": algorithm.state(member) | {"random": anything},
             "noise": noise.state(member),
-            "replay": replay.state(member) | {"random": anything},
+            "replay": {key: anything if key == "lap" else own for key, own in replay.state(member).items()}
+            | {"random": anything},
             "environments": environments.state(member) | {"simulators": {}},
             "averages": {},
             "evaluations": {},

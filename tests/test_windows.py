@@ -308,28 +308,38 @@ def test_priorities_resume_exactly():
     tree.add(torch.arange(700))
     for _ in range(5):
         tree.update(tree.find(torch.rand(2, 32, generator=g, dtype=torch.float64)), torch.randn(1, 2, 32) * 9)
-    again = lap(1000, 2)
-    again.load_state([tree.state(m) for m in range(2)], 700)
+    places = torch.arange(700)
+    again, larger = lap(1000, 2), lap(3000, 2)
+    again.load_state([tree.state(m, places) for m in range(2)], places)
     for own, other in zip(tree.static_tensors(), again.static_tensors(), strict=True):
         assert torch.equal(own, other)
+    larger.load_state([tree.state(m, places) for m in range(2)], places + 50)  # a resumed run may have a larger ring
+    assert torch.equal(larger._levels[0][:, 50:750], tree._levels[0][:, :700])
+    sums_are_exact(larger)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda p, top: p.__setitem__(3, torch.nan),
-        lambda p, top: p.__setitem__(3, torch.inf),
-        lambda p, top: p.__setitem__(3, 0.0),
-        lambda p, top: p.__setitem__(3, -1.0),
-        lambda p, top: p.__setitem__(12, 1.0),
-        lambda p, top: top.fill_(torch.nan),
-        lambda p, top: top.fill_(0.5),
+        {"priorities": torch.tensor([1.0, torch.nan, 2.0])},
+        {"priorities": torch.tensor([1.0, torch.inf, 2.0])},
+        {"priorities": torch.tensor([1.0, 0.0, 2.0])},
+        {"priorities": torch.tensor([1.0, -1.0, 2.0])},
+        {"priorities": torch.ones(4)},
+        {"priorities": torch.ones(3, 1)},
+        {"priorities": torch.ones(3, dtype=torch.float16)},
+        {"priorities": [1.0, 1.0, 1.0]},
+        {"largest": torch.tensor([torch.nan])},
+        {"largest": torch.tensor([0.5])},
+        {"largest": torch.tensor(1.0)},
+        {"largest": 1.0},
     ],
 )
 def test_damaged_priorities_are_rejected(change):
-    tree = lap(20)
-    tree.add(torch.arange(10))
-    state = {name: tensor.clone() for name, tensor in tree.state(0).items()}
-    change(state["priorities"], state["largest"])
-    with pytest.raises(ValueError, match="priorities"):
-        lap(20).load_state([state], 10)
+    tree, places = lap(20), torch.arange(3)
+    tree.add(places)
+    changed = {
+        name: part.double() if getattr(part, "dtype", None) is torch.float32 else part for name, part in change.items()
+    }
+    with pytest.raises(ValueError, match="priorit"):
+        lap(20).load_state([tree.state(0, places) | changed], places)

@@ -271,9 +271,8 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
         manifest, state = _manifest_and_state(folder, most)
         if (written := manifest.get("format", 1)) != FORMAT:
             when, why = ("after", "") if written != 1 else ("before", ": its replay does not know where episodes end")
-            raise OldFormatError(
-                f"{run}: cannot be resumed: a version of dpg-cli {when} this one wrote it{why}; it can still be evaluated"
-            )
+            version = f"a version of dpg-cli {when} this one"
+            raise OldFormatError(f"{run}: cannot be resumed: {version} wrote it{why}; it can still be evaluated")
         added, size = state["replay"]["added"], state["replay"]["size"]
         if not (type(added) is type(size) is int and 0 <= size <= added):
             raise ValueError(f"{size} of {added} transitions")
