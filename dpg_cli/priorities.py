@@ -10,6 +10,7 @@ from torch import Tensor
 from dpg_cli.ranges import Fraction
 
 CHILDREN = 128  # of a node of the tree
+LARGEST_ERROR = 1e38  # above, so that the sums stay finite until a run that diverges is stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,33 +103,37 @@ class Priorities:
             places: in the rings, `(S, B)`.
             td_error: `(K, S, B)`, of each critic. The largest counts.
         """
-        priority = td_error.abs().amax(dim=0).clamp(min=1.0).pow(self._alpha).to(torch.float64)
+        priority = td_error.abs().amax(dim=0).clamp(1.0, LARGEST_ERROR).pow(self._alpha).to(torch.float64)
         self._levels[0].scatter_(1, places, 0.0)
         # A transition may occur twice in a batch: the larger one counts, whatever the order of the writes is.
         self._levels[0].scatter_reduce_(1, places, priority, "amax")
         self._largest.copy_(torch.maximum(self._largest, priority.amax(dim=-1, keepdim=True)))
         self._sum_up(places)
 
-    def state(self, member: int) -> dict[str, Any]:
-        """The priorities of one member."""
-        return {"priorities": self._levels[0][member, : self._capacity], "largest": self._largest[member]}
+    def state(self, member: int, places: Tensor) -> dict[str, Any]:
+        """The priorities of one member's transitions at places `(n,)`, in that order."""
+        return {"priorities": self._levels[0][member, places], "largest": self._largest[member]}
 
-    def load_state(self, states: Sequence[Mapping[str, Any]], size: int) -> None:
+    def load_state(self, states: Sequence[Mapping[str, Any]], places: Tensor) -> None:
         """Restore `state()`, one per member.
 
         Args:
             states: one per member.
-            size: number of stored transitions.
+            places: of the stored transitions, `(n,)`. If a state holds more priorities, the first ones are dropped.
 
         Raises:
-            ValueError: a stored transition has no priority, or another place has one.
+            ValueError: a stored transition has no valid priority.
         """
+        self._levels[0].zero_()
         for member, state in enumerate(states):
             own, largest = state["priorities"], state["largest"]
-            valid = own.isfinite().all() and (own[:size] > 0).all() and (own[size:] == 0).all()
-            if not valid or not (largest.isfinite().all() and (largest >= 1).all()):
-                raise ValueError("the priorities do not fit the stored transitions")
-            self._levels[0][member, : self._capacity] = own
+            if not all(isinstance(t, Tensor) and t.dtype is torch.float64 and t.dim() == 1 for t in (own, largest)):
+                raise ValueError("the priorities have another shape or type")
+            if len(own) < len(places) or len(largest) != 1:
+                raise ValueError(f"{len(own)} priorities do not fit {len(places)} transitions")
+            if not ((own > 0).all() and (own <= largest).all() and 1 <= largest <= 2 * LARGEST_ERROR):
+                raise ValueError("a priority is not valid")
+            self._levels[0][member, places] = own[len(own) - len(places) :].to(self._member.device)
             self._largest[member] = largest
         for level, above in zip(self._levels, self._levels[1:], strict=False):
             sums = level.view(len(level), -1, CHILDREN).sum(dim=-1)
