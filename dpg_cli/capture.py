@@ -5,6 +5,7 @@ permanent tensors in place, and may not copy a number to the host.
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -13,12 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dpg_cli.errors import UserError
+from dpg_cli.errors import UserError, first_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
 WARM_UP = 3  # runs before a capture, in which libraries create handles and the compiler compiles
 TO_THE_HOST = {"_local_scalar_dense", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "nonzero"}
+INSTALL_COMPILER = "install one (Debian: apt install g++ python3-dev; macOS: xcode-select --install)"
 INDEXING = {"index", "index_put", "index_put_", "masked_select"}  # with a mask, they count its true elements
 
 
@@ -116,16 +118,33 @@ def compile_for(device: torch.device, function: Callable[P, T], *args: P.args, *
     Raises:
         UserError: it cannot be compiled, for example because a compiler is missing.
     """
-    from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
-
-    compiled: Callable[P, T] = torch.compile(function, fullgraph=True, dynamic=False)
     try:
-        warm_up(functools.partial(compiled, *args, **kwargs), device)
-    except TorchDynamoException as error:
-        if "compiler" in str(error).lower() and device.type == "cpu":
-            print(type(error), str(error)[:3000])
-        raise UserError(f"compile=true: compilation failed ({error}); use compile=false") from error
+        from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
+
+        compiled: Callable[P, T] = torch.compile(function, fullgraph=True, dynamic=False)
+        try:
+            warm_up(functools.partial(compiled, *args, **kwargs), device)
+        except TorchDynamoException as error:
+            raise UserError(f"compile=true: {_what_failed(error)}, or use compile=false") from error
+    except OSError as error:
+        why = f"torch.compile cannot write its cache ({error})"
+        raise UserError(f"compile=true: {why}; set TORCHINDUCTOR_CACHE_DIR, or use compile=false") from error
     return compiled
+
+
+def _what_failed(error: Exception) -> str:
+    """Why torch could not compile, and what to do."""
+    inner = getattr(error, "inner_exception", error)
+    reason = str(inner).partition("Set TORCHDYNAMO_VERBOSE")[0]
+    match type(inner).__name__:
+        case "InvalidCxxCompiler":
+            own = f"CXX={os.environ['CXX']} is no working" if "CXX" in os.environ else "torch.compile needs a"
+            return f"{own} C++ compiler; {INSTALL_COMPILER}"
+        case "CppCompileError":
+            output = reason.partition("Output:")[2]
+            first = next((line for line in output.splitlines() if "error" in line), first_line(output))
+            return f"the C++ compiler failed ({first}); {INSTALL_COMPILER}"
+    return f"torch.compile failed ({type(inner).__name__}: {reason.strip()}); report it"
 
 
 class Graph:

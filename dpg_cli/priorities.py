@@ -10,6 +10,7 @@ from torch import Tensor
 from dpg_cli.ranges import Fraction
 
 CHILDREN = 128  # of a node of the tree
+LARGEST_ERROR = 1e38  # above, so that the sums stay finite until a run that diverges is stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class Priorities:
             places: in the rings, `(S, B)`.
             td_error: `(K, S, B)`, of each critic. The largest counts.
         """
-        priority = td_error.abs().amax(dim=0).clamp(min=1.0).pow(self._alpha).to(torch.float64)
+        priority = td_error.abs().amax(dim=0).clamp(1.0, LARGEST_ERROR).pow(self._alpha).to(torch.float64)
         self._levels[0].scatter_(1, places, 0.0)
         # A transition may occur twice in a batch: the larger one counts, whatever the order of the writes is.
         self._levels[0].scatter_reduce_(1, places, priority, "amax")
@@ -118,20 +119,21 @@ class Priorities:
 
         Args:
             states: one per member.
-            places: of the stored transitions, `(n,)`; they may differ from those of `state()`.
+            places: of the stored transitions, `(n,)`. If a state holds more priorities, the first ones are dropped.
 
         Raises:
-            ValueError: a state is not one of so many transitions.
+            ValueError: a stored transition has no valid priority.
         """
         self._levels[0].zero_()
         for member, state in enumerate(states):
             own, largest = state["priorities"], state["largest"]
-            for part, shape in ((own, places.shape), (largest, (1,))):
-                if not isinstance(part, Tensor) or part.dtype is not torch.float64 or part.shape != shape:
-                    raise ValueError("the priorities are not those of the stored transitions")
-            if not (own.isfinite().all() and (own > 0).all() and largest.isfinite().all() and (largest >= 1).all()):
-                raise ValueError("a priority is not a positive number")
-            self._levels[0][member, places] = own.to(places.device)
+            if not all(isinstance(t, Tensor) and t.dtype is torch.float64 and t.dim() == 1 for t in (own, largest)):
+                raise ValueError("the priorities have another shape or type")
+            if len(own) < len(places) or len(largest) != 1:
+                raise ValueError(f"{len(own)} priorities do not fit {len(places)} transitions")
+            if not ((own > 0).all() and (own <= largest).all() and 1 <= largest <= 2 * LARGEST_ERROR):
+                raise ValueError("a priority is not valid")
+            self._levels[0][member, places] = own[len(own) - len(places) :].to(self._member.device)
             self._largest[member] = largest
         for level, above in zip(self._levels, self._levels[1:], strict=False):
             sums = level.view(len(level), -1, CHILDREN).sum(dim=-1)

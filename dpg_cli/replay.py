@@ -206,7 +206,7 @@ class Replay:
         """The state of one member, without the rows."""
         cuts = [number for number in self._cuts[member] if number >= self.added - self.size]
         state = {"added": self.added, "size": self.size, "cuts": cuts, "random": self.generators[member].get_state()}
-        return state if self.priorities is None else state | {"lap": self.priorities.state(member, self._stored())}
+        return state if self.priorities is None else state | {"lap": self.priorities.state(member, self._places())}
 
     def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
         """Restore the state and rows of each member.
@@ -238,7 +238,7 @@ class Replay:
                     raise ValueError("a cut is not at a stored transition")
                 self._mark_cut(member, number)
         if self.priorities is not None:
-            self.priorities.load_state([state["lap"] for state in states], self._stored())
+            self.priorities.load_state([state["lap"] for state in states], self._places())
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -252,8 +252,8 @@ class Replay:
         ]
         return np.dtype([*fields, ("terminated", flag), ("truncated", flag), ("env", np.dtype(np.uint16))])
 
-    def _stored(self) -> Tensor:
-        """The places of all stored transitions, oldest first."""
+    def _places(self) -> Tensor:
+        """The places of all transitions, oldest first."""
         return torch.arange(self.added - self.size, self.added, device=self._rows.device) % self.capacity
 
     def _mark_cut(self, member: int, number: int) -> None:

@@ -358,13 +358,15 @@ def _restore(
     """
     algorithm, replay, averages = learner.algorithm, learner.replay, learner.averages
     states = [loaded.state for loaded in start]
-    anything: dict[str, Any] = {}  # a generator's state has another length on another device
+    anything: dict[str, Any] = {}
     for member, state in enumerate(states):
+        own_replay = replay.state(member)
         own = {
+            # A generator's state has another length on another device.
             "algorithm": algorithm.state(member) | {"random": anything},
             "noise": noise.state(member),
-            "replay": {key: anything if key == "lap" else own for key, own in replay.state(member).items()}
-            | {"random": anything},
+            # Priorities are as many as transitions.
+            "replay": own_replay | dict.fromkeys(own_replay.keys() & {"random", "lap"}, anything),
             "environments": environments.state(member) | {"simulators": {}},
             "averages": {},
             "evaluations": {},

@@ -308,38 +308,59 @@ def test_priorities_resume_exactly():
     tree.add(torch.arange(700))
     for _ in range(5):
         tree.update(tree.find(torch.rand(2, 32, generator=g, dtype=torch.float64)), torch.randn(1, 2, 32) * 9)
+    again = lap(1000, 2)
     places = torch.arange(700)
-    again, larger = lap(1000, 2), lap(3000, 2)
     again.load_state([tree.state(m, places) for m in range(2)], places)
     for own, other in zip(tree.static_tensors(), again.static_tensors(), strict=True):
         assert torch.equal(own, other)
-    larger.load_state([tree.state(m, places) for m in range(2)], places + 50)  # a resumed run may have a larger ring
-    assert torch.equal(larger._levels[0][:, 50:750], tree._levels[0][:, :700])
-    sums_are_exact(larger)
+
+
+def test_priorities_resume_exactly_in_a_larger_or_smaller_ring():
+    tree = lap(10)
+    tree.add(torch.arange(10))
+    tree.update(torch.arange(10)[None], torch.arange(10, dtype=torch.float64)[None, None] * 7)
+    oldest_first = (torch.arange(10) + 3) % 10
+    state = tree.state(0, oldest_first)
+    larger = lap(20)
+    larger.load_state([state], torch.arange(5, 15))
+    assert torch.equal(larger._levels[0][0, 5:15], tree._levels[0][0, oldest_first])
+    smaller = lap(4)
+    smaller.load_state([state], torch.arange(4))
+    assert torch.equal(smaller._levels[0][0, :4], tree._levels[0][0, oldest_first[6:]])
+    for own in (larger, smaller):
+        sums_are_exact(own)
+
+
+@pytest.mark.parametrize("error", [float("inf"), float("nan"), 3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_diverges_is_found_at_a_stored_transition_until_the_run_is_stopped(error, dtype):
+    tree = lap(1000, alpha=1.0)
+    tree.add(torch.arange(10))
+    tree.update(torch.arange(10)[None], torch.full((1, 1, 10), error, dtype=dtype))
+    tree.add(torch.arange(10, 20))
+    found = tree.find(torch.linspace(0, 1, 50, dtype=torch.float64)[None, :-1])
+    assert (found < 20).all()
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "value"),
     [
-        {"priorities": torch.tensor([1.0, torch.nan, 2.0])},
-        {"priorities": torch.tensor([1.0, torch.inf, 2.0])},
-        {"priorities": torch.tensor([1.0, 0.0, 2.0])},
-        {"priorities": torch.tensor([1.0, -1.0, 2.0])},
-        {"priorities": torch.ones(4)},
-        {"priorities": torch.ones(3, 1)},
-        {"priorities": torch.ones(3, dtype=torch.float16)},
-        {"priorities": [1.0, 1.0, 1.0]},
-        {"largest": torch.tensor([torch.nan])},
-        {"largest": torch.tensor([0.5])},
-        {"largest": torch.tensor(1.0)},
-        {"largest": 1.0},
+        *(("priorities", bad) for bad in (torch.nan, torch.inf, 0.0, -1.0, 99.0)),
+        *(("largest", bad) for bad in (torch.nan, torch.inf, 0.5, 1e300)),
+        *(("priorities", bad) for bad in (torch.ones(9), torch.ones(9, dtype=torch.float64), None, [1.0] * 10)),
+        *(("priorities", bad) for bad in (torch.ones(10), torch.ones(10, 1, dtype=torch.float64), 1.0)),
+        *(("largest", bad) for bad in (torch.ones(2, dtype=torch.float64), torch.ones(1), 1.0)),
     ],
 )
-def test_damaged_priorities_are_rejected(change):
-    tree, places = lap(20), torch.arange(3)
-    tree.add(places)
-    changed = {
-        name: part.double() if getattr(part, "dtype", None) is torch.float32 else part for name, part in change.items()
-    }
+def test_damaged_priorities_are_rejected(name, value):
+    tree = lap(20)
+    tree.add(torch.arange(10))
+    state = {key: tensor.clone() for key, tensor in tree.state(0, torch.arange(10)).items()}
+    if name == "priorities" and type(value) is float and value != 1.0:
+        state["priorities"][3] = value
+    elif name == "largest" and type(value) is float and value != 1.0:
+        state["largest"].fill_(value)
+    else:
+        state[name] = value
     with pytest.raises(ValueError, match="priorit"):
-        lap(20).load_state([tree.state(0, places) | changed], places)
+        lap(20).load_state([state], torch.arange(10))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpg_cli.adam import Adam
 from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network, Normalizer, Numbers
-from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction
+from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction, WindowSteps
 from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
 Kind = tuple[bool, ...]
@@ -72,7 +72,7 @@ class Algorithm:
     critic_weight_decay: NonNegative  # L2 penalty
     critic_action_layer: Count
     normalize_obs: bool
-    n_steps: Count = 1  # older runs lack this key and the next three
+    n_steps: WindowSteps = 1  # older runs lack this key and the next three
     weight_decay: NonNegative = 0.0  # AdamW's, of all networks
     max_grad_norm: Positive | None = None  # of each network of a member
     target_copy_every: Count | None = None  # updates; None: soft updates

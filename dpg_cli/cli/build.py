@@ -97,7 +97,7 @@ def check(config: TrainConfig) -> Checked:
     check_memory(config, obs_dim, action_dim, choice.device)
     if config.compile:
         number = torch.ones(1, device=choice.device)
-        compile_for(choice.device, lambda: number.mul_(1))
+        compile_for(choice.device, lambda: number.copy_(number.sin()))  # which is not optimised away
     return Checked(obs_dim, action_dim, pool, found)
 
 

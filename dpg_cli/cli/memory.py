@@ -94,9 +94,10 @@ def update_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
 def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Most bytes of one seed's stored state or policy. Larger files, which a stranger may have made, are not read."""
     noise = 8 * config.num_envs * LONGEST_SERIES * action_dim
-    priorities = Priorities.memory(1, min(config.buffer_size, config.total_steps))
-    parts = 2 * learner_bytes(config, obs_dim, action_dim) + noise + priorities + ENVIRONMENT_BYTES
-    return min(parts, available_memory() // 2)
+    capacity = min(config.buffer_size, config.total_steps)
+    priorities = Priorities.memory(1, capacity) if config.replay["name"] == "lap" else 0
+    most = 2 * learner_bytes(config, obs_dim, action_dim) + noise + priorities + ENVIRONMENT_BYTES
+    return min(most, available_memory() // 2)
 
 
 def free_gpu_memory(device: torch.device) -> int:

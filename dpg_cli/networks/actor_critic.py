@@ -5,6 +5,7 @@ critics each. A single member has an axis of size 1. Inputs are `(S, B, features
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from dpg_cli.networks.normalizer import Normalizer
 from dpg_cli.precision import is_large
 
 N = TypeVar("N", bound="Network")
+MOST_PARAMETERS = 2**59  # torch counts bytes in 63 bits
 Gradient = Tensor | list[Tensor]  # of a network's parameters: like `flat`, or like its views in order
 
 
@@ -51,6 +53,9 @@ class Network:
         normalizer: applied to observations first; None: no normalisation.
         critics: `()` for members `(S,)`, `(K,)` for members `(K, S)`.
 
+    Raises:
+        MemoryError: no machine can hold so many parameters.
+
     Attributes:
         members: `(S,)` or `(K, S)`.
         flat: the parameters, `(P,)`.
@@ -69,9 +74,10 @@ class Network:
         about = starts(layers)
         self.members = (*critics, len(generators))
         self.shapes = {name: torch.Size((*self.members, *shape)) for name, (shape, _, _) in about.items()}
-        self.flat = torch.empty(
-            sum(shape.numel() for shape in self.shapes.values()), dtype=numbers.parameters, device=numbers.device
-        )
+        count = sum(map(math.prod, self.shapes.values()))  # torch's own product overflows
+        if count > MOST_PARAMETERS:
+            raise MemoryError
+        self.flat = torch.empty(count, dtype=numbers.parameters, device=numbers.device)
         if not self.flat.is_meta:
             for view, (shape, start, fan_in) in zip(self.views(self.flat), about.values(), strict=True):
                 # Drawn in float64 and per seed: precision and other seeds do not change what a seed starts from.

@@ -197,3 +197,10 @@ def test_moments_that_are_not_finite_are_not_saved(train, tmp_path):
     steps = checkpoint.valid_steps(tmp_path / "run")[0]
     state = checkpoint.load(tmp_path / "run", steps[-1]).state
     assert trainer.all_finite([state["algorithm"], state["averages"]])
+
+
+def test_priorities_whose_sum_would_overflow(train, tmp_path):
+    arguments = ["env=toy_envs:Toy/Endless-v0", *SMALL, "env.max_episode_steps=20", *EVERY, "log.every=1000"]
+    given = ["env.kwargs.bad_step=35", "env.kwargs.value=1.5e308", "replay=lap", "replay.alpha=1", "precision=float64"]
+    stopped(train(*arguments, *given), "seed 0", "not finite")
+    assert checkpoint.valid_steps(tmp_path / "run")[1] == {}
