@@ -224,7 +224,7 @@ class Algorithm:
         for name, network in self.networks().items():
             for key, tensor in network.tensors().items():
                 for member, state in enumerate(states):
-                    _restore(tensor, member, state[name][key])
+                    _restore(_of_member(tensor, member), state[name][key])
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Restore states from `state()`, one per member.
@@ -239,10 +239,10 @@ class Algorithm:
                 for key, own in (("mean", optimizer.mean), ("square", optimizer.square)):
                     for index, tensor in enumerate(optimizer.network.views(own)):
                         for member, state in enumerate(states):
-                            _restore(tensor, member, state[name][key][index])
+                            _restore(_of_member(tensor, member), state[name][key][index])
             for name, tensor in self.member_state.items():
                 for member, state in enumerate(states):
-                    tensor[member].copy_(state["member_state"][name])
+                    _restore(tensor[member], state["member_state"][name])
         self.updates = states[0]["updates"]
         for generator, state in zip(self.generators, states, strict=True):
             restore_generator(generator, state["random"], self.updates)
@@ -328,9 +328,8 @@ def _of_member(tensor: Tensor, member: int) -> Tensor:
     return tensor.select(tensor.dim() - 3, member)
 
 
-def _restore(tensor: Tensor, member: int, stored: Tensor) -> None:
-    """Copy a stored part back. The shape is checked, since `copy_` silently broadcasts a smaller tensor."""
-    own = _of_member(tensor, member)
+def _restore(own: Tensor, stored: Tensor) -> None:
+    """Copy a member's stored tensor back. The shape is checked, since `copy_` silently broadcasts a smaller tensor."""
     if stored.shape != own.shape:
         raise ValueError(f"a stored tensor has shape {tuple(stored.shape)}, not {tuple(own.shape)}")
     own.copy_(stored)

@@ -1,0 +1,127 @@
+"""compile=true on a CPU: the numbers of the ordinary loop, one graph for each kind of update, and an exact resume."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from commands import SMALL, TOY
+from test_trainer import Run, composed, records
+from torch._dynamo.utils import counters
+
+from dpg_cli.capture import compile_for
+from dpg_cli.cli.learners import new_algorithm, new_learner
+from dpg_cli.compiled_learner import CompiledLearner
+from dpg_cli.errors import UserError
+from dpg_cli.learner import Learner
+from dpg_cli.replay import Step
+
+CPU = torch.device("cpu")
+TD3 = ["algo=td3", "replay=lap", "algo.n_steps=3", "algo.weight_decay=0.01", "algo.max_grad_norm=0.5"]
+SIMBA = ["algo=ddpg", "network=simba", "network.actor_size=8", "network.critic_size=8", "algo.normalize_obs=true"]
+FLOAT64 = ["precision=float64", "num_envs=2"]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+
+
+def learner(given, *, compiled):
+    c = composed(*given, *FLOAT64).model_copy(update={"compile": compiled})
+    made = new_learner(c, new_algorithm(c, 2, 1, CPU), 2, 1, captured=False)
+    made.prepare()
+    return made
+
+
+def steps(count):
+    g = np.random.default_rng(0)
+    for _ in range(count):
+        obs, next_obs = g.normal(size=(2, 1, 2, 2))
+        ended = g.random((2, 1, 2)) < 0.1
+        yield Step(obs, g.uniform(-1, 1, (1, 2, 1)), g.normal(size=(1, 2)), next_obs, *ended)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "given", [pytest.param(TD3, id="td3 mlp lap"), pytest.param(SIMBA, id="ddpg simba", marks=pytest.mark.slow)]
+)
+def test_compiled_updates_are_the_ordinary_ones_and_each_kind_is_compiled_once(given):
+    """The first compilation of a machine takes half a minute, later ones take their code from torch's cache."""
+    counters.clear()
+    ours, plain = learner(given, compiled=True), learner(given, compiled=False)
+    assert [type(ours), type(plain)] == [CompiledLearner, Learner]
+    torch.testing.assert_close(ours.algorithm.state(0), plain.algorithm.state(0), rtol=0, atol=0)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number, step in enumerate(steps(30)):
+            for each in (ours, plain):
+                each.learn(step, observed=step.obs, updates=2 * (number >= 4), acts_next=False)
+    assert ours.algorithm.updates == 52
+    assert counters["stats"]["unique_graphs"] == len(ours.algorithm.kinds())
+    torch.testing.assert_close(ours.algorithm.state(0), plain.algorithm.state(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.replay.state(0), plain.replay.state(0), rtol=1e-12, atol=1e-12)
+    assert ours.averages.take()[0] == pytest.approx(plain.averages.take()[0], rel=1e-10)
+
+
+@needs_compiler
+def test_a_stopped_run_resumes_exactly(tmp_path):
+    """The learner of the resumed run is compiled anew. The same seed thus gives the same run, too."""
+    given = [*TD3, *FLOAT64, "compile=true", "learning_starts=11", "total_steps=50", "eval.every=25"]
+    whole = Run(tmp_path / "whole", *given)
+    first = Run(tmp_path / "parts", *given, stop_at=34)
+    assert first.updates == 23
+    resumed = Run(tmp_path / "parts", *given, start=34)
+    assert type(resumed.training.learner) is CompiledLearner
+    assert resumed.lines("evaluations.jsonl") == whole.lines("evaluations.jsonl")
+    assert records(resumed) == records(whole)
+    own, other = (run.training for run in (resumed, whole))
+    torch.testing.assert_close(own.algorithm.state(0), other.algorithm.state(0), rtol=0, atol=0)
+    torch.testing.assert_close(own.replay.state(0), other.replay.state(0), rtol=0, atol=0)
+
+
+def test_without_a_compiler_nothing_is_written(tmp_path):
+    """In a process of its own, since torch remembers the compiler that it has found."""
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    main = "from dpg_cli.cli.train import main; main()"
+    command = [sys.executable, "-c", main, TOY, *SMALL, "device=cpu", "compile=true", "hydra.run.dir=run"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "dpg-train: compile=true: torch.compile needs a C++ compiler; install one (Debian: apt install g++ "
+        "python3-dev; macOS: xcode-select --install), or use compile=false\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+class CppCompileError(Exception):
+    """Named like torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            CppCompileError("Command:\ng++\nOutput:\nIn file:\na.cpp:3: fatal error: Python.h: No such file\n"),
+            r"Python.h",
+        ),
+        (ValueError("odd"), "torch.compile failed (ValueError: odd); report it"),
+    ],
+)
+def test_a_compilation_that_fails_is_one_line(monkeypatch, error, message):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def fails(function, **_):
+        raise BackendCompilerFailed(fails, error, None)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda: fails(function))
+    with pytest.raises(UserError) as raised:
+        compile_for(CPU, lambda: None)
+    assert message in str(raised.value)
+    assert str(raised.value).endswith("or use compile=false")
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: os.mkdir("/proc/nix"))
+    with pytest.raises(UserError, match=r"cannot write its cache .* set TORCHINDUCTOR_CACHE_DIR, or use compile=false"):
+        compile_for(CPU, lambda: None)
