@@ -11,13 +11,23 @@ AT_ONCE = 100_000  # transitions that are made at once
 ROWS = 5_000  # transitions in a replay that updates are timed with
 
 
-def prepare(overrides: Sequence[str], rows: int = ROWS) -> Training:
-    """What `dpg-train` would train with, on the CPU, its replay filled with random transitions."""
+def prepare(overrides: Sequence[str], rows: int = ROWS, *, prepared: bool = True) -> Training:
+    """What `dpg-train` would train with, on the CPU, its replay filled with random transitions.
+
+    Without `prepared`, the learner is left to be prepared and the replay to be filled.
+    """
     config.register()
     few = ["device=cpu", f"buffer_size={rows}", f"total_steps={rows}", "eval.episodes=1"]
     training = build(config.validate(config.compose([*few, *overrides])))
+    if prepared:
+        training.learner.prepare()
+        fill(training, rows)
+    return training
+
+
+def fill(training: Training, rows: int) -> None:
+    """Store random transitions."""
     obs_dim, action_dim = sizes(training.environments.envs.example)
-    training.learner.prepare()
     g, members, made = np.random.default_rng(0), len(training.environments.seeds), 0
     while made < rows:
         part = (members, min(AT_ONCE, rows - made))
@@ -25,7 +35,6 @@ def prepare(overrides: Sequence[str], rows: int = ROWS) -> Training:
         action, never = g.uniform(-1, 1, (*part, action_dim)), np.zeros(part, bool)
         training.replay.add(obs, action, g.normal(size=part), next_obs, never, never)
         made += part[1]
-    return training
 
 
 def update_once(training: Training) -> None:

@@ -15,7 +15,6 @@ import sys
 import time
 
 import numpy as np
-import torch
 from results import check_files, write
 from updates import prepare
 
@@ -34,15 +33,14 @@ def main() -> None:
     check_files(values, "out")
     stored, threads = whole(values, "stored", 10_000, minimum=1_000), whole(values, "threads", 1, minimum=1)
     turns = whole(values, "turns", 10, minimum=1)
-    base = ["env=HalfCheetah-v4", "algo=td3", *filter(None, values.get("base", "").split(","))]
+    base = ["env=HalfCheetah-v4", "algo=td3", f"threads={threads}", *filter(None, values.get("base", "").split(","))]
     names = ["base", *variants]
     timed = [Timed(prepare([*base, *name.split(",")] if name != "base" else base, stored)) for name in names]
-    torch.set_num_threads(threads)
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(turns):
         for name, one in zip(names, timed, strict=True):
             times[name].append(one.milliseconds())
-    print(f"{' '.join(base)}, {stored:,} stored, threads {threads}, {turns} turns of {SECONDS:g} s, medians")
+    print(f"{' '.join(base)}, {stored:,} stored, {turns} turns of {SECONDS:g} s, medians")
     for name in names:
         ratio = statistics.median(a / b for a, b in zip(times[name], times["base"], strict=True))
         print(f"{statistics.median(times[name]):8.3f} ms  {ratio:6.3f} times  {name}")
