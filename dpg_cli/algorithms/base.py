@@ -127,6 +127,14 @@ class Algorithm:
         self.actor_optimizer = Adam(self.actor, self.actor_lr, weight_decay=self.weight_decay)
         self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay, self.weight_decay)
 
+    def networks(self) -> dict[str, Network]:
+        """All networks by name, targets too."""
+        return _declared(self, Network)
+
+    def optimizers(self) -> dict[str, Adam]:
+        """All optimizers by name."""
+        return _declared(self, Adam)
+
     @property
     def periods(self) -> tuple[int, ...]:
         """Numbers of updates after which something is due; `due` accepts no others."""
@@ -304,14 +312,6 @@ class Algorithm:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, self._dtype)
-
-    def networks(self) -> dict[str, Network]:
-        """All networks by name, targets too."""
-        return _declared(self, Network)
-
-    def optimizers(self) -> dict[str, Adam]:
-        """All optimizers by name."""
-        return _declared(self, Adam)
 
 
 def _declared(algorithm: Algorithm, kind: type[Part]) -> dict[str, Part]:
