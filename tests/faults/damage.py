@@ -7,9 +7,9 @@ import os
 import re
 
 import numpy as np
+import torch
 from safetensors.torch import load, save
 
-from dpg_cli.storage import checkpoint
 from dpg_cli.storage.checkpoint_folder import checksum, saved_folders
 
 
@@ -68,8 +68,8 @@ def _rewritten(path, change):
     """Change a file's content and let the manifest say so, as a program with a fault would have written it."""
     if path.suffix == ".npy":
         rows = np.load(path)
-        fields, changed = change({name: checkpoint.torch.from_numpy(rows[name].copy()) for name in rows.dtype.names})
-        dtype = [(name, rows.dtype[0].base, fields[name].shape[1:]) for name in rows.dtype.names if name in fields]
+        fields, changed = change({name: torch.from_numpy(rows[name].copy()) for name in rows.dtype.names})
+        dtype = [(name, rows.dtype[name].base, fields[name].shape[1:]) for name in rows.dtype.names if name in fields]
         buffer = io.BytesIO()
         np.save(buffer, np.zeros(len(rows), dtype))
         path.write_bytes(buffer.getvalue())
