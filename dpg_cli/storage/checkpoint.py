@@ -302,9 +302,8 @@ def check_format(run: Path) -> None:
 def _check_format(run: Path, manifest: Mapping[str, Any]) -> None:
     if (written := manifest.get("format", 1)) != FORMAT:
         when, why = ("after", "") if written != 1 else ("before", ": its replay does not know where episodes end")
-        raise OldFormatError(
-            f"{run}: cannot be resumed: a version of dpg-cli {when} this one wrote it{why}; it can be evaluated"
-        )
+        version = f"a version of dpg-cli {when} this one"
+        raise OldFormatError(f"{run}: cannot be resumed: {version} wrote it{why}; it can still be evaluated")
 
 
 def newest_algorithm(run: Path, most: int) -> tuple[int, Mapping[str, Any], list[str]]:

@@ -24,9 +24,8 @@ from dpg_cli.storage.checkpoint_folder import checksum
 SAME = ["env=Pendulum-v1", "algo.hidden_sizes=[8]", "algo.batch_size=4", "total_steps=30", "random_steps=10"]
 SAME += ["eval.every=20", "eval.episodes=2", "checkpoint.every=15", "log.every=10", "threads=1"]
 SAME += ["env.max_episode_steps=10", "algo.normalize_obs=true"]
-REASON = (
-    "a version of dpg-cli before this one wrote it: its replay does not know where episodes end; it can be evaluated"
-)
+WHY = "a version of dpg-cli before this one wrote it: its replay does not know where episodes end"
+REASON = f"{WHY}; it can still be evaluated"
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_a_later_version_is_named_as_such(run, train):
     manifest = json.loads(path.read_text()) | {"format": FORMAT + 1}
     del manifest["checksum"]
     path.write_text(json.dumps(manifest | {"checksum": checksum(manifest)}))
-    message = "cannot be resumed: a version of dpg-cli after this one wrote it; it can be evaluated"
+    message = "cannot be resumed: a version of dpg-cli after this one wrote it; it can still be evaluated"
     assert train("resume=run", "total_steps=40") == (2, "", f"dpg-train: resume={run}: {message}\n")
 
 
