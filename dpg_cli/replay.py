@@ -225,6 +225,8 @@ class Replay:
             for part in parts:
                 if part.dtype != self._dtype:
                     raise ValueError(f"transitions are {part.dtype}, not {self._dtype}")
+                if any(part[name].view(np.uint8).max() > 1 for name in ("terminated", "truncated")):
+                    raise ValueError("whether a transition ended its episode is neither 0 nor 1")
                 if not np.array_equal(part["env"], expected):
                     raise ValueError(f"the transitions do not take turns among {self._num_envs} environments")
             columns = {name: np.stack([part[name] for part in parts]) for name in parts[0].dtype.names if name != "env"}

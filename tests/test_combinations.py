@@ -110,7 +110,7 @@ def test_a_seed_is_the_same_run_alone_and_beside_others(tmp_path, choice, way):
 @pytest.mark.parametrize(("choice", "way"), PAIRS[1:] + PAIRS[:1], ids=named)
 def test_a_stopped_run_resumes_exactly(tmp_path, choice, way):
     """In the middle of an episode and of a policy delay. The same seed thus gives the same run, too."""
-    given = [*overrides(choice), *way, "num_seeds=2", "num_envs=2", "learning_starts=11", "buffer_size=30"]
+    given = [*overrides(choice), *way, "num_seeds=2", "num_envs=2", "learning_starts=11", "buffer_size=31"]
     whole = Run(tmp_path / "whole", *given)
     first = Run(tmp_path / "parts", *given, stop_at=34)
     assert first.updates == 23

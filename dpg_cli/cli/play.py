@@ -15,7 +15,7 @@ from dpg_cli.cli.build import environment_pool, sizes
 from dpg_cli.cli.device import CPU
 from dpg_cli.cli.film import Film, Filmed, rendering, shown
 from dpg_cli.cli.learners import new_algorithm
-from dpg_cli.cli.memory import META, most_bytes
+from dpg_cli.cli.memory import META, check_memory, most_bytes
 from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.evaluation import Trajectories, mean_info, run_episodes
@@ -128,7 +128,7 @@ def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Alg
     """An algorithm with the policy, which fits the environments, and the step that it was saved at.
 
     Raises:
-        UserError: there is no such policy, or it does not fit.
+        UserError: there is no such policy, or it does not fit, or its config names networks beyond the memory.
     """
     example = pool()
     obs_dim, action_dim = sizes(example)
@@ -151,6 +151,7 @@ def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Alg
         raise UserError(
             f"{folder}: its policy does not fit its config.yaml: {name} is {shapes[0]} instead of {shapes[1]}"
         )
+    check_memory(one.model_copy(update={"buffer_size": 1}), obs_dim, action_dim, CPU)  # for its critics
     algorithm = new_algorithm(one, obs_dim, action_dim, CPU)
     algorithm.load_policy(tensors)
     return algorithm, step

@@ -106,6 +106,8 @@ def go_on(
                 print(f"{folder}: done at step {error.step:,}")
                 return job.Result(0)
             raise UserError(f"resume={error}") from error
+        except checkpoint.OldFormatError as error:
+            raise UserError(f"resume={error}") from error
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
             print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= continues it")
             return job.Result(0)

@@ -10,6 +10,7 @@ from dpg_cli import config as configs
 from dpg_cli.cli import handover
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.import_path import add_working_directory
+from dpg_cli.cli.names import members
 from dpg_cli.cli.progress import new_console
 from dpg_cli.cli.sweep import NothingStartedError, Running, check_launcher, finish, launch
 from dpg_cli.cli.sweep_options import launcher_of
@@ -17,7 +18,7 @@ from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.cli.sweep_states import state_of
 from dpg_cli.cli.sweep_task import RESUMED
 from dpg_cli.errors import UserError, one_line
-from dpg_cli.storage import run_dir, untrusted
+from dpg_cli.storage import checkpoint, run_dir, untrusted
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.untrusted import run_file
 from dpg_cli.sweeps import record, slurm
@@ -87,9 +88,13 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         queued = slurm.still_queued(folder)
         if "total_steps" in values and queued:
             raise UserError("total_steps: jobs are in SLURM's queue with the old value; wait for their end first")
+        found = {entry.number: _state(folder / _where(entry), stored[entry.number]) for entry in jobs}
+        left = [entry for entry in jobs if found[entry.number][0] != "done"]
+        _check_resumable(folder, left, stored)
         if "total_steps" in values:
             record.store_configs(folder, ((number, config.model_dump()) for number, config in stored.items()))
-        left = _left(running, stored)
+        for number, (state, reason) in found.items():
+            file.set(number, state=state, reason=reason)
         file.flush()
         if not left:
             print(f"{below_here(folder)}: all {len(jobs)} jobs are done; a larger total_steps= continues them")
@@ -107,8 +112,6 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         _tell_differences(plan, left, stored)
         for entry in left:
             where = folder / _where(entry)
-            if where.exists():
-                untrusted.check_kinds(where)
             if not (where / "run.json").exists():  # a job that was begun has its .hydra/
                 overrides = configs.without_hydra(entry.overrides)
                 with contextlib.suppress(UserError):
@@ -144,18 +147,27 @@ def _parsed(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return values, hydra
 
 
-def _left(running: Running, stored: Mapping[int, configs.TrainConfig]) -> list[record.Job]:
-    """The jobs to run; corrects the record of the others from their folders."""
-    left = []
-    for entry in running.file.jobs:
-        folder = running.plan.folder / _where(entry)
-        state, reason = state_of(folder)
-        if state == "done" and _made(folder) < stored[entry.number].total_steps:
-            state = "pending"
-        running.file.set(entry.number, state=state, reason=reason)
-        if state != "done":
-            left.append(entry)
-    return left
+def _state(folder: Path, config: configs.TrainConfig) -> tuple[str, str | None]:
+    """State and reason of a job, from its folder; one that is to be extended is pending."""
+    state, reason = state_of(folder)
+    return ("pending", reason) if state == "done" and _made(folder) < config.total_steps else (state, reason)
+
+
+def _check_resumable(folder: Path, left: Sequence[record.Job], stored: Mapping[int, configs.TrainConfig]) -> None:
+    """Check the folders of the jobs to run, before anything is changed.
+
+    Raises:
+        UserError: one leads elsewhere, or another version wrote it.
+    """
+    for entry in left:
+        where = folder / _where(entry)
+        if where.exists():
+            untrusted.check_kinds(where)
+            for member in members(stored[entry.number], where)[1]:
+                try:
+                    checkpoint.check_format(member)
+                except checkpoint.OldFormatError as error:
+                    raise UserError(f"resume={folder}: job {entry.number}: {error}") from error
 
 
 def _where(entry: record.Job) -> str:

@@ -40,7 +40,7 @@ Keys
   seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
   updates_per_step, buffer_size, share_next_obs, truncation_bootstraps,
   device, threads, env_threads, env_processes, compile, precision, init,
-  eval.*, checkpoint.*, log.*, algo.*, env.*, noise.*
+  eval.*, checkpoint.*, log.*, algo.*, network.*, env.*, noise.*, replay.*
 
 Flags
   -m                sweep over comma-separated values, range(...), choice(...)

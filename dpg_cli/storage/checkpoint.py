@@ -58,7 +58,7 @@ class NoReplayError(UserError):
 
 
 class OldFormatError(UserError):
-    """A checkpoint was written before the replay knew where episodes end."""
+    """Another version wrote a checkpoint, which this one cannot resume."""
 
 
 class Loaded(NamedTuple):
@@ -235,7 +235,7 @@ def newest(runs: Sequence[Path], most: int = sys.maxsize) -> tuple[list[Loaded],
     Raises:
         NoReplayError: a checkpoint lacks all of its transitions. Returning to one from before the first transition
             would repeat the whole run.
-        OldFormatError: an earlier version wrote a checkpoint.
+        OldFormatError: another version wrote a checkpoint.
     """
     problems: list[str] = []
     for step in sorted(set.intersection(*(set(saved_steps(run)) for run in runs)), reverse=True):
@@ -263,16 +263,13 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
 
     Raises:
         NoReplayError: none of its transitions is there.
-        OldFormatError: an earlier version wrote it.
+        OldFormatError: another version wrote it.
         UserError: a file is missing, damaged or has other content.
     """
     folder = run / "checkpoints" / folder_name("step", step)
     try:
         manifest, state = _manifest_and_state(folder, most)
-        if (written := manifest.get("format", 1)) != FORMAT:
-            when, why = ("after", "") if written != 1 else ("before", ": its replay does not know where episodes end")
-            version = f"a version of dpg-cli {when} this one"
-            raise OldFormatError(f"{run}: cannot be resumed: {version} wrote it{why}; it can still be evaluated")
+        _check_format(run, manifest)
         added, size = state["replay"]["added"], state["replay"]["size"]
         if not (type(added) is type(size) is int and 0 <= size <= added):
             raise ValueError(f"{size} of {added} transitions")
@@ -285,6 +282,28 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
     except Exception as error:
         raise damaged(folder, error) from error
     return Loaded(step, state, transitions, manifest["best"], manifest["versions"], manifest["shards"])
+
+
+def check_format(run: Path) -> None:
+    """Check that this version can resume a member's run, as far as the newest manifest that can be read says.
+
+    Raises:
+        OldFormatError: another version wrote it.
+    """
+    for folder in reversed(saved_folders(run / "checkpoints", "step")):
+        try:
+            manifest = read_manifest(folder)
+        except Exception:  # damaged; the run itself will tell
+            continue
+        _check_format(run, manifest)
+        return
+
+
+def _check_format(run: Path, manifest: Mapping[str, Any]) -> None:
+    if (written := manifest.get("format", 1)) != FORMAT:
+        when, why = ("after", "") if written != 1 else ("before", ": its replay does not know where episodes end")
+        version = f"a version of dpg-cli {when} this one"
+        raise OldFormatError(f"{run}: cannot be resumed: {version} wrote it{why}; it can still be evaluated")
 
 
 def newest_algorithm(run: Path, most: int) -> tuple[int, Mapping[str, Any], list[str]]:

@@ -69,7 +69,7 @@ def _rewritten(path, change):
     if path.suffix == ".npy":
         rows = np.load(path)
         fields, changed = change({name: torch.from_numpy(rows[name].copy()) for name in rows.dtype.names})
-        dtype = [(name, rows.dtype[0].base, fields[name].shape[1:]) for name in rows.dtype.names if name in fields]
+        dtype = [(name, rows.dtype[name].base, fields[name].shape[1:]) for name in rows.dtype.names if name in fields]
         buffer = io.BytesIO()
         np.save(buffer, np.zeros(len(rows), dtype))
         path.write_bytes(buffer.getvalue())

@@ -17,6 +17,9 @@ from dpg_cli.storage import checkpoint
 
 RUN = [TOY, *SMALL, "noise=ou", "noise.decay_steps=100", "algo.normalize_obs=true", "buffer_size=25"]
 RUN += ["env.max_episode_steps=14", "checkpoint.keep=9"]
+SWITCHES = [*RUN, "network=simba", "network.actor_size=8", "network.critic_size=8", "replay=lap", "algo.n_steps=3"]
+SWITCHES = [argument for argument in SWITCHES if not argument.startswith("noise")] + ["noise=pink"]
+RUNS = [pytest.param(RUN, id="ou"), pytest.param(SWITCHES, id="simba lap pink")]
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -97,10 +100,11 @@ def test_of_several_processes_at_once_one_wins(tmp_path, what):
 # --- damage ---
 
 
+@pytest.mark.parametrize("given", RUNS)
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_every_damaged_file_is_found(trained, tmp_path, damage):
+def test_every_damaged_file_is_found(trained, tmp_path, damage, given):
     random = np.random.default_rng(0)
-    run = shutil.copytree(trained(*RUN), tmp_path / "run", symlinks=True)
+    run = shutil.copytree(trained(*given), tmp_path / "run", symlinks=True)
     for path in sorted([*(run / "checkpoints" / "step_000000060").iterdir(), *run.glob("replay/*60.npy")]):
         before = path.read_bytes()
         damage(path, random)
@@ -109,6 +113,7 @@ def test_every_damaged_file_is_found(trained, tmp_path, damage):
     assert checkpoint.valid_steps(run) == ([0, 30, 60], {})
 
 
+@pytest.mark.parametrize("given", RUNS)
 @pytest.mark.parametrize(
     ("damage", "file"),
     [
@@ -116,8 +121,8 @@ def test_every_damaged_file_is_found(trained, tmp_path, damage):
         *((misshapen, file) for file in ("state.safetensors", "shard")),
     ],
 )
-def test_a_checkpoint_that_holds_something_else_is_refused(train, signalled, trained, tmp_path, damage, file):
-    assert signalled("step", 46, [signal.SIGTERM], *RUN, "hydra.run.dir=run")[0] == 143
+def test_a_checkpoint_that_holds_something_else_is_refused(train, signalled, trained, tmp_path, damage, file, given):
+    assert signalled("step", 46, [signal.SIGTERM], *given, "hydra.run.dir=run")[0] == 143
     newest = tmp_path / "run" / "checkpoints" / "step_000000047"
     shutil.copytree(tmp_path / "run", tmp_path / "kept", symlinks=True)
     for seed in range(2):
@@ -130,12 +135,12 @@ def test_a_checkpoint_that_holds_something_else_is_refused(train, signalled, tra
         assert (code in (0, 2), "Traceback" in err, err.count("\n")) == (True, False, 1), changed
         if code == 0:  # the one before was taken
             assert "the checkpoint of step 47 is damaged" in err, changed
-            assert differences(tmp_path / "run", trained(*RUN)) == [], changed
+            assert differences(tmp_path / "run", trained(*given)) == [], changed
     shutil.rmtree(tmp_path / "run")
     shutil.copytree(tmp_path / "kept", tmp_path / "run", symlinks=True)
     shutil.rmtree(newest)
     assert train("resume=run", "trust=true")[0] == 0
-    assert differences(tmp_path / "run", trained(*RUN)) == []
+    assert differences(tmp_path / "run", trained(*given)) == []
 
 
 # --- the negative control of renaming; those of the state are in test_controls.py, of syncing in test_disk.py ---
