@@ -20,8 +20,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 WARM_UP = 3  # runs before a capture, in which libraries create handles and the compiler compiles
 TO_THE_HOST = {"_local_scalar_dense", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "nonzero"}
-INSTALL_COMPILER = "install one (Debian: apt install g++ python3-dev; macOS: xcode-select --install)"
 INDEXING = {"index", "index_put", "index_put_", "masked_select"}  # with a mask, they count its true elements
+INSTALL_COMPILER = "install one (Debian: apt install g++ python3-dev; macOS: xcode-select --install)"
 
 
 class Event(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from dpg_cli.ranges import Fraction
 
 CHILDREN = 128  # of a node of the tree
-LARGEST_ERROR = 1e38  # above, so that the sums stay finite until a run that diverges is stopped
+LARGEST_ERROR = 1e38  # larger ones count as this, so that all sums are finite until a diverging run is stopped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -201,6 +201,18 @@ def test_an_export_needs_only_what_the_policy_says_about_itself(place, export, n
     assert guarded(lambda: export("run=run", "format=pt2"))[::2] == (0, "")
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    ["critic_size=1e15", "critic_size=4294967296", "actor_size=1e6", "critic_size=1e5 network.critic_blocks=100"],
+)
+def test_networks_that_no_machine_holds_are_rejected_before_they_take_memory(place, train, sizes):
+    given = ["env=Toy/Reach-v0", *SMALL, "network=simba", *f"network.{sizes}".split(), "hydra.run.dir=new"]
+    error = rejected(place, lambda *_: None, lambda: train(*given))
+    assert error.startswith("dpg-train: network.actor_size=")
+    assert "not enough memory for these networks" in error
+    assert not (place / "new").exists()
+
+
 def test_a_sound_copy_is_resumed_and_evaluated(place, train, evaluate):
     """The control: without an attack nothing is rejected."""
     assert evaluate("run=run", "episodes=1")[::2] == (0, "")
