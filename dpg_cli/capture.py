@@ -119,8 +119,11 @@ def compile_for(device: torch.device, function: Callable[P, T], *args: P.args, *
         UserError: it cannot be compiled, for example because a compiler is missing.
     """
     try:
-        from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
+        import torch._dynamo  # here, since it takes a second to import
+        from torch._dynamo.exc import TorchDynamoException
 
+        if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # `Algorithm.descend`; from torch 2.11 on
+            torch._dynamo.config.trace_autograd_ops = True
         compiled: Callable[P, T] = torch.compile(function, fullgraph=True, dynamic=False)
         try:
             warm_up(functools.partial(compiled, *args, **kwargs), device)

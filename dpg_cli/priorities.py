@@ -131,7 +131,7 @@ class Priorities:
                 raise ValueError("the priorities have another shape or type")
             if len(own) < len(places) or len(largest) != 1:
                 raise ValueError(f"{len(own)} priorities do not fit {len(places)} transitions")
-            if not ((own > 0).all() and (own <= largest).all() and 1 <= largest <= 2 * LARGEST_ERROR):
+            if not ((own >= 1).all() and (own <= largest).all() and 1 <= largest <= 2 * LARGEST_ERROR):
                 raise ValueError("a priority is not valid")
             self._levels[0][member, places] = own[len(own) - len(places) :].to(self._member.device)
             self._largest[member] = largest

@@ -235,11 +235,17 @@ class Replay:
         for member, (generator, state) in enumerate(zip(self.generators, states, strict=True)):
             restore_generator(generator, state["random"], self.added)
             self._cuts[member] = []
+            if not isinstance(state["cuts"], list):
+                raise ValueError("the cuts are not a list")
             for number in state["cuts"]:
                 if type(number) is not int or not self.added - self.size <= number < self.added:
                     raise ValueError("a cut is not at a stored transition")
                 self._mark_cut(member, number)
         if self.priorities is not None:
+            if not all(
+                isinstance(own := state["lap"], dict) and {"priorities", "largest"} <= own.keys() for state in states
+            ):
+                raise ValueError("the priorities are missing")
             self.priorities.load_state([state["lap"] for state in states], self._places())
 
     @property

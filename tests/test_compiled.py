@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_algorithms
 import torch
 from commands import SMALL, TOY
 from test_trainer import Run, composed, records
@@ -125,3 +126,17 @@ def test_a_cache_that_cannot_be_written(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda *_, **__: os.mkdir("/proc/nix"))
     with pytest.raises(UserError, match=r"cannot write its cache .* set TORCHINDUCTOR_CACHE_DIR, or use compile=false"):
         compile_for(CPU, lambda: None)
+
+
+@needs_compiler
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="torch cannot compile torch.autograd.grad yet"
+)
+def test_an_update_by_descend_is_compiled_too(monkeypatch):
+    """The form in which new algorithms are written."""
+    monkeypatch.setattr(tiny_algorithms.TD3, "update", tiny_algorithms.plain_update)
+    ours, plain = learner(["algo=td3"], compiled=True), learner(["algo=td3"], compiled=False)
+    for step in steps(8):
+        for each in (ours, plain):
+            each.learn(step, observed=step.obs, updates=1, acts_next=False)
+    torch.testing.assert_close(ours.algorithm.state(0), plain.algorithm.state(0), rtol=1e-12, atol=1e-12)

@@ -119,6 +119,9 @@ class Algorithm:
 
     def declare_actor_and_critics(self, num_critics: int) -> None:
         """An actor and `num_critics` critics, with a target and an optimizer each."""
+        for key, lr in (("actor_lr", self.actor_lr), ("critic_lr", self.critic_lr)):
+            if lr * self.weight_decay >= 1:
+                raise ValueError(f"weight_decay={self.weight_decay}: times {key}={lr} it must be below 1")
         shared = (self._starts, self._numbers, self._normalizer)
         sizes = (*self._sizes, self.hidden_sizes)
         self.actor = Actor(self._architecture.actor(*sizes), *shared)
@@ -137,7 +140,7 @@ class Algorithm:
 
     @property
     def periods(self) -> tuple[int, ...]:
-        """Numbers of updates after which something is due; `due` accepts no others."""
+        """Numbers of updates after which something is due."""
         return (self.actor_every, self.target_copy_every or 1)
 
     @property
@@ -157,7 +160,13 @@ class Algorithm:
         raise NotImplementedError
 
     def due(self, period: int) -> bool:
-        """Whether `updates` is a multiple of one of `periods`."""
+        """Whether `updates` is a multiple of one of `periods`.
+
+        Raises:
+            ValueError: it is none of them, so that a captured update would never do what is due.
+        """
+        if period not in self.periods:
+            raise ValueError(f"{period} is not among the periods {self.periods}")
         return self.updates % period == 0
 
     def kind(self, number: int) -> Kind:
@@ -308,8 +317,6 @@ class Algorithm:
             elif self.due(self.target_copy_every):
                 target.flat.copy_(online.flat)
 
-    # --- private ---
-
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, self._dtype)
 
@@ -349,7 +356,7 @@ class Errors(NamedTuple):
 def without_autograd(update: Callable[[Own, Batch], Learned]) -> Callable[[Own, Batch], Learned]:
     """Decorate an update that asks its networks for gradients, so that torch records none beside them.
 
-    Inference mode is fastest, but in it torch cannot differentiate networks without hand-written gradients.
+    Inference mode is fastest. Where torch differentiates, the ordinary mode is used, which its compiler needs.
     """
     by_torch, by_hand = torch.no_grad()(update), torch.inference_mode()(update)
 

@@ -8,7 +8,7 @@ from dpg_cli.algorithms.base import Algorithm, Batch, Learned, register, saturat
 @register
 @dataclass(kw_only=True, eq=False)
 class DDPG(Algorithm):
-    """One critic regressed on a one-step target; an actor that ascends it (Lillicrap et al. 2016, Algorithm 1)."""
+    """A critic regressed on bootstrapped targets; an actor that ascends it (Lillicrap et al. 2016, Algorithm 1)."""
 
     def declare(self) -> None:
         """An actor and a critic, each with a target."""

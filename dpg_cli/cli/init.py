@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,9 +104,12 @@ def _fitting(own: Networks, state: Mapping[str, Any]) -> Networks:
         name, stored = network.replace("_", " "), state.get(network)
         if not isinstance(stored, Mapping):
             raise UserError(f"its newest whole checkpoint lacks the {name}")
+        if (kind := _kind(stored)) != (wanted := _kind(tensors)):
+            raise UserError(f"{name} is that of network={kind}, this run's of network={wanted}; use network={kind}")
         layers, needed = (sum(key.endswith(".weight") for key in keys) for keys in (stored, tensors))
         if layers != needed:
-            raise UserError(f"{name} has {layers} layers, this run's has {needed}")
+            sizes = {"mlp": "algo.hidden_sizes", "simba": "network.actor_blocks or network.critic_blocks"}[kind]
+            raise UserError(f"{name} has {layers} layers, this run's has {needed}; {sizes} differs")
         has, needs = ("normalizer.mean" in keys for keys in (stored, tensors))
         if has != needs:
             words = ("a normaliser", "none") if has else ("no normaliser", "one")
@@ -124,6 +127,11 @@ def _fitting(own: Networks, state: Mapping[str, Any]) -> Networks:
             if not found[network][key].isfinite().all():
                 raise UserError(f"{what} holds a number that is not finite")
     return found
+
+
+def _kind(tensors: Iterable[str]) -> str:
+    """The name of the architecture that has tensors of such names."""
+    return "simba" if "embedding.weight" in tensors else "mlp"
 
 
 def _described(key: str) -> str:

@@ -19,6 +19,7 @@ from dpg_cli.priorities import Priorities
 from dpg_cli.replay import DeviceReplay, Replay
 from dpg_cli.seeding import Purpose, torch_generator
 
+META = torch.device("meta")  # tensors there have shapes and no memory
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
 SMALL_PRODUCT = 2**20  # multiplications of a layer; below it, waking a second thread costs more than it saves
 
@@ -69,6 +70,15 @@ def network_sizes(config: TrainConfig) -> str:
     if not own:
         return f"algo.hidden_sizes={config.algo['hidden_sizes']}"
     return ", ".join(f"network.{key}={value}" for key, value in own.items())
+
+
+def check_networks(config: TrainConfig) -> None:
+    """Check hyperparameters against each other, without an environment.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    new_algorithm(config.model_copy(update={"num_seeds": 1}), 1, 1, META)
 
 
 def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_dim: int, *, captured: bool) -> Learner:

@@ -7,19 +7,19 @@ import math
 
 import torch
 
-from dpg_cli.cli.learners import network_sizes, new_algorithm
+from dpg_cli.cli.learners import META, network_sizes, new_algorithm
 from dpg_cli.cli.machine import available_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError
 from dpg_cli.networks.layers import dense_of
 from dpg_cli.noise import LONGEST_SERIES
 from dpg_cli.precision import PRECISIONS
-from dpg_cli.priorities import Priorities
+from dpg_cli.priorities import CHILDREN, Priorities
 from dpg_cli.replay import Replay
 
 ENVIRONMENT_BYTES = 2**28  # bound on the environments of one seed, and all small parts, in a checkpoint
 GPU_RESERVE = 2**30  # for graphs and the work space of libraries
-META = torch.device("meta")  # tensors there have shapes and no memory
+WINDOW_BYTES = 64  # of a step of a window: places, rewards and masks
 LAYERS_KEPT = 12  # most copies of a network's layer outputs that an update keeps at once
 
 
@@ -31,7 +31,7 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
     """
     where, elsewhere = ("memory", "") if device.type == "cpu" else (str(device), ", or device=cpu")
     free = available_memory() if device.type == "cpu" else free_gpu_memory(device)
-    networks = learner_bytes(config, obs_dim, action_dim)
+    networks = learner_bytes(config, obs_dim, action_dim) + sample_bytes(config)
     if device.type != "cpu":
         if free < GPU_RESERVE:
             raise UserError(
@@ -51,7 +51,10 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
     if needed > room:
         fits = int(capacity * 0.95 * room / needed) // 1000 * 1000
         smaller = f"buffer_size={fits:_} would fit" if fits >= config.algo["batch_size"] else "reduce num_seeds"
-        shareable = "" if shared or device.type != "cpu" else ", share_next_obs=true needs about half"
+        shareable = ""
+        if not shared and device.type == "cpu":
+            less = stored_bytes(config.model_copy(update={"share_next_obs": True}), obs_dim, action_dim)
+            shareable = f", share_next_obs=true needs {less / needed:.0%} of that"
         raise UserError(
             f"buffer_size={config.buffer_size}: {capacity:,} transitions for {config.num_seeds} seeds take "
             f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB of {where} are free: {smaller}{shareable}{elsewhere}"
@@ -89,6 +92,14 @@ def update_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     rows = config.num_seeds * config.algo["batch_size"]
     numbers: int = LAYERS_KEPT * rows * outputs
     return numbers * PRECISIONS[config.precision].parameters.itemsize
+
+
+def sample_bytes(config: TrainConfig) -> int:
+    """Most bytes that choosing a batch takes, besides the batch."""
+    windows = WINDOW_BYTES * config.algo["n_steps"] if config.algo["n_steps"] > 1 else 0
+    each = windows + (3 * 8 * CHILDREN if config.replay["name"] == "lap" else 0)
+    rows: int = config.num_seeds * config.algo["batch_size"]
+    return rows * each
 
 
 def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:

@@ -3,6 +3,7 @@
 from dpg_cli.cli.build import Training, sizes
 from dpg_cli.cli.disk import disk_note
 from dpg_cli.config import TrainConfig
+from dpg_cli.config.defaults import defaults
 from dpg_cli.environments.make import has_time_limit
 from dpg_cli.environments.probe import Findings
 
@@ -23,6 +24,7 @@ def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]
     lines = _about_state(config.env.id, found)
     if given and found.thread_problem is not None:
         lines.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {found.thread_problem}")
+    lines += _without_effect(config)
     example = training.environments.envs.example
     if not has_time_limit(example):
         lines.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
@@ -35,6 +37,25 @@ def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]
         lines.append(
             f"nothing will be learned: updates start after step {first:,}, total_steps is {config.total_steps:,}"
         )
+    return lines
+
+
+def _without_effect(config: TrainConfig) -> list[str]:
+    """A line for each key that is not at its default and that another one makes useless."""
+    useless = (
+        {"algo.critic_action_layer": "network", "algo.hidden_sizes": "network"}
+        if config.network["name"] != "mlp"
+        else {}
+    )
+    if config.algo["target_copy_every"] is not None:
+        useless["algo.tau"] = "algo.target_copy_every"
+    default = defaults("algo", config.algo["name"])
+    lines = []
+    for key, other in useless.items():
+        value = config.algo[key.removeprefix("algo.")]
+        if (tuple(value) if isinstance(value, list) else value) != default.get(key):
+            own = config.network["name"] if other == "network" else config.algo["target_copy_every"]
+            lines.append(f"{key}={value} has no effect with {other}={own}")
     return lines
 
 

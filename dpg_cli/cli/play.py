@@ -14,8 +14,8 @@ from dpg_cli.algorithms import Algorithm
 from dpg_cli.cli.build import environment_pool, sizes
 from dpg_cli.cli.device import CPU
 from dpg_cli.cli.film import Film, Filmed, rendering, shown
-from dpg_cli.cli.learners import new_algorithm
-from dpg_cli.cli.memory import META, check_memory, most_bytes
+from dpg_cli.cli.learners import META, network_sizes, new_algorithm
+from dpg_cli.cli.memory import check_memory, most_bytes
 from dpg_cli.cli.progress import EvaluationProgress
 from dpg_cli.config import TrainConfig
 from dpg_cli.environments.evaluation import Trajectories, mean_info, run_episodes
@@ -147,9 +147,10 @@ def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Alg
                 f"expects {own[0]} and {own[1]}"
             )
         name = next(n for n in sorted(needed.keys() | found.keys()) if needed.get(n) != found.get(n))
-        shapes = [f"of shape {part[name]}" if name in part else "missing" for part in (found, needed)]
+        shapes = ["missing" if name not in own else f"of shape {own[name]}" for own in (found, needed)]
         raise UserError(
-            f"{folder}: its policy does not fit its config.yaml: {name} is {shapes[0]} instead of {shapes[1]}"
+            f"{folder}: its policy does not fit the networks of its config.yaml: {name} is {shapes[0]} in the policy, "
+            f"and {shapes[1]} with {network_sizes(config)}"
         )
     check_memory(one.model_copy(update={"buffer_size": 1}), obs_dim, action_dim, CPU)  # for its critics
     algorithm = new_algorithm(one, obs_dim, action_dim, CPU)

@@ -102,6 +102,8 @@ class Plan:
         Raises:
             UserError: a job's config is wrong, or two jobs would be the same run or share a folder.
         """
+        from dpg_cli.cli.learners import check_networks  # here, since torch takes seconds to import
+
         found: list[Planned] = []
         runs: dict[str, int] = {}
         folders: dict[str, int] = {}
@@ -109,6 +111,7 @@ class Plan:
         for number, overrides in enumerate(self.jobs):
             try:
                 config, name = next(checked)
+                check_networks(config)
                 if config.init is not None:
                     folders_of(config)
             except UserError as error:

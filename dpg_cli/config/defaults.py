@@ -20,14 +20,15 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: by dotted key, such as `algo.tau`.
     """
-    found = dict(_defaults("", "train"))
+    found = dict(defaults("", "train"))
     for group in NAMED:
-        found |= _defaults(group, str(config.get(f"{group}.name", WITHOUT_NAME.get(group))))
+        found |= defaults(group, str(config.get(f"{group}.name", WITHOUT_NAME.get(group))))
     return found | dict(config) if len(found.keys() & config.keys()) > len(found) / 2 else dict(config)
 
 
 @functools.cache
-def _defaults(group: str, name: str) -> dict[str, Any]:
+def defaults(group: str, name: str) -> dict[str, Any]:
+    """The defaults of a choice of a group, or of `train.yaml`, by dotted key; empty if there is no such file."""
     path = config_dir() / group / f"{name}.yaml"
     known = path in (config_dir() / group).glob("*.yaml")  # the name comes from a run folder, perhaps a stranger's
     return _plain(read_yaml(path), f"{group}." if group else "") if known else {}

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from dpg_cli.config.messages import not_a_choice
-from dpg_cli.config.tree import GROUPS, config_dir
+from dpg_cli.config.tree import GROUPS, NAMED, config_dir
 from dpg_cli.errors import UserError
 
 
@@ -30,6 +30,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         for text, override in zip(overrides, parsed, strict=True):
             if is_group(override):
                 _check_group(text, override, loader, overrides)
+            group, _, leaf = override.key_or_group.partition(".")
+            if group in NAMED and leaf == "name":
+                raise UserError(f"{text}: set by {group}=; use {group}={text.partition('=')[2]}")
     return parsed
 
 

@@ -295,3 +295,17 @@ def test_a_run_with_member_state_resumes_exactly(tmp_path):
     for member in range(2):
         own, other = (run.training.algorithm.state(member) for run in (resumed, whole))
         torch.testing.assert_close(own, other, rtol=0, atol=0)
+
+
+def test_only_declared_periods_can_be_due():
+    """Another one would be in no captured or compiled kind of update, and its branch would never run there."""
+    algorithm = make("td3", target_copy_every=6)
+    assert algorithm.periods == (2, 6)
+    with pytest.raises(ValueError, match="7 is not among the periods"):
+        algorithm.due(7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_decay_that_turns_signs_is_rejected(name):
+    with pytest.raises(ValueError, match=r"weight_decay=1000\.0: times actor_lr=0\.001 it must be below 1"):
+        make(name, weight_decay=1e3, actor_lr=1e-3)

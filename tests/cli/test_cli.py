@@ -251,6 +251,15 @@ def test_what_is_probably_not_meant_is_said(train):
     assert "has no time limit" in train("env=toy_envs:Toy/Endless-v0", "env.kwargs.bad_step=1", *SMALL)[1]
 
 
+def test_keys_that_another_key_makes_useless_are_noted(train):
+    simba = ["network=simba", "network.actor_size=4", "network.critic_size=4", "algo.hidden_sizes=[9]"]
+    code, out, _ = train(TOY, *SMALL, *simba, "algo.target_copy_every=4", "algo.tau=0.5")
+    assert code == 0
+    assert "note: algo.hidden_sizes=[9] has no effect with network=simba\n" in out
+    assert "note: algo.tau=0.5 has no effect with algo.target_copy_every=4\n" in out
+    assert "has no effect" not in train(TOY, *SMALL, "algo.target_copy_every=4", "hydra.run.dir=other")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -275,6 +284,7 @@ def test_what_is_probably_not_meant_is_said(train):
         (["buffer_size=1e12", "total_steps=9e8", "num_seeds=50"], "GiB of memory are free"),
         (["-m", "algo=ddpg,td4"], "did you mean td3"),
         (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
+        (["-m", TOY, "algo.target_copy_every=4,5"], "algo.target_copy_every=5: must be a multiple of policy_delay=2"),
         (["resume=outputs/x"], "no such folder"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unknown flag"),
         (["noise=colored", "noise.beta=5"], "noise.beta=5: should be less than or equal to 4"),

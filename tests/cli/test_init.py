@@ -133,7 +133,8 @@ def test_seed_k_starts_from_seed_k_or_all_from_a_single_run(train, finished, tmp
     ("given", "message"),
     [
         ("algo.hidden_sizes=[9]", "actor layer 1 has shape (2, 8), this run's has (2, 9)"),
-        ("algo.hidden_sizes=[8,8]", "actor has 2 layers, this run's has 3"),
+        ("algo.hidden_sizes=[8,8]", "actor has 2 layers, this run's has 3; algo.hidden_sizes differs"),
+        ("network=simba", "actor is that of network=mlp, this run's of network=simba; use network=mlp"),
         ("algo=ddpg", "critic layer 1 has shape (2, 3, 8), this run's has (1, 3, 8)"),
         ("env=Pendulum-v1", "actor layer 1 has shape (2, 8), this run's has (3, 8)"),
         ("algo.normalize_obs=true", "actor has no normaliser, this run's has one; use algo.normalize_obs=false"),

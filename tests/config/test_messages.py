@@ -64,7 +64,7 @@ def test_names_are_found_in_any_spelling():
 def test_every_key_of_the_table_exists_and_no_name_does():
     own = validate(compose([])).model_dump()
     nested = {f"{group}.{name}" for group in own if isinstance(own[group], dict) for name in own[group]}
-    nested |= {f"noise.{name}" for name in keys_by_choice("noise")}
+    nested |= {f"{group}.{name}" for group in ("noise", "replay") for name in keys_by_choice(group)}
     known = {*own, *nested, "experiment", "resume", "hydra.run.dir", "env.kwargs.NAME"}
     for name, found in names_elsewhere._COUNTERPARTS.items():
         assert set(found.keys) <= known, name
