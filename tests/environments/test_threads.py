@@ -191,7 +191,8 @@ def test_a_signal_while_threads_are_waited_for(new_threads):
 
     def work(part):
         if part[0] == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            # To the thread that waits: the system may give a signal of the process to any thread.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             assert interrupted.wait(TIMEOUT)
 
     with pytest.raises(KeyboardInterrupt):
