@@ -44,7 +44,8 @@ class AutogradPasses:
     ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
         """The output, and a function from its gradient to those of the tensors, in their order."""
         y, backward, *_ = torch.func.vjp(lambda own: self.forward(own, x, extra), dict(tensors))
-        return y, lambda grad: list(backward(grad)[0].values())
+        # The optimizer's kernel reads a gradient as it lies in memory.
+        return y, lambda grad: [part.contiguous() for part in backward(grad)[0].values()]
 
     def with_gradient_of_extra(self, tensors: Mapping[str, Tensor], x: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
         """The output, and the gradient of its sum with respect to `extra`."""

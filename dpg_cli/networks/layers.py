@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dpg_cli.networks.dense import NARROW
 from dpg_cli.precision import is_large
 
 
@@ -101,6 +102,8 @@ class Dense:
         weight, bias = used.tensors[f"{self.name}.weight"], used.tensors[f"{self.name}.bias"]
         if used.products is not x.dtype and is_large(self.inputs, self.outputs):
             return torch.matmul(x.to(used.products), weight.to(used.products)).to(x.dtype) + bias
+        if x.is_cpu and self.outputs < NARROW:
+            return torch.matmul(weight.mT, x.mT).mT + bias
         return torch.matmul(x, weight) + bias
 
     def describe(self) -> list[dict[str, Any]]:
