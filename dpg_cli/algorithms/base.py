@@ -163,7 +163,7 @@ class Algorithm:
         """Whether `updates` is a multiple of one of `periods`.
 
         Raises:
-            ValueError: it is none of them, so that a captured update would never do what is due.
+            ValueError: it is not one of them. A captured update would never do what is due then.
         """
         if period not in self.periods:
             raise ValueError(f"{period} is not among the periods {self.periods}")
