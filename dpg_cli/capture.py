@@ -122,7 +122,7 @@ def compile_for(device: torch.device, function: Callable[P, T], *args: P.args, *
         import torch._dynamo  # here, since it takes a second to import
         from torch._dynamo.exc import TorchDynamoException
 
-        if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # `Algorithm.descend`; from torch 2.11 on
+        if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # for `Algorithm.descend`; older versions lack it
             torch._dynamo.config.trace_autograd_ops = True
         compiled: Callable[P, T] = torch.compile(function, fullgraph=True, dynamic=False)
         try:

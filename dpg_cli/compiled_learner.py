@@ -13,8 +13,7 @@ from dpg_cli.algorithms import Algorithm, Batch, Learned
 from dpg_cli.algorithms.base import Kind
 from dpg_cli.capture import compile_for
 from dpg_cli.learner import Learner
-from dpg_cli.networks.layers import dense_of
-from dpg_cli.precision import is_large, prepare_product
+from dpg_cli.precision import prepare_product
 from dpg_cli.replay import Replay, Step
 
 
@@ -33,11 +32,7 @@ class CompiledLearner(Learner):
         super().__init__(algorithm, replay)
         self._update: dict[Kind, Callable[[Batch, Sequence[Tensor]], Learned]] = {}
         self._shapes: dict[Kind, list[Sequence[int]]] = {}  # of the draws of an update
-        self._has_large = any(
-            is_large(layer.inputs, layer.outputs)
-            for network in algorithm.networks().values()
-            for layer in dense_of(network.layers)
-        )
+        self._has_large = any(network.has_large for network in algorithm.networks().values())
 
     def prepare(self) -> None:
         """Compile every kind of update. Networks, optimizers and random streams are unchanged afterwards."""

@@ -25,7 +25,7 @@ class Noise:
     Args:
         action_dim: A, the size of an action.
         generators: by member and environment, S lists of E.
-        episode_steps: the time limit of an episode; None if there is none.
+        episode_steps: the time limit of an episode; None for unlimited episodes.
     """
 
     action_dim: InitVar[int]

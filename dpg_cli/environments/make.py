@@ -186,7 +186,7 @@ def has_time_limit(env: gym.Env[Any, Any]) -> bool:
 
 
 def time_limit(env: gym.Env[Any, Any]) -> int | None:
-    """The time limit of an episode in steps, Gymnasium's or that of dm_control's suite; None if there is none."""
+    """The time limit of an episode in steps, Gymnasium's or dm_control's; None for unlimited episodes."""
     if env.spec is not None and env.spec.max_episode_steps is not None:
         return env.spec.max_episode_steps
     limit = getattr(env.unwrapped, "_step_limit", math.inf)  # see `has_time_limit`; a quotient of times, not an integer

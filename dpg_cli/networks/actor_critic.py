@@ -60,6 +60,7 @@ class Network:
         members: `(S,)` or `(K, S)`.
         flat: the parameters, `(P,)`.
         shapes: of each tensor in `flat` by name, in order, `(*members, rows, columns)`.
+        has_large: whether it has large matrix products; see `precision.is_large`.
     """
 
     def __init__(
@@ -84,8 +85,8 @@ class Network:
                 draws = [start((*critics, *shape), fan_in, generator) for generator in generators]
                 view.copy_(torch.stack(draws, dim=-3))
             self.flat.requires_grad_()
-        has_large = any(is_large(layer.inputs, layer.outputs) for layer in dense_of(layers))
-        self._autograd = AutogradPasses(layers, numbers.products, has_large=has_large)
+        self.has_large = any(is_large(layer.inputs, layer.outputs) for layer in dense_of(layers))
+        self._autograd = AutogradPasses(layers, numbers.products, has_large=self.has_large)
         self._by_hand: Passes | None = None
         if not numbers.autograd and _is_plain(layers):
             index = next((i // 2 for i, layer in enumerate(layers) if isinstance(layer, AppendExtra)), 0)

@@ -137,13 +137,17 @@ class LayerNorm:
         return [{"type": "layer_norm", **names, "epsilon": self.epsilon}]
 
 
-@dataclass(frozen=True)
-class Relu:
-    """max(x, 0)."""
+class WithoutTensors:
+    """A layer that has no parameters."""
 
     def starts(self) -> Mapping[str, tuple[tuple[int, int], Start, int]]:
-        """No tensors."""
+        """None."""
         return {}
+
+
+@dataclass(frozen=True)
+class Relu(WithoutTensors):
+    """max(x, 0)."""
 
     def apply(self, x: Tensor, used: Pass) -> Tensor:
         """The shape of `x`."""
@@ -155,12 +159,8 @@ class Relu:
 
 
 @dataclass(frozen=True)
-class Elu:
+class Elu(WithoutTensors):
     """x where it is positive, eˣ - 1 elsewhere (Clevert et al. 2016)."""
-
-    def starts(self) -> Mapping[str, tuple[tuple[int, int], Start, int]]:
-        """No tensors."""
-        return {}
 
     def apply(self, x: Tensor, used: Pass) -> Tensor:
         """The shape of `x`."""
@@ -172,12 +172,8 @@ class Elu:
 
 
 @dataclass(frozen=True)
-class AppendExtra:
+class AppendExtra(WithoutTensors):
     """Appends the second input, such as the action of a critic, to the features."""
-
-    def starts(self) -> Mapping[str, tuple[tuple[int, int], Start, int]]:
-        """No tensors."""
-        return {}
 
     def apply(self, x: Tensor, used: Pass) -> Tensor:
         """`(*members, B, in + extra)`."""
