@@ -256,23 +256,23 @@ def _clash(values: Sequence[Value]) -> bool:
 
 
 def _telling_apart(firsts: Sequence[Run], differ: Sequence[str]) -> list[str]:
-    """Few keys, with short names, that tell apart the groups of one algorithm."""
+    """All choices such as `noise=ou` that differ, and few further keys that tell apart the groups of one algorithm."""
     values = {key: [text(value_of(run, key), exact=True) for run in firsts] for key in differ}
     places = [(run.env_id, run.part, run.evaluated) for run in firsts]
 
     def kinds(keys: Iterable[str]) -> int:
         return len(set(zip(places, *(values[key] for key in keys), strict=True)))
 
-    def length(key: str) -> tuple[int, int]:
-        """Choices such as `noise=ou` first; keys that some lack last."""
-        order = (UNSET in values[key]) - key.endswith(".name")
-        return order, len(key.rpartition(".")[2]) + max(map(len, values[key]))
+    def length(key: str) -> tuple[bool, int]:
+        """Keys that some lack last."""
+        return UNSET in values[key], len(key.rpartition(".")[2]) + max(map(len, values[key]))
 
     wanted = kinds(differ)
-    chosen: list[str] = []
+    choices = [key for key in differ if key.endswith(".name") and kinds([key]) > kinds([])]
+    chosen = list(choices)
     while kinds(chosen) < wanted:
         chosen.append(min(differ, key=lambda key: (-kinds([*chosen, key]), length(key))))
-    for key in list(chosen):  # an early choice may be needless after the later ones
+    for key in chosen[len(choices) :]:  # an early key may be needless after the later ones
         if kinds(other for other in chosen if other != key) == wanted:
             chosen.remove(key)
     return chosen

@@ -57,6 +57,11 @@ def test_the_longest_of_several_runs_of_a_seed_counts(tmp_path):
             [{"algo__tau": 0.1, "algo__batch_size": 10}, {"algo__tau": 0.2, "algo__batch_size": 20}],
             ["tau=0.1", "tau=0.2"],
         ),
+        # Choices are all named: these runs differ in more than one.
+        (
+            [{"replay__name": "uniform"}, {"replay__name": "lap", "noise__name": "pink", "algo__tau": 0.1}],
+            ["noise=gaussian, replay=uniform", "noise=pink, replay=lap"],
+        ),
         # What tells two runs of td3 apart is no matter to ddpg.
         (
             [{"algo": "ddpg"}, {"algo__tau": 0.1}, {"algo__tau": 0.2}],
