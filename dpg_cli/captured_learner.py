@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_map
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.algorithms.base import Kind
 from dpg_cli.capture import Static, compiled_and_captured, new_event
+from dpg_cli.environments.rollout import Episode
 from dpg_cli.learner import Learner
-from dpg_cli.networks import Actor, Network
+from dpg_cli.networks import Network
 from dpg_cli.replay import DeviceReplay, Step
 
 AHEAD = 16  # updates per drawing of random numbers: each replay of a graph that draws costs two kernels per generator
@@ -38,6 +39,8 @@ class CapturedLearner(Learner):
 
     def __init__(self, algorithm: Algorithm, replay: DeviceReplay, *, compiled: bool = False):
         super().__init__(algorithm, replay)
+        if compiled:
+            torch.compiler.reset()  # earlier runs in this process count towards its limit of recompilations
         self._compiled = compiled
         self._asked = False  # whether the next action has been requested
         self._evaluation: tuple[Staging, CapturedPolicy] | None = None
@@ -45,15 +48,13 @@ class CapturedLearner(Learner):
     def prepare(self) -> None:
         """Capture everything. Networks, optimizers and random streams are unchanged afterwards."""
         algorithm, replay = self.algorithm, self.replay
-        if self._compiled:
-            torch.compiler.reset()  # earlier runs in this process count towards its limit of recompilations
         members = range(len(algorithm.generators))
         before = tree_map(_copied_to_the_host, [(algorithm.state(m), replay.state(m)) for m in members])
         *shape, width = replay.row_shape
         self._staging = Staging((*shape, width + algorithm.actor.obs_dim), algorithm.actor)
         rows, obs = torch.split(self._staging.on_device, [width, algorithm.actor.obs_dim], dim=-1)
         self._no_rows = np.zeros(replay.row_shape)
-        self._policy = CapturedPolicy(algorithm.actor, obs, compiled=self._compiled)
+        self._policy = CapturedPolicy(algorithm, algorithm.action, obs, compiled=self._compiled)
         self._insert = self._captured(lambda: replay.insert(rows), self._staging, replay)
         self._observe = None
         if (normalizer := algorithm.actor.normalizer) is not None:
@@ -71,11 +72,14 @@ class CapturedLearner(Learner):
         replay.load_state([state for _, state in before], [()] * len(before))
         self.averages.take()
 
-    def learn(self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool) -> None:
-        """As `Learner.learn`. The next action is requested once no remaining update changes the actor."""
+    def learn(
+        self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool, ended: Sequence[Episode] = ()
+    ) -> None:
+        """As `Learner.learn`. The next action is requested once no remaining update changes the policy."""
         algorithm = self.algorithm
+        updates = algorithm.updates_now(updates, [episode.episode_return for episode in ended])
         numbers = range(algorithm.updates + 1, algorithm.updates + 1 + updates)
-        last_change = max((n for n in numbers if self._changes_actor(n)), default=None)
+        last_change = max((n for n in numbers if algorithm.changes_policy(n)), default=None)
         self._staging.load(*step.in_a_row(), observed)
         if self._observe is not None:
             self._observe()
@@ -106,7 +110,8 @@ class CapturedLearner(Learner):
         """The policy in evaluations, which all have the same number of environments."""
         if self._evaluation is None:
             staging = Staging(obs.shape, self.algorithm.actor)
-            policy = CapturedPolicy(self.algorithm.actor, staging.on_device, compiled=self._compiled)
+            algorithm = self.algorithm
+            policy = CapturedPolicy(algorithm, algorithm.policy, staging.on_device, compiled=self._compiled)
             self._evaluation = staging, policy
         staging, policy = self._evaluation
         staging.load(obs)
@@ -139,9 +144,6 @@ class CapturedLearner(Learner):
         numbers, normals, _ = self._draws.static_tensors()
         return numbers.cpu(), normals.cpu()
 
-    def _changes_actor(self, number: int) -> bool:
-        return number % self.algorithm.actor_every == 0
-
     def _draw_ahead(self) -> None:
         self._draws.before = [g.get_state() for g in self._draws.generators]
         self._draw()
@@ -150,7 +152,7 @@ class CapturedLearner(Learner):
         self.algorithm.updates = number - 1
         learned = self.algorithm.update(self.replay.batch(self._draws.next()))
         self.averages.sum_up(learned.scalars)
-        self.replay.learned(learned.td_error)
+        self.replay.learned(learned.td_error, reset_largest=learned.resets_largest)
 
     def _try_updates(self) -> int:
         """Make each kind of update once; returns the most N(0, 1) numbers that one draws per member."""
@@ -192,7 +194,7 @@ def follow(algorithm: Algorithm, replay: DeviceReplay, numbers: Tensor, normals:
     for number in range(numbers.shape[1]):
         draws.give(normals[:, number])
         learned = algorithm.update(replay.batch(numbers[:, number]))
-        replay.learned(learned.td_error)
+        replay.learned(learned.td_error, reset_largest=learned.resets_largest)
 
 
 class Draws:
@@ -280,28 +282,29 @@ class Staging:
 
 
 class CapturedPolicy:
-    """An actor on observations at a fixed place. `run()` starts it, `action()` waits for the actions.
+    """A policy on observations at a fixed place. `run()` starts it, `action()` waits for the actions.
 
     Args:
-        actor: the network.
+        algorithm: of the policy.
+        policy: from observations to actions.
         obs: holds the observations, `(S, N, obs_dim)`.
         compiled: as for `CapturedLearner`.
     """
 
-    def __init__(self, actor: Actor, obs: Tensor, *, compiled: bool):
-        flat = actor.flat.detach()
+    def __init__(self, algorithm: Algorithm, policy: Callable[[Tensor], Tensor], obs: Tensor, *, compiled: bool):
+        flat = algorithm.actor.flat.detach()
         self._obs = obs
-        self._action = flat.new_zeros(*obs.shape[:-1], actor.action_dim)
+        self._action = flat.new_zeros(*obs.shape[:-1], algorithm.actor.action_dim)
         self._on_host = torch.zeros(self._action.shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
         self._done = new_event(flat.device)
 
         @torch.no_grad()
         def act() -> None:
-            self._action.copy_(actor(obs, exact=True))
+            self._action.copy_(policy(obs))
 
         self._act = compiled_and_captured(
             act,
-            (actor, self),
+            (algorithm, self),
             flat.device,
             compiled=compiled,
         )

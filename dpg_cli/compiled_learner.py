@@ -30,6 +30,7 @@ class CompiledLearner(Learner):
 
     def __init__(self, algorithm: Algorithm, replay: Replay):
         super().__init__(algorithm, replay)
+        torch.compiler.reset()  # earlier runs in this process count towards its limit of recompilations
         self._update: dict[Kind, Callable[[Batch, Sequence[Tensor]], Learned]] = {}
         self._shapes: dict[Kind, list[Sequence[int]]] = {}  # of the draws of an update
         self._has_large = any(network.has_large for network in algorithm.networks().values())
@@ -37,7 +38,6 @@ class CompiledLearner(Learner):
     def prepare(self) -> None:
         """Compile every kind of update. Networks, optimizers and random streams are unchanged afterwards."""
         algorithm, replay = self.algorithm, self.replay
-        torch.compiler.reset()  # earlier runs in this process count towards its limit of recompilations
         members = range(len(algorithm.generators))
         before = tree_map(_copied, [(algorithm.state(m), replay.state(m)) for m in members])
         # A batch from the replay itself: the compiler depends on how its tensors lie in memory.
@@ -66,7 +66,7 @@ class CompiledLearner(Learner):
             for optimizer in algorithm.optimizers().values():
                 optimizer.clear_vanished()
         self.averages.add(learned.scalars)
-        self.replay.learned(learned.td_error)
+        self.replay.learned(learned.td_error, reset_largest=learned.resets_largest)
 
     def _draw(self, kind: Kind) -> list[Tensor]:
         return [self.algorithm.standard_normal(shape) for shape in self._shapes[kind]]

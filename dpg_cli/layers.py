@@ -5,15 +5,18 @@ A network describes itself as a list of layers in order, each `{"type": …}` wi
     {"type": "normalize", "mean": …, "var": …, "epsilon": …, "clip": …}    clip((x - mean) / √(var + epsilon), ±clip)
     {"type": "dense", "weight": …, "bias": …}                              x W + b
     {"type": "layer_norm", "weight": …, "bias": …, "epsilon": …}           (x - mean(x)) / √(var(x) + epsilon) w + b
+    {"type": "avg_l1_norm", "epsilon": …}                                  x / max(mean(|x|), epsilon)
     {"type": "residual", "layers": […]}                                    x + f(x), with the layers of f
+    {"type": "concatenate", "branches": [[…], …]}                          f(x), g(x), … side by side
     {"type": "relu"}, {"type": "elu"}, {"type": "tanh"}
 
-A clip of null does not clip. The variance of a layer_norm is over the features, divided by their number (biased). The
-layers of a residual keep the size, and none of them is a residual.
+A clip of null does not clip. Means and variances are over the features; the variance of a layer_norm is divided by
+their number (biased). The layers of a residual keep the size. Residuals and branches hold neither of the two.
 
 A network of a new kind uses these, or adds a class here and its counterparts in `export/`.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +77,19 @@ class LayerNorm:
 
 
 @dataclass(frozen=True)
+class AvgL1Norm:
+    """x / max(mean(|x|), epsilon), with the mean over the features."""
+
+    epsilon: float
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`(..., in)` to `(..., in)`."""
+        size = np.maximum(np.abs(x).sum(axis=-1, keepdims=True) / x.shape[-1], x.dtype.type(self.epsilon))
+        y: np.ndarray = x / size
+        return y
+
+
+@dataclass(frozen=True)
 class Relu:
     """max(x, 0)."""
 
@@ -103,9 +119,10 @@ class Tanh:
         return y
 
 
-Plain = Dense | Normalize | LayerNorm | Relu | Elu | Tanh
+Plain = Dense | Normalize | LayerNorm | AvgL1Norm | Relu | Elu | Tanh
 ACTIVATIONS: dict[str, Plain] = {"relu": Relu(), "elu": Elu(), "tanh": Tanh()}
-TYPES = ("normalize", "dense", "layer_norm", "residual", *ACTIVATIONS)
+HOLDERS = ("residual", "concatenate")  # of other layers
+TYPES = ("normalize", "dense", "layer_norm", "avg_l1_norm", *HOLDERS, *ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -123,14 +140,33 @@ class Residual:
         return y
 
 
-Layer = Plain | Residual
+@dataclass(frozen=True)
+class Concatenate:
+    """f(x), g(x), … side by side."""
+
+    branches: tuple[tuple[Plain, ...], ...]  # at least one, each of at least one layer
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`(..., in)` to `(..., out)`."""
+        outputs = []
+        for branch in self.branches:
+            y = x
+            for layer in branch:
+                y = layer(y)
+            outputs.append(y)
+        return np.concatenate(outputs, axis=-1)
+
+
+Layer = Plain | Residual | Concatenate
 
 
 def plain_layers(layers: Iterable[Layer]) -> Iterator[Plain]:
-    """The layers in order, with those of a residual in its place."""
+    """The layers in order, with those inside others in their place."""
     for layer in layers:
         if isinstance(layer, Residual):
             yield from layer.layers
+        elif isinstance(layer, Concatenate):
+            yield from itertools.chain.from_iterable(layer.branches)
         else:
             yield layer
 
@@ -164,26 +200,30 @@ def read_layers(description: Any, tensors: Mapping[str, np.ndarray], obs_dim: in
     layers: list[Layer] = []
     size = obs_dim
     for about in description:
-        if about["type"] == "residual":
-            layers.append(reader.residual(about, size))
-        else:
-            layer, size = reader.plain(about, size)
-            layers.append(layer)
+        layer, size = reader.layer(about, size)
+        layers.append(layer)
     if size != action_dim:
         raise ValueError(f"the network has {size} outputs for {action_dim} actions")
     return layers
 
 
 def _described(description: Any) -> Iterator[Any]:
-    """The descriptions of all layers, of a residual and then of the layers in it."""
+    """The descriptions of all layers, with those inside others after these."""
     if not isinstance(description, list):
         raise ValueError("the layers are not a list")
     for about in description:
         yield about
         if about["type"] == "residual":
-            if not isinstance(about["layers"], list):
-                raise ValueError("the layers of a residual are not a list")
-            yield from about["layers"]
+            yield from _list(about["layers"])
+        elif about["type"] == "concatenate":
+            for branch in _list(about["branches"]):
+                yield from _list(branch)
+
+
+def _list(layers: Any) -> list[Any]:
+    if not isinstance(layers, list):
+        raise ValueError("the layers inside a layer are not a list")
+    return layers
 
 
 @dataclass(frozen=True)
@@ -198,8 +238,29 @@ class _Reader:
     tensors: Mapping[str, np.ndarray]
     dtype: np.dtype[Any]
 
-    def plain(self, about: Any, size: int) -> tuple[Plain, int]:
+    def layer(self, about: Any, size: int) -> tuple[Layer, int]:
         """A layer that takes `size` numbers, and how many it returns."""
+        if about["type"] == "residual":
+            layers, outputs = self._several(about["layers"], size)
+            if outputs != size:
+                raise ValueError(f"a residual from {size} numbers to {outputs}")
+            return Residual(layers), size
+        if about["type"] == "concatenate":
+            branches = [self._several(branch, size) for branch in about["branches"]]
+            return Concatenate(tuple(branch for branch, _ in branches)), sum(outputs for _, outputs in branches)
+        return self._plain(about, size)
+
+    def _several(self, described: Any, size: int) -> tuple[tuple[Plain, ...], int]:
+        """Layers inside another, and how many numbers the last returns."""
+        layers = []
+        for about in described:
+            layer, size = self._plain(about, size)
+            layers.append(layer)
+        if not layers:
+            raise ValueError("a layer without the layers that it should hold")
+        return tuple(layers), size
+
+    def _plain(self, about: Any, size: int) -> tuple[Plain, int]:
         kind = about["type"]
         if kind == "dense":
             outputs = self.tensors[about["weight"]].shape[-1]
@@ -219,19 +280,13 @@ class _Reader:
                 raise ValueError("a mean of no features")
             weight, bias = (self._converted(self._tensor(about[name], 1, size)[0]) for name in ("weight", "bias"))
             return LayerNorm(weight, bias, _positive(about["epsilon"])), size
-        if kind == "residual":
-            raise ValueError("a residual inside a residual")
+        if kind == "avg_l1_norm":
+            if size == 0:
+                raise ValueError("a mean of no features")
+            return AvgL1Norm(_positive(about["epsilon"])), size
+        if kind in HOLDERS:
+            raise ValueError(f"a {kind} inside another layer")
         return ACTIVATIONS[kind], size
-
-    def residual(self, about: Any, size: int) -> Residual:
-        """A residual that takes and returns `size` numbers."""
-        layers, outputs = [], size
-        for inner in about["layers"]:
-            layer, outputs = self.plain(inner, outputs)
-            layers.append(layer)
-        if not layers or outputs != size:
-            raise ValueError(f"a residual of {len(layers)} layers from {size} numbers to {outputs}")
-        return Residual(tuple(layers))
 
     def _tensor(self, name: str, *shape: int) -> np.ndarray:
         found = self.tensors[name]

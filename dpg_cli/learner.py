@@ -1,11 +1,12 @@
 """Learning and acting for the training loop, one operation at a time."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dpg_cli.algorithms import Algorithm
+from dpg_cli.environments.rollout import Episode
 from dpg_cli.metrics import Averages
 from dpg_cli.replay import Replay, Step
 
@@ -28,25 +29,28 @@ class Learner:
     def prepare(self) -> None:
         """Prepare to learn and act. Call it before anything is stored or restored."""
 
-    def learn(self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool) -> None:
+    def learn(
+        self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool, ended: Sequence[Episode] = ()
+    ) -> None:
         """Store one step of E environments, and make updates.
 
         Args:
             step: of E environments.
             observed: `(S, E, obs_dim)`, the current observations; after a reset, the first of the new episode.
-            updates: how many updates to make.
+            updates: how many updates are due for this step.
             acts_next: whether `act(observed)` comes next.
+            ended: the episodes that the step ended.
         """
         self.replay.add(*step)
         self.algorithm.observe(observed)
-        for _ in range(updates):
+        for _ in range(self.algorithm.updates_now(updates, [episode.episode_return for episode in ended])):
             self.update_once()
 
     def update_once(self) -> None:
         """Make one update."""
         learned = self.algorithm.update(self.replay.sample(self.algorithm.batch_size))
         self.averages.add(learned.scalars)
-        self.replay.learned(learned.td_error)
+        self.replay.learned(learned.td_error, reset_largest=learned.resets_largest)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The policy in training: `(S, E, obs_dim)` to actions `(S, E, action_dim)` in [-1, 1]."""
@@ -54,7 +58,7 @@ class Learner:
 
     def act_to_evaluate(self, obs: np.ndarray) -> np.ndarray:
         """The policy in evaluations, which may have another number of environments."""
-        return self.algorithm.act(obs)
+        return self.algorithm.act_to_evaluate(obs)
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:

@@ -110,6 +110,10 @@ class Priorities:
         self._largest.copy_(torch.maximum(self._largest, priority.amax(dim=-1, keepdim=True)))
         self._sum_up(places)
 
+    def reset_largest(self) -> None:
+        """Let new transitions get the largest priority that is stored, not the largest so far."""
+        self._largest.copy_(self._levels[0].amax(dim=-1, keepdim=True))
+
     def state(self, member: int, places: Tensor) -> dict[str, Any]:
         """The priorities of one member's transitions at places `(n,)`, in that order."""
         return {"priorities": self._levels[0][member, places], "largest": self._largest[member]}

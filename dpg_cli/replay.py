@@ -170,15 +170,18 @@ class Replay:
         obs, action, reward, end, next_obs = parts
         return Subtrajectories(obs, action, reward.squeeze(-1), next_obs, self._terminal(end).squeeze(-1), inside)
 
-    def learned(self, td_error: Tensor) -> None:
+    def learned(self, td_error: Tensor, *, reset_largest: bool = False) -> None:
         """Give the last sample its new priorities, if there are any.
 
         Args:
             td_error: `(K, S, B)`, values minus targets before the update.
+            reset_largest: whether the largest priority so far becomes the largest that is stored.
         """
         if self.priorities is not None:
             assert self._sampled is not None
             self.priorities.update(self._sampled, td_error)
+            if reset_largest:
+                self.priorities.reset_largest()
 
     def rows(self, member: int, first: int) -> np.ndarray:
         """The transitions from number `first` since the start that are still stored.
@@ -301,7 +304,8 @@ class Replay:
 
     def _batch(self, places: Tensor, next_place: int | Tensor) -> Batch:
         """The windows that start at places `(S, B)`; `next_place` is that of the next transition to be stored."""
-        obs, action, reward, end, next_obs = self._gather(self._members, places)
+        obs, action, reward, end, second_obs = self._gather(self._members, places)
+        next_obs = second_obs
         discount: Tensor | float = self._discount
         reward = reward.squeeze(-1)
         if self._n_steps > 1:
@@ -313,7 +317,7 @@ class Replay:
             steps = inside.sum(dim=-1, keepdim=True)
             discount = self._powers[steps.squeeze(-1)]
             *_, end, next_obs = self._gather(self._members, at.gather(-1, steps - 1).squeeze(-1))
-        return Batch(obs, action, reward, next_obs, self._terminal(end).squeeze(-1), discount)
+        return Batch(obs, action, reward, next_obs, self._terminal(end).squeeze(-1), discount, second_obs)
 
     def _terminal(self, end: Tensor) -> Tensor:
         """1 where nothing is bootstrapped; the remainders drop the larger summands of `end`."""

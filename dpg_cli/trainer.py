@@ -293,7 +293,9 @@ def train(
         ):
             updates = updates_due(step) - updates_due(step - num_envs)
             acts_next = random_steps <= step < total_steps
-            learner.learn(Step(*transition), observed=environments.obs, updates=updates, acts_next=acts_next)
+            learner.learn(
+                Step(*transition), observed=environments.obs, updates=updates, acts_next=acts_next, ended=episodes
+            )
             watch.updates += updates
             watch.steps += num_envs
 

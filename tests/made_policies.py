@@ -30,6 +30,13 @@ def normalize(clip):
     return {"type": "normalize", "mean": "mean", "var": "var", "epsilon": 1e-8, "clip": clip}
 
 
+AVG_L1_NORM = {"type": "avg_l1_norm", "epsilon": 1e-8}
+
+
+def concatenate(*branches):
+    return {"type": "concatenate", "branches": [list(branch) for branch in branches]}
+
+
 NETWORKS = {
     "simba": [
         normalize(None),
@@ -40,6 +47,15 @@ NETWORKS = {
         TANH,
     ],
     "elu": [dense("first"), ELU, dense("second"), ELU, dense("last"), TANH],
+    "branches": [
+        concatenate([dense("in"), AVG_L1_NORM], [dense("first"), ELU, dense("second"), AVG_L1_NORM]),
+        dense("joined"),
+        RELU,
+        concatenate([ELU], [AVG_L1_NORM]),
+        concatenate([dense("again")], [ELU, dense("again")], [RELU]),
+        dense("end"),
+        TANH,
+    ],
     "a residual of the observation": [
         residual(ELU),
         residual(dense("same")),
@@ -56,6 +72,7 @@ def tensors(dtype):
     random = np.random.default_rng(0)
     sizes = {"in": (17, 32), "out": (32, 6), "up0": (32, 128), "up1": (32, 128), "down0": (128, 32), "down1": (128, 32)}
     sizes |= {"first": (17, 64), "second": (64, 48), "last": (48, 6), "same": (17, 17), "short": (17, 6)}
+    sizes |= {"joined": (32 + 48, 10), "again": (20, 4), "end": (28, 6)}
     made = {"mean": random.normal(0, 2, (1, 1, 17)), "var": random.uniform(0.1, 9, (1, 1, 17))}  # float64, as in a run
     for name, (inputs, outputs) in sizes.items():
         made[f"{name}.weight"] = random.normal(0, inputs**-0.5, (1, inputs, outputs)).astype(dtype)
@@ -105,6 +122,9 @@ def expected(name, obs, dtype=np.float32):
     def standardized(x):
         return (x - t["mean"][0]) / (t["var"][0] + 1e-8).sqrt()
 
+    def avg_l1_norm(x):
+        return x / x.abs().mean(-1, keepdim=True).clamp(min=1e-8)
+
     if name == "simba":
         h = linear(standardized(x), "in")
         for i in range(2):
@@ -112,6 +132,11 @@ def expected(name, obs, dtype=np.float32):
         y = linear(norm(h, "norm"), "out")
     elif name == "elu":
         y = linear(functional.elu(linear(functional.elu(linear(x, "first")), "second")), "last")
+    elif name == "branches":
+        other = avg_l1_norm(linear(functional.elu(linear(x, "first")), "second"))
+        h = linear(torch.cat([avg_l1_norm(linear(x, "in")), other], -1), "joined").relu()
+        h = torch.cat([functional.elu(h), avg_l1_norm(h)], -1)
+        y = linear(torch.cat([linear(h, "again"), linear(functional.elu(h), "again"), h.relu()], -1), "end")
     else:
         h = x + functional.elu(x)
         h = h + linear(h, "same")

@@ -4,7 +4,19 @@ import made_policies
 import numpy as np
 import pytest
 import torch
-from made_policies import ELU, NETWORKS, OBS_DIM, RELU, TANH, dense, layer_norm, normalize, residual
+from made_policies import (
+    AVG_L1_NORM,
+    ELU,
+    NETWORKS,
+    OBS_DIM,
+    RELU,
+    TANH,
+    concatenate,
+    dense,
+    layer_norm,
+    normalize,
+    residual,
+)
 from torch.nn import functional
 
 from dpg_cli.layers import (
@@ -39,7 +51,8 @@ def test_a_policy_computes_what_torch_computes_in_float64(name, dtype):
 
 def test_the_made_networks_have_every_kind_of_layer():
     layers = [layer for network in NETWORKS.values() for layer in network]
-    nested = [inner for layer in layers if layer["type"] == "residual" for inner in layer["layers"]]
+    nested = [inner for layer in layers for part in [layer.get("layers", [])] for inner in part]
+    nested += [inner for layer in layers for branch in layer.get("branches", []) for inner in branch]
     assert {layer["type"] for layer in layers + nested} == set(TYPES)
 
 
@@ -117,6 +130,19 @@ INVALID = {
         for value in (0.0, -1.0, 1e300, 10**400, float("nan"), float("inf"), "10", True, [10.0])
     },
     "normalisation without a clip": [{key: normalize(1.0)[key] for key in ("type", "mean", "var", "epsilon")}, SAME],
+    "branches without a list": [{"type": "concatenate"}, SAME],
+    "branches of null": [{"type": "concatenate", "branches": None}, SAME],
+    "no branches": [concatenate(), SAME],
+    "a branch of null": [{"type": "concatenate", "branches": [None]}, SAME],
+    "a branch that is a layer": [{"type": "concatenate", "branches": [SAME]}, SAME],
+    "a branch of numbers": [concatenate([1, 2]), SAME],
+    "an empty branch": [concatenate([SAME], []), SAME],
+    "branches of another size": [concatenate([SAME], [SAME]), SAME],
+    "branches in a branch": [concatenate([concatenate([SAME])]), SAME],
+    "a residual in a branch": [concatenate([residual(SAME)]), SAME],
+    "branches in a residual": [residual(concatenate([SAME])), SAME],
+    "an avg_l1_norm without epsilon": [{"type": "avg_l1_norm"}, SAME],
+    "an avg_l1_norm of nothing": [dense("none"), AVG_L1_NORM, dense("enon")],
     "a residual without layers": [residual(), SAME],
     "a residual without a list": [{"type": "residual"}, SAME],
     "a residual of null": [{"type": "residual", "layers": None}, SAME],

@@ -5,10 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_algorithms import make, make_batch
+from tiny_algorithms import in_float32, make, make_batch
 
 from dpg_cli import precision
-from dpg_cli.algorithms import Batch
 from dpg_cli.precision import choose_products, is_large, prepare_product
 
 
@@ -59,7 +58,7 @@ def test_bfloat16_learns_and_never_from_weights_of_before(name):
     algorithm = make(
         name, seeds=(0, 1), dtype=torch.float32, hidden_sizes=[64, 64], critic_lr=3e-3, products=torch.bfloat16
     )
-    batch = Batch(*(tensor.float() for tensor in make_batch(size=64, members=2)[:-1]), 0.99)
+    batch = in_float32(make_batch(size=64, members=2))
     losses = []
     for _ in range(100):
         losses.append(algorithm.update(batch).scalars["loss/critic"])
@@ -79,7 +78,7 @@ def test_bfloat16_is_for_updates_alone(name):
     obs = np.random.default_rng(0).normal(size=(1, 500, 3)).astype(np.float32)
     for ask in ("act", "value"):
         np.testing.assert_array_equal(getattr(exact, ask)(obs), getattr(rounded, ask)(obs))
-    batch = Batch(*(tensor.float() for tensor in make_batch()[:-1]), 0.99)
+    batch = in_float32(make_batch())
     assert exact.update(batch).scalars["loss/critic"] != rounded.update(batch).scalars["loss/critic"]
     for network in ("actor", "critic", "target_actor", "target_critic"):
         assert all(tensor.dtype is torch.float32 for tensor in getattr(rounded, network).tensors().values())

@@ -393,7 +393,7 @@ def test_actor_update_of_a_network_is_the_chain_rule(name, lift, generator):
             for total, row in zip(expected, jacobian, strict=True):
                 total += row * slope[b, i] / size
 
-    batch = Batch(obs, normal(1, 8, 2, generator=generator), torch.zeros(1, 8), obs, torch.zeros(1, 8), DISCOUNT)
+    batch = Batch(obs, normal(1, 8, 2, generator=generator), torch.zeros(1, 8), obs, torch.zeros(1, 8), DISCOUNT, obs)
     for _ in range(algorithm.actor_every):
         algorithm.update(batch)
     for before, after, step in zip(parameters, [algorithm.actor.flat], expected, strict=True):

@@ -28,13 +28,27 @@ def layers(network) -> list[Layer]:
 
 
 def make(
-    name, *, seeds=(0,), obs_dim=3, action_dim=2, dtype=torch.float64, products=None, autograd=False, **changes
+    name,
+    *,
+    seeds=(0,),
+    obs_dim=3,
+    action_dim=2,
+    dtype=torch.float64,
+    products=None,
+    autograd=False,
+    huber=False,
+    offline=False,
+    **changes,
 ) -> Algorithm:
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
-    values.pop("name")
-    values |= {"hidden_sizes": [8, 8], "batch_size": 5} | changes
+    values = {key: value for key, value in values.items() if key not in ("name", "defaults")}
+    small = {"hidden_sizes": [8, 8], "encoder_sizes": [8, 8], "embedding_size": 6, "batch_size": 5}
+    small["policy_checkpoints"] = False  # learn and evaluate without episodes
+    values |= {key: value for key, value in small.items() if key in values} | changes
     numbers = Numbers("cpu", dtype, products or dtype, autograd)
-    return ALGORITHMS[name](**values, obs_dim=obs_dim, action_dim=action_dim, seeds=seeds, numbers=numbers)
+    return ALGORITHMS[name](
+        **values, obs_dim=obs_dim, action_dim=action_dim, seeds=seeds, numbers=numbers, huber=huber, offline=offline
+    )
 
 
 def make_batch(size=5, members=1, obs_dim=3, action_dim=2, seed=0, discount=DISCOUNT) -> Batch:
@@ -46,18 +60,22 @@ def make_batch(size=5, members=1, obs_dim=3, action_dim=2, seed=0, discount=DISC
         torch.from_numpy(g.normal(size=(members, size, obs_dim))),
         torch.from_numpy((g.random((members, size)) < 0.4).astype(np.float64)),
         discount,
+        torch.from_numpy(g.normal(size=(members, size, obs_dim))),
     )
 
 
 def of_member(batch, member) -> Batch:
     """One member's part of a batch, with a member axis of 1."""
-    *tensors, discount = batch
-    return Batch(*(tensor[member : member + 1] for tensor in tensors), discount)
+    return Batch(*(part[member : member + 1] if isinstance(part, torch.Tensor) else part for part in batch))
+
+
+def in_float32(batch) -> Batch:
+    return Batch(*(part.float() if isinstance(part, torch.Tensor) else part for part in batch))
 
 
 def plain_update(self, batch):
     """The same update by torch's automatic differentiation, as in a textbook; docs/algorithms/ quotes its lines."""
-    obs, action, reward, next_obs, terminated, discount = batch
+    obs, action, reward, next_obs, terminated, discount, _ = batch
     with torch.no_grad():
         next_action = self.target_actor(next_obs)
         if isinstance(self, TD3):

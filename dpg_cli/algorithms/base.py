@@ -8,14 +8,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from itertools import chain, combinations
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpg_cli.adam import Adam
-from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network, Normalizer, Numbers
+from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network, Normalizer, Numbers, copy_tensors
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction, WindowSteps
 from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     next_obs: Tensor  # (S, B, obs_dim); after the last step; the true final observation where an episode ended
     terminated: Tensor  # (S, B); 1 if next_obs is terminal, else 0, also at a time limit
     discount: Tensor | float  # (S, B), or one number; of next_obs: γ to the power of the steps made
+    second_obs: Tensor  # (S, B, obs_dim); after the first step
 
 
 class Learned(NamedTuple):
@@ -42,6 +44,7 @@ class Learned(NamedTuple):
 
     scalars: dict[str, Tensor]  # detached, by tag, each (S,)
     td_error: Tensor  # (K, S, B), Q(s, a) minus its target, of each critic
+    resets_largest: bool = False  # whether the largest priority so far becomes the largest that is stored
 
 
 @dataclass(kw_only=True, eq=False)
@@ -58,6 +61,7 @@ class Algorithm:
         architecture: of the networks; None: `Mlp`.
         numbers: device and precision of all tensors; None: the CPU and float32.
         huber: whether the critics' error is `huber_error` instead of `squared_error`.
+        offline: whether it learns from a data set.
 
     Raises:
         ValueError: hyperparameters contradict each other.
@@ -83,6 +87,9 @@ class Algorithm:
     architecture: InitVar[Architecture | None] = None
     numbers: InitVar[Numbers | None] = None
     huber: InitVar[bool] = False
+    offline: InitVar[bool] = False
+
+    initial: ClassVar[Mapping[str, str]] = MappingProxyType({})  # names of networks that start as copies of others
 
     def __post_init__(
         self,
@@ -92,6 +99,7 @@ class Algorithm:
         architecture: Architecture | None,
         numbers: Numbers | None,
         huber: bool,
+        offline: bool,
     ) -> None:
         """Build networks and optimizers."""
         self._architecture, self._numbers = architecture or Mlp(), numbers or Numbers()
@@ -105,6 +113,10 @@ class Algorithm:
         self._normalizer: Normalizer | None = None
         if self.normalize_obs:
             self._normalizer = Normalizer(len(seeds), obs_dim, self._architecture.clip, self.device)
+        # Arguments of every network.
+        self._shared: tuple[Sequence[torch.Generator], Numbers, Normalizer | None]
+        self._shared = (self._starts, self._numbers, self._normalizer)
+        self._offline = offline
         self.member_state: dict[str, Tensor] = {}  # further tensors, (S, ...)
         self.updates = 0
         self.declare()
@@ -119,16 +131,23 @@ class Algorithm:
 
     def declare_actor_and_critics(self, num_critics: int) -> None:
         """An actor and `num_critics` critics, with a target and an optimizer each."""
-        for key, lr in (("actor_lr", self.actor_lr), ("critic_lr", self.critic_lr)):
-            if lr * self.weight_decay >= 1:
-                raise ValueError(f"weight_decay={self.weight_decay}: times {key}={lr} it must be below 1")
-        shared = (self._starts, self._numbers, self._normalizer)
         sizes = (*self._sizes, self.hidden_sizes)
-        self.actor = Actor(self._architecture.actor(*sizes), *shared)
-        self.critic = Critic(self._architecture.critic(*sizes, self.critic_action_layer), *shared, (num_critics,))
+        self.actor = Actor(self._architecture.actor(*sizes), *self._shared)
+        self.critic = Critic(self._architecture.critic(*sizes, self.critic_action_layer), *self._shared, (num_critics,))
         self.target_actor, self.target_critic = self.actor.target(), self.critic.target()
-        self.actor_optimizer = Adam(self.actor, self.actor_lr, weight_decay=self.weight_decay)
-        self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay, self.weight_decay)
+        self.actor_optimizer = self.new_optimizer(self.actor, "actor_lr")
+        self.critic_optimizer = self.new_optimizer(self.critic, "critic_lr", self.critic_weight_decay)
+
+    def new_optimizer(self, network: Network, key: str, l2: float = 0.0) -> Adam:
+        """An optimizer of a network with the learning rate of a hyperparameter, such as `actor_lr`.
+
+        Raises:
+            ValueError: with the weight decay, a step would turn parameters around.
+        """
+        lr = getattr(self, key)
+        if lr * self.weight_decay >= 1:
+            raise ValueError(f"weight_decay={self.weight_decay}: times {key}={lr} it must be below 1")
+        return Adam(network, lr, l2, self.weight_decay)
 
     def networks(self) -> dict[str, Network]:
         """All networks by name, targets too."""
@@ -147,6 +166,24 @@ class Algorithm:
     def actor_every(self) -> int:
         """Updates per change of the actor: an update changes it when `updates` becomes a multiple of this."""
         return 1
+
+    def changes_policy(self, number: int) -> bool:
+        """Whether update `number`, counted from 1, changes how the policy acts."""
+        return number % self.actor_every == 0
+
+    @property
+    def separate(self) -> bool:
+        """Whether members learn at different times, so that each needs an algorithm of its own."""
+        return False
+
+    def updates_now(self, due: int, episode_returns: Sequence[float]) -> int:
+        """How many updates to make after a step of the environments.
+
+        Args:
+            due: the step's own updates.
+            episode_returns: of the episodes that the step ended. Only a `separate` algorithm gets to know them.
+        """
+        return due
 
     def update(self, batch: Batch) -> Learned:
         """Learn from one batch.
@@ -178,15 +215,27 @@ class Algorithm:
         subsets = chain.from_iterable(combinations(self.periods, n) for n in range(len(self.periods) + 1))
         return {self.kind(number): number for number in sorted({math.lcm(*own) for own in subsets}, reverse=True)}
 
+    def action(self, obs: Tensor) -> Tensor:
+        """The deterministic policy in training: `(S, N, obs_dim)` to actions `(S, N, action_dim)` in [-1, 1]."""
+        return self.actor(obs, exact=True)
+
+    def policy(self, obs: Tensor) -> Tensor:
+        """The policy that is evaluated and saved; otherwise as `action`."""
+        return self.action(obs)
+
     @torch.inference_mode()
     def act(self, obs: np.ndarray) -> np.ndarray:
-        """The deterministic policy: `(S, N, obs_dim)` to actions `(S, N, action_dim)` in [-1, 1]."""
-        action: Tensor = self.actor(self._tensor(obs), exact=True)
-        return action.cpu().numpy()
+        """`action` of an array."""
+        return self.action(self._tensor(obs)).cpu().numpy()
+
+    @torch.inference_mode()
+    def act_to_evaluate(self, obs: np.ndarray) -> np.ndarray:
+        """`policy` of an array."""
+        return self.policy(self._tensor(obs)).cpu().numpy()
 
     @torch.inference_mode()
     def value(self, obs: np.ndarray) -> np.ndarray:
-        """Q(s, μ(s)) by the first critic: `(S, N, obs_dim)` to `(S, N)`."""
+        """Q(s, μ(s)) by the first critic, for the policy μ that is evaluated: `(S, N, obs_dim)` to `(S, N)`."""
         tensor = self._tensor(obs)
         return self.critic.q1(tensor, self.actor(tensor, exact=True), exact=True).cpu().numpy()
 
@@ -195,9 +244,17 @@ class Algorithm:
         if self._normalizer is not None:
             self._normalizer.update(self._tensor(obs))
 
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """The tensors of `policy` by name, `(S, rows, columns)`, as views."""
+        return self.actor.tensors()
+
+    def describe_policy(self) -> list[dict[str, Any]]:
+        """The layers of `policy`, as plain data for a policy file; see `dpg_cli.layers`."""
+        return self.actor.description()
+
     def policy_state(self, member: int) -> dict[str, Tensor]:
         """The tensors of one member's policy, by name, with a member axis of 1."""
-        return {name: tensor[member : member + 1].cpu() for name, tensor in self.actor.tensors().items()}
+        return {name: tensor[member : member + 1].cpu() for name, tensor in self.policy_tensors().items()}
 
     def load_policy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy a policy that `policy_state` returned, for an algorithm of one member.
@@ -205,7 +262,7 @@ class Algorithm:
         Raises:
             ValueError: names or shapes differ.
         """
-        self.actor.load(tensors)
+        copy_tensors(tensors, self.policy_tensors())
 
     def networks_state(self, member: int) -> dict[str, dict[str, Tensor]]:
         """The networks' part of `state(member)`: tensors by network and name, without a member axis."""

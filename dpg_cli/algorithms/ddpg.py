@@ -17,7 +17,7 @@ class DDPG(Algorithm):
     @without_autograd
     def update(self, batch: Batch) -> Learned:
         """One update of critic, actor and targets; see `Algorithm.update`."""
-        obs, action, reward, next_obs, terminated, discount = batch
+        obs, action, reward, next_obs, terminated, discount, _ = batch
 
         next_q = self.target_critic.q1(next_obs, self.target_actor(next_obs))
         target = reward + discount * (1 - terminated) * next_q

@@ -33,7 +33,7 @@ class TD3(Algorithm):
     @without_autograd
     def update(self, batch: Batch) -> Learned:
         """One update of the critics and, every `policy_delay`-th time, of actor and targets; see `Algorithm.update`."""
-        obs, action, reward, next_obs, terminated, discount = batch
+        obs, action, reward, next_obs, terminated, discount, _ = batch
 
         # Target policy smoothing.
         noise = self.policy_noise * self.standard_normal(action.shape)

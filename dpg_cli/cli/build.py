@@ -202,5 +202,5 @@ def policy_metadata(config: TrainConfig, training: Training) -> Mapping[str, Any
     env = training.environments.envs.example
     assert isinstance(env, FlatEnv)
     own = env.env
-    network = training.algorithm.actor.description()
-    return metadata(config.env.id, own.observation_space, own.action_space, network, config.algo["name"])
+    layers = training.algorithm.describe_policy()
+    return metadata(config.env.id, own.observation_space, own.action_space, layers, config.algo["name"])

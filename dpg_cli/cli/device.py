@@ -168,7 +168,8 @@ def measure(config: TrainConfig, obs_dim: int, action_dim: int, gpu: torch.devic
         return Choice(CPU, captured=False, reason="share_next_obs=true is slow on a GPU")
     print(f"device=auto: measuring updates on {CPU} and {gpu}, once for this configuration", file=sys.stderr)
     stored = max(STORED, 2 * config.num_envs)
-    small = config.model_copy(update={"buffer_size": stored, "total_steps": stored})
+    at_once = {key: False for key in config.algo if key == "policy_checkpoints"}  # which would wait for episodes
+    small = config.model_copy(update={"buffer_size": stored, "total_steps": stored, "algo": {**config.algo, **at_once}})
     steps = _transitions(small, obs_dim, action_dim)
     threads = torch.get_num_threads()
     torch.set_num_threads(choose_threads(config, obs_dim).number)

@@ -16,6 +16,11 @@ from dpg_cli.config import TrainConfig
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import checkpoint
 
+NUMBERS_OF_LAYERS = {  # the keys that set them, by the choice of networks
+    "network=mlp": "algo.hidden_sizes",
+    "network=simba": "network.actor_blocks or network.critic_blocks",
+    "algo=td7": "algo.hidden_sizes or algo.encoder_sizes",
+}
 Networks = Mapping[str, Mapping[str, Tensor]]  # one member's tensors, by network and name, without a member axis
 
 
@@ -88,28 +93,32 @@ def _read(config: TrainConfig, algorithm: Algorithm) -> Iterator[tuple[Path, Sou
     for folder in dict.fromkeys(folders_of(config)):
         try:
             step, state, problems = checkpoint.newest_algorithm(folder, most)
-            yield folder, Source(step, _fitting(own, state), problems)
+            yield folder, Source(step, _fitting(own, state, algorithm.initial), problems)
         except UserError as error:
             raise UserError(f"init={folder}: {error}") from error
 
 
-def _fitting(own: Networks, state: Mapping[str, Any]) -> Networks:
+def _fitting(own: Networks, state: Mapping[str, Any], initial: Mapping[str, str]) -> Networks:
     """The networks in a stored state, in the precision of this run's, once names and shapes are found equal.
+
+    Args:
+        own: this run's.
+        state: the stored one.
+        initial: names of networks that it may lack, and of those of which they are copies at first.
 
     Raises:
         UserError: they are not; the message names the network and its layer.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for network, tensors in own.items():
-        name, stored = network.replace("_", " "), state.get(network)
+        name, stored = network.replace("_", " "), state.get(network, state.get(initial.get(network, "")))
         if not isinstance(stored, Mapping):
             raise UserError(f"its newest whole checkpoint lacks the {name}")
         if (kind := _kind(stored)) != (wanted := _kind(tensors)):
-            raise UserError(f"{name} is that of network={kind}, this run's of network={wanted}; use network={kind}")
+            raise UserError(f"{name} is that of {kind}, this run's of {wanted}; use {kind}")
         layers, needed = (sum(key.endswith(".weight") for key in keys) for keys in (stored, tensors))
         if layers != needed:
-            sizes = {"mlp": "algo.hidden_sizes", "simba": "network.actor_blocks or network.critic_blocks"}[kind]
-            raise UserError(f"{name} has {layers} layers, this run's has {needed}; {sizes} differs")
+            raise UserError(f"{name} has {layers} layers, this run's has {needed}; {NUMBERS_OF_LAYERS[kind]} differs")
         has, needs = ("normalizer.mean" in keys for keys in (stored, tensors))
         if has != needs:
             words = ("a normaliser", "none") if has else ("no normaliser", "one")
@@ -130,8 +139,10 @@ def _fitting(own: Networks, state: Mapping[str, Any]) -> Networks:
 
 
 def _kind(tensors: Iterable[str]) -> str:
-    """The name of the architecture that has tensors of such names."""
-    return "simba" if "embedding.weight" in tensors else "mlp"
+    """The choice whose networks have tensors of such names."""
+    if "embedding.weight" in tensors:
+        return "network=simba"
+    return "algo=td7" if {"first.weight", "state.0.weight"} & set(tensors) else "network=mlp"
 
 
 def _described(key: str) -> str:

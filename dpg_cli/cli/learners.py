@@ -18,6 +18,7 @@ from dpg_cli.precision import PRECISIONS
 from dpg_cli.priorities import Priorities
 from dpg_cli.replay import DeviceReplay, Replay
 from dpg_cli.seeding import Purpose, torch_generator
+from dpg_cli.separate_learner import SeparateLearner
 
 META = torch.device("meta")  # tensors there have shapes and no memory
 MAX_AUTO_THREADS = 4  # networks of a few hundred units gain nothing from more
@@ -94,6 +95,11 @@ def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_
     """
     device = algorithm.device
     seeds = range(config.seed, config.seed + config.num_seeds)
+    if algorithm.separate and config.num_seeds > 1:
+        ones = [config.model_copy(update={"seed": seed, "num_seeds": 1}) for seed in seeds]
+        algorithms = [new_algorithm(one, obs_dim, action_dim, device) for one in ones]
+        each = zip(ones, algorithms, strict=True)
+        return SeparateLearner([new_learner(*own, obs_dim, action_dim, captured=captured) for own in each])
     sizes = min(config.buffer_size, config.total_steps + config.num_envs - 1), obs_dim, action_dim
     dtype = PRECISIONS[config.precision].parameters
     chosen = windows(config, algorithm, sizes[0])
@@ -132,8 +138,8 @@ def choose_threads(config: TrainConfig, obs_dim: int) -> Threads:
 
 def largest_product(config: TrainConfig, obs_dim: int) -> tuple[int, int]:
     """Inputs and outputs of the critic's layer with the most weights."""
-    layers = architecture_of(config).critic(obs_dim, 0, config.algo["hidden_sizes"], 1)
-    largest = max(dense_of(layers), key=lambda layer: layer.inputs * layer.outputs)
+    one = new_algorithm(config.model_copy(update={"num_seeds": 1}), obs_dim, 0, META)
+    largest = max(dense_of(one.critic.layers), key=lambda layer: layer.inputs * layer.outputs)
     return largest.inputs, largest.outputs
 
 

@@ -136,10 +136,10 @@ def _policy(run: Path, config: TrainConfig, which: str, pool: Pool) -> tuple[Alg
     folder = checkpoint.find(run, which)
     tensors, step = checkpoint.policy_tensors(folder, most_bytes(config, obs_dim, action_dim))
     one = config.model_copy(update={"num_seeds": 1})
-    actor = new_algorithm(one, obs_dim, action_dim, META).actor  # takes no memory
-    needed, found = ({name: tuple(t.shape) for name, t in own.items()} for own in (actor.tensors(), tensors))
+    blank = new_algorithm(one, obs_dim, action_dim, META)  # takes no memory
+    needed, found = ({name: tuple(t.shape) for name, t in own.items()} for own in (blank.policy_tensors(), tensors))
     if needed != found:
-        names = [f"{layer.name}.weight" for layer in dense_of(actor.layers)]
+        names = [f"{layer.name}.weight" for layer in dense_of(blank.actor.layers)]
         inputs, outputs = names[0], names[-1]
         if needed.keys() == found.keys() and (own := (found[inputs][-2], found[outputs][-1])) != (obs_dim, action_dim):
             raise UserError(
@@ -165,7 +165,7 @@ def _act(algorithm: Algorithm, episodes: int, rows: Sequence[int], obs: np.ndarr
     """
     padded = np.zeros((1, episodes, obs.shape[-1]), obs.dtype)
     padded[:, list(rows)] = obs
-    return algorithm.act(padded)[:, list(rows)]
+    return algorithm.act_to_evaluate(padded)[:, list(rows)]
 
 
 def _rendering(config: TrainConfig, film: Film | None) -> Env:

@@ -38,7 +38,7 @@ def keys_by_choice(group: str) -> Mapping[str, list[str]]:
     """The choices that have each key of a group, without those that only vary another."""
     found: dict[str, list[str]] = {}
     for path in sorted((config_dir() / group).glob("*.yaml")):
-        for key in dict(OmegaConf.load(path)):
+        for key in dict(OmegaConf.load(path)).keys() - {"defaults"}:
             found.setdefault(str(key), []).append(path.stem)
     return found
 

@@ -127,7 +127,7 @@ def evaluate(
         seeds: one per member.
         step: the environment step t.
         stop: called before every step; true abandons the evaluation.
-        act: the policy; by default `algorithm.act`.
+        act: the policy; by default `algorithm.act_to_evaluate`.
         progress: called after every step with the number of steps of the longest episode.
 
     Returns:
@@ -139,7 +139,7 @@ def evaluate(
     """
     episodes = len(envs) // len(seeds)
     env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(episodes)] for seed in seeds]
-    acts = act or algorithm.act
+    acts = act or algorithm.act_to_evaluate
     trajectories = run_episodes(acts, envs, env_seeds, seeds=seeds, step=step, stop=stop, progress=progress)
     q = values(algorithm, trajectories.obs)
     check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))

@@ -14,7 +14,20 @@ import numpy as np
 
 from dpg_cli.errors import ExportError, UserError, first_line
 from dpg_cli.export.box import box_in_float32
-from dpg_cli.layers import Dense, Elu, Layer, LayerNorm, Normalize, Plain, Relu, Residual, Tanh, plain_layers
+from dpg_cli.layers import (
+    AvgL1Norm,
+    Concatenate,
+    Dense,
+    Elu,
+    Layer,
+    LayerNorm,
+    Normalize,
+    Plain,
+    Relu,
+    Residual,
+    Tanh,
+    plain_layers,
+)
 from dpg_cli.policy import Policy
 from dpg_cli.spaces import layout
 
@@ -71,9 +84,23 @@ static void NAME_layer_norm(
     for (int i = 0; i < size; i++) out[i] = (in[i] - mean) / std * weight[i] + bias[i];
 }
 """,
+    AvgL1Norm: """\
+static void NAME_avg_l1_norm(float epsilon, const float *in, float *out, int size) {
+    float sum = 0.0f;
+    for (int i = 0; i < size; i++) sum += in[i] < 0.0f ? -in[i] : in[i];
+    sum /= (float)size;
+    if (sum < epsilon) sum = epsilon;
+    for (int i = 0; i < size; i++) out[i] = in[i] / sum;
+}
+""",
     Residual: """\
 static void NAME_add(const float *in, float *out, int size) {
     for (int i = 0; i < size; i++) out[i] += in[i];
+}
+""",
+    Concatenate: """\
+static void NAME_copy(const float *in, float *out, int size) {
+    for (int i = 0; i < size; i++) out[i] = in[i];
 }
 """,
     Relu: """\
@@ -246,7 +273,8 @@ def _compile(compiler: str, folder: Path, driver: str) -> str | None:
 class _Body:
     """The calls of a policy's function, and the constants and buffers that they use.
 
-    A layer is applied in place unless its input must stay: the observation, and the input of a residual until its sum.
+    A layer is applied in place unless its input must stay: the observation, the input of a residual until its sum, and
+    that of branches until the last.
 
     Args:
         stem: of all names.
@@ -270,8 +298,22 @@ class _Body:
                 self._add(inner)
             self.calls.append(f"add({self._kept}, {self.source}, {self.size})")
             self._kept = None
+        elif isinstance(layer, Concatenate):
+            self._add_branches(layer)
         else:
             self._add(layer)
+
+    def _add_branches(self, layer: Concatenate) -> None:
+        self._kept, inputs, joined = self.source, self.size, 0
+        target = "e" if self.source == "d" else "d"
+        for branch in layer.branches:
+            self.source, self.size = self._kept, inputs
+            for inner in branch:
+                self._add(inner)
+            self.calls.append(f"copy({self.source}, {target} + {joined}, {self.size})")
+            joined += self.size
+        self.source, self.size, self._kept = target, joined, None
+        self.widths[target] = max(self.widths.get(target, 0), joined)
 
     def _add(self, layer: Plain) -> None:
         source, size, number = self.source, self.size, self._layers
@@ -289,6 +331,8 @@ class _Body:
         elif isinstance(layer, LayerNorm):
             names = self._constants(number, weight=layer.weight, bias=layer.bias)
             self.calls.append(f"layer_norm({names}, {_literal(layer.epsilon)}, {source}, {target}, {size})")
+        elif isinstance(layer, AvgL1Norm):
+            self.calls.append(f"avg_l1_norm({_literal(layer.epsilon)}, {source}, {target}, {size})")
         else:
             self.calls.append(f"{type(layer).__name__.lower()}({source}, {target}, {size})")
         self.widths[target] = max(self.widths.get(target, 0), self.size)

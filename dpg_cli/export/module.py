@@ -1,5 +1,6 @@
 """A policy as a plain torch module, for torch's exporters: nn.Linear and the like, given the weights."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpg_cli.export.box import box_in_float32
-from dpg_cli.layers import Dense, Elu, Layer, LayerNorm, Normalize, Relu, Residual
+from dpg_cli.layers import AvgL1Norm, Concatenate, Dense, Elu, Layer, LayerNorm, Normalize, Relu, Residual
 from dpg_cli.policy import Policy
 
 
@@ -40,6 +41,30 @@ class ResidualBlock(nn.Module):
         """`(B, in)` to `(B, in)`."""
         y: Tensor = x + self.f(x)
         return y
+
+
+class Branches(nn.Module):
+    """f(x), g(x), … side by side."""
+
+    def __init__(self, branches: Iterable[nn.Module]):
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, in)` to `(B, out)`."""
+        return torch.cat([branch(x) for branch in self.branches], dim=-1)
+
+
+class DivideByMeanSize(nn.Module):
+    """x / max(mean|x|, ε) over the features."""
+
+    def __init__(self, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, in)` to `(B, in)`."""
+        return x / x.abs().mean(dim=-1, keepdim=True).clamp(min=self.epsilon)
 
 
 class ToBox(nn.Module):
@@ -77,8 +102,12 @@ def _module(layer: Layer) -> nn.Module:
         norm = nn.LayerNorm(len(layer.weight), layer.epsilon, device="meta")
         norm.weight, norm.bias = nn.Parameter(_float32(layer.weight)), nn.Parameter(_float32(layer.bias))
         return norm
+    if isinstance(layer, AvgL1Norm):
+        return DivideByMeanSize(layer.epsilon)
     if isinstance(layer, Residual):
         return ResidualBlock(nn.Sequential(*map(_module, layer.layers)))
+    if isinstance(layer, Concatenate):
+        return Branches(nn.Sequential(*map(_module, branch)) for branch in layer.branches)
     return nn.ReLU() if isinstance(layer, Relu) else nn.ELU() if isinstance(layer, Elu) else nn.Tanh()
 
 

@@ -1,6 +1,6 @@
 """Actors and critics of many members at once."""
 
-from dpg_cli.networks.actor_critic import Actor, Critic, Gradient, Network, Numbers
+from dpg_cli.networks.actor_critic import Actor, Critic, Gradient, Network, Numbers, copy_tensors
 from dpg_cli.networks.architectures import ARCHITECTURES, Architecture, Mlp, SimBa
 from dpg_cli.networks.normalizer import Normalizer
 
@@ -15,4 +15,5 @@ __all__ = [
     "Normalizer",
     "Numbers",
     "SimBa",
+    "copy_tensors",
 ]

@@ -114,20 +114,6 @@ class Network:
             return own
         return own | {f"normalizer.{name}": tensor for name, tensor in self.normalizer.tensors().items()}
 
-    @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors that `tensors()` of such a network returned.
-
-        Raises:
-            ValueError: names or shapes differ.
-        """
-        own = self.tensors()
-        shapes = [{name: tuple(t.shape) for name, t in named.items()} for named in (own, tensors)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"expected tensors {shapes[0]}, got {shapes[1]}")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
     def static_tensors(self) -> list[Tensor]:
         """Every tensor that a pass reads or writes and that persists between passes."""
         statistics = [] if self.normalizer is None else list(self.normalizer.tensors().values())
@@ -183,9 +169,18 @@ class Actor(Network):
         normalize = [] if self.normalizer is None else self.normalizer.describe("normalizer")
         return [*normalize, *describe(self.layers), {"type": "tanh"}]
 
-    def __call__(self, obs: Tensor, *, exact: bool = False) -> Tensor:
-        """`(S, B, obs_dim)` to actions `(S, B, action_dim)`; `exact` ignores the lower precision of `products`."""
-        return torch.tanh(self._forward(obs, exact=exact))
+    def __call__(self, obs: Tensor, extra: Tensor | None = None, *, exact: bool = False) -> Tensor:
+        """Actions.
+
+        Args:
+            obs: `(S, B, obs_dim)`.
+            extra: `(S, B, ·)`, the second input of layers that have one.
+            exact: whether to ignore the lower precision of `products`.
+
+        Returns:
+            `(S, B, action_dim)`.
+        """
+        return torch.tanh(self._forward(obs, extra, exact=exact))
 
     def with_backward(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], Gradient]]:
         """Actions, and a function from their gradient to that of the parameters.
@@ -234,6 +229,20 @@ class Critic(Network):
         """The first critic's values, `(S, B)`, and ∇ₐQ₁(s, a) at each of them, `(S, B, action_dim)`."""
         y, gradient = self._first_with_gradient_of_extra(obs, action)
         return y.squeeze(-1), gradient
+
+
+@torch.no_grad()
+def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copy tensors to those of the same names.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    given, own = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (source, target))
+    if given != own:
+        raise ValueError(f"expected tensors {own}, got {given}")
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
 
 
 def _is_plain(layers: Sequence[Layer]) -> bool:

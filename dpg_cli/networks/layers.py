@@ -172,6 +172,21 @@ class Elu(WithoutTensors):
 
 
 @dataclass(frozen=True)
+class AvgL1Norm(WithoutTensors):
+    """x / max(mean|x|, ε) over the features (Fujimoto et al. 2023, Equation 3)."""
+
+    epsilon: float = 1e-8
+
+    def apply(self, x: Tensor, used: Pass) -> Tensor:
+        """The shape of `x`."""
+        return x / x.abs().mean(dim=-1, keepdim=True).clamp(min=self.epsilon)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One layer."""
+        return [{"type": "avg_l1_norm", "epsilon": self.epsilon}]
+
+
+@dataclass(frozen=True)
 class AppendExtra(WithoutTensors):
     """Appends the second input, such as the action of a critic, to the features."""
 

@@ -153,6 +153,7 @@ def actor_update(
         next_obs[None],
         torch.zeros(1, n, dtype=torch.float64),
         regulator.discount,
+        next_obs[None],
     )
     for _ in range(algorithm.actor_every):
         metrics = algorithm.update(batch).scalars

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_algorithms import layers, make, make_batch, of_member, plain_update
+from tiny_algorithms import in_float32, layers, make, make_batch, of_member, plain_update
 
 from dpg_cli.algorithms import ALGORITHMS, Batch
 from dpg_cli.theory import SteepestDescent
@@ -26,12 +26,11 @@ def q(critic, k, obs, action):
 
 
 def parameters(algorithm):
-    networks = (algorithm.actor, algorithm.critic, algorithm.target_actor, algorithm.target_critic)
-    return [tensor.clone() for network in networks for tensor in network.tensors().values()]
+    return [tensor.clone() for network in algorithm.networks().values() for tensor in network.tensors().values()]
 
 
 def numpy_batch(batch):
-    return [tensor[0].numpy() for tensor in batch[:-1]]
+    return [tensor[0].numpy() for tensor in batch[:5]]
 
 
 def linear(network, weight, bias=0.0):
@@ -45,7 +44,8 @@ def linear(network, weight, bias=0.0):
 def one_transition(terminated, discount=0.9):
     """s = 1, a = 0.5, r = 2, s' = 3."""
     values = ([[[1.0]]], [[[0.5]]], [[2.0]], [[[3.0]]], [[terminated]])
-    return Batch(*(torch.tensor(value, dtype=torch.float64) for value in values), discount)
+    tensors = [torch.tensor(value, dtype=torch.float64) for value in values]
+    return Batch(*tensors, discount, tensors[3])
 
 
 def scalar(name, **changes):
@@ -205,7 +205,7 @@ def test_critic_weight_decay_is_l2_on_the_critic_alone():
     assert decayed.actor_optimizer.l2 == 0.0
     # Where the loss is flat only the decay moves a weight: towards zero, by Adam's first step.
     algorithm = scalar("ddpg", critic_weight_decay=0.1, critic_lr=0.01)
-    batch = Batch(*(torch.zeros_like(t) for t in one_transition(1.0)[:-1]), 0.0)
+    batch = Batch(*(torch.zeros_like(t) if isinstance(t, torch.Tensor) else 0.0 for t in one_transition(1.0)))
     algorithm.update(batch)
     np.testing.assert_allclose(layers(algorithm.critic)[0].weight.numpy().ravel(), [0.4 - 0.01, 0.7 - 0.01], atol=1e-6)
 
@@ -263,7 +263,7 @@ def test_same_seed_same_updates_and_another_seed_others(name):
     def trained(seed):
         algorithm = make(name, seeds=(seed,), dtype=torch.float32)
         for update in range(10):
-            algorithm.update(Batch(*(tensor.float() for tensor in make_batch(seed=update)[:-1]), 0.99))
+            algorithm.update(in_float32(make_batch(seed=update)))
         return parameters(algorithm)
 
     first, again, other = trained(1), trained(1), trained(2)
@@ -288,7 +288,7 @@ def test_learns_the_value_of_a_bandit_and_its_best_action(name):
         action = torch.from_numpy(g.uniform(-1, 1, size=(1, 64, 1)))
         obs = torch.ones(1, 64, 1, dtype=torch.float64)
         reward = -((action - 0.3) ** 2).squeeze(-1)
-        algorithm.update(Batch(obs, action, reward, obs, torch.ones(1, 64, dtype=torch.float64), 0.99))
+        algorithm.update(Batch(obs, action, reward, obs, torch.ones(1, 64, dtype=torch.float64), 0.99, obs))
     obs = np.ones((1, 1, 1))
     assert algorithm.act(obs).item() == pytest.approx(0.3, abs=0.1)
     assert algorithm.value(obs).item() == pytest.approx(0.0, abs=0.03)

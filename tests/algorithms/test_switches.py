@@ -23,7 +23,8 @@ def transitions(rewards, discount, terminated=0.0):
     size = len(rewards)
     values = [torch.full((1, size, 1), value, dtype=torch.float64) for value in (1.0, 0.5, 3.0)]
     reward, discount = (torch.tensor(numbers, dtype=torch.float64)[None] for numbers in (rewards, discount))
-    return Batch(*values[:2], reward, values[2], torch.full((1, size), terminated, dtype=torch.float64), discount)
+    ends = torch.full((1, size), terminated, dtype=torch.float64)
+    return Batch(*values[:2], reward, values[2], ends, discount, values[2])
 
 
 def recorded(optimizer):

@@ -263,7 +263,7 @@ def test_keys_that_another_key_makes_useless_are_noted(train):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["algo=td4"], "did you mean td3"),
+        (["algo=td33"], "did you mean td3"),
         (["algo.tau=2"], "algo.tau=2: should be less than or equal to 1"),
         (["seed=-5"], "seed=-5"),
         (["env_threads=-2"], "env_threads=-2: should be 'auto' or greater than or equal to 1"),
@@ -282,7 +282,7 @@ def test_keys_that_another_key_makes_useless_are_noted(train):
         ([TOY, "hydra.run.dir=taken"], "taken: already exists"),
         ([TOY, "hydra.run.dir=taken/file/run"], "cannot be written"),
         (["buffer_size=1e12", "total_steps=9e8", "num_seeds=50"], "GiB of memory are free"),
-        (["-m", "algo=ddpg,td4"], "did you mean td3"),
+        (["-m", "algo=ddpg,td33"], "did you mean td3"),
         (["-m", "algo.tau=0.5,2"], "algo.tau=2"),
         (["-m", TOY, "algo.target_copy_every=4,5"], "algo.target_copy_every=5: must be a multiple of policy_delay=2"),
         (["resume=outputs/x"], "no such folder"),
@@ -309,7 +309,7 @@ def test_keys_that_another_key_makes_useless_are_noted(train):
         (["-sc", "install=[1]", "seed=1"], "-sc: takes install=SHELL or uninstall=SHELL"),
         (["--info", "nonsense"], "--info=nonsense: should be one of all, config,"),
         (["--info", "defaults", "-m"], "-m and --info: cannot be given together"),
-        (["--info", "algo=td4"], "did you mean td3"),
+        (["--info", "algo=td33"], "did you mean td3"),
         (["--cfg"], "-c/--cfg: expected one argument"),
         (["--cfg", "hydra", "--package", "hydra.nonsense"], "--package=hydra.nonsense: no such key"),
         (["--config-name", "other"], "--config-name: unknown flag"),

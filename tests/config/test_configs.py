@@ -189,8 +189,8 @@ def test_a_stored_config_is_data():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("algo=td4", "algo=td4: must be one of "),
-        ("algo=td4", "; did you mean td3?"),
+        ("algo=td33", "algo=td33: must be one of "),
+        ("algo=td33", "; did you mean td3?"),
         ("algo=TD3", "; did you mean td3?"),
         ("algo=td3/without_dely", "; did you mean td3/without_delay?"),
         ("noise=oui", "noise=oui: must be one of "),
