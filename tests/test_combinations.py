@@ -64,7 +64,8 @@ def overrides(choice):
     """Of a combination, with tiny networks and windows of three steps."""
     sizes = [f"network.{f.name}=8" for f in fields(ARCHITECTURES[choice["network"]]) if f.name.endswith("_size")]
     if choice["algo"] == "td7":
-        sizes += ["algo.encoder_sizes=[8]", "algo.embedding_size=4"]
+        sizes += ["algo.encoder_sizes=[8]", "algo.embedding_size=4", "algo.target_copy_every=10"]
+        sizes += ["algo.policy_checkpoints=false"]  # see test_policy_checkpoints.py
     return [*(f"{group}={name}" for group, name in choice.items()), *sizes, "algo.n_steps=3"]
 
 
