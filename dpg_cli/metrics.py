@@ -42,8 +42,8 @@ LAYOUT = {
         "bias": ["Multiline", ["value/bias"]],
     },
     "learning": {
-        "losses": ["Multiline", ["loss/critic", "loss/actor"]],
-        "gradient norms": ["Multiline", ["grad/critic_norm", "grad/actor_norm"]],
+        "losses": ["Multiline", ["loss/critic", "loss/actor", "loss/encoder"]],
+        "gradient norms": ["Multiline", ["grad/critic_norm", "grad/actor_norm", "grad/encoder_norm"]],
     },
     "policy": {
         "saturation": ["Multiline", ["policy/saturation"]],
