@@ -136,7 +136,7 @@ def test_imports_make_no_circle():
 
 def test_imports_point_one_way():
     """Such as `cli -> trainer -> {learner, environments}`, `captured_learner -> learner`, `algorithms -> networks`."""
-    learners = {"learner", "captured_learner", "compiled_learner"}
+    learners = {"learner", "captured_learner", "compiled_learner", "separate_learner"}
     below_the_trainer = learners | {"environments", "replay", "storage", "metrics", "capture"}
     assert importers("cli") == set()
     assert importers("config") == {"cli"}

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import EVERY_STEP
 from numpy.lib.recfunctions import structured_to_unstructured
 
 from dpg_cli import config
@@ -244,7 +245,7 @@ def test_seed_k_beside_others_is_seed_k_alone(tmp_path, algo):
     """In float64, after 200 updates on a real environment, exploration and the ends of episodes among them."""
     overrides = ["env=HalfCheetah-v4", f"algo={algo}", "algo.hidden_sizes=[32,32]", "algo.batch_size=16"]
     overrides += ["precision=float64", "total_steps=260", "random_steps=40", "learning_starts=60", "eval.every=200"]
-    overrides += ["env.max_episode_steps=70"]
+    overrides += ["env.max_episode_steps=70", *EVERY_STEP.get(algo, [])]
     together = Run(tmp_path / "together", "num_seeds=3", "seed=4", *overrides)
     assert together.updates == 200
     for member, seed in enumerate((4, 5, 6)):
