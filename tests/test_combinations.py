@@ -18,6 +18,7 @@ from test_trainer import Run, records
 
 from dpg_cli import load_policy
 from dpg_cli.algorithms import ALGORITHMS
+from dpg_cli.bookkeeping import all_finite
 from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli import build, learners, play
 from dpg_cli.cli.folder import load_config
@@ -30,7 +31,6 @@ from dpg_cli.priorities import SAMPLINGS
 from dpg_cli.seeding import Purpose, integer
 from dpg_cli.storage import checkpoint
 from dpg_cli.storage.state_tree import pack
-from dpg_cli.trainer import all_finite
 
 GROUPS = {"algo": ALGORITHMS, "network": ARCHITECTURES, "replay": SAMPLINGS, "noise": NOISES}
 EVERY = [dict(zip(GROUPS, names, strict=True)) for names in itertools.product(*GROUPS.values())]

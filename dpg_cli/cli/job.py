@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dpg_cli.bookkeeping import Outcome
 from dpg_cli.cli.build import Checked, build, check, policy_metadata
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.disk import check_disk
@@ -31,7 +32,7 @@ from dpg_cli.metrics import Recorder
 from dpg_cli.storage import run_dir
 from dpg_cli.storage.atomic import Disk, explaining
 from dpg_cli.storage.checkpoint import Checkpoints, Loaded, rewind, saved_steps
-from dpg_cli.trainer import Outcome, train
+from dpg_cli.trainer import train
 
 log = logging.getLogger(__name__)
 

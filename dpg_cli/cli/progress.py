@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dpg_cli.bookkeeping import Outcome
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.pace import Pace
 from dpg_cli.cli.printed import Printed
@@ -27,7 +28,6 @@ from dpg_cli.cli.signals import say
 from dpg_cli.durations import duration
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.rollout import Episode
-from dpg_cli.trainer import Outcome
 
 log = logging.getLogger(__name__)
 
