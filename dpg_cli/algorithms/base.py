@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from itertools import chain, combinations
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction, WindowSteps
 from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
+DEVIATION_OFFSET = 1e-3  # added to a data set's deviations (Fujimoto and Gu 2021, appendix C)
 Kind = tuple[bool, ...]
 REGISTRY: dict[str, type["Algorithm"]] = {}
 A = TypeVar("A", bound="type[Algorithm]")
@@ -58,10 +59,16 @@ class Algorithm:
         architecture: of the networks; None: `Mlp`.
         numbers: device and precision of all tensors; None: the CPU and float32.
         huber: whether the critics' error is `huber_error` instead of `squared_error`.
+        offline: whether it learns from a data set alone. A normaliser is then not clipped, and set by `normalize_by`.
 
     Raises:
         ValueError: hyperparameters contradict each other.
+
+    Attributes:
+        learns_offline: the argument `offline`.
     """
+
+    offline_only: ClassVar[bool] = False  # whether it only makes sense with a data set
 
     discount: Fraction
     tau: PositiveFraction  # share of the online networks in each soft update of the targets
@@ -83,6 +90,7 @@ class Algorithm:
     architecture: InitVar[Architecture | None] = None
     numbers: InitVar[Numbers | None] = None
     huber: InitVar[bool] = False
+    offline: InitVar[bool] = False
 
     def __post_init__(
         self,
@@ -92,19 +100,22 @@ class Algorithm:
         architecture: Architecture | None,
         numbers: Numbers | None,
         huber: bool,
+        offline: bool,
     ) -> None:
         """Build networks and optimizers."""
         self._architecture, self._numbers = architecture or Mlp(), numbers or Numbers()
         self.device, self._dtype = torch.device(self._numbers.device), self._numbers.parameters
         self._sizes = (obs_dim, action_dim)
         self.critic_error = huber_error if huber else squared_error
+        self.learns_offline = offline
         random_device = "cpu" if self.device.type == "meta" else self.device
         self.generators = [torch_generator(seed, Purpose.ALGORITHM, random_device) for seed in seeds]
         self._starts = [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]  # for the networks' parameters
         self.drawn_ahead: Callable[[Sequence[int]], Tensor] | None = None
         self._normalizer: Normalizer | None = None
         if self.normalize_obs:
-            self._normalizer = Normalizer(len(seeds), obs_dim, self._architecture.clip, self.device)
+            clip = None if offline else self._architecture.clip
+            self._normalizer = Normalizer(len(seeds), obs_dim, clip, self.device)
         self.member_state: dict[str, Tensor] = {}  # further tensors, (S, ...)
         self.updates = 0
         self.declare()
@@ -194,6 +205,17 @@ class Algorithm:
         """Update the normaliser, if there is one, with new observations `(S, N, obs_dim)`."""
         if self._normalizer is not None:
             self._normalizer.update(self._tensor(obs))
+
+    def normalize_by(self, mean: np.ndarray, deviation: np.ndarray, count: int) -> None:
+        """Set the statistics of the normaliser, if there is one, to those of a data set.
+
+        Args:
+            mean: of its observations, `(obs_dim,)`.
+            deviation: of its observations, `(obs_dim,)`.
+            count: of its observations.
+        """
+        if self._normalizer is not None:
+            self._normalizer.fix(torch.from_numpy(mean), torch.from_numpy(deviation + DEVIATION_OFFSET), count)
 
     def policy_state(self, member: int) -> dict[str, Tensor]:
         """The tensors of one member's policy, by name, with a member axis of 1."""

@@ -43,11 +43,11 @@ def evaluate_one(run: Path, config: TrainConfig, settings: Settings, out: Path |
     if out is not None:
         _write(out, _as_json(run, settings, played))
     with readable():
-        _print(played, settings)
+        _print(played, config, settings)
     return 0
 
 
-def _print(played: Played, settings: Settings) -> None:
+def _print(played: Played, config: TrainConfig, settings: Settings) -> None:
     if played.ignores_seed:
         print(f"note: {played.env_id}: {SEED_IGNORED}")
     table = _table(["episode", "return", "length"])
@@ -57,7 +57,7 @@ def _print(played: Played, settings: Settings) -> None:
     console.print(table)
     number = f"{len(returns)} {'episode' if len(returns) == 1 else 'episodes'}"
     console.print(
-        f"{played.env_id}, checkpoint {settings.checkpoint} (step {played.step:,}), {number}: "
+        f"{played.env_id}, checkpoint {settings.checkpoint} ({config.step} {played.step:,}), {number}: "
         f"return {returns.mean():.2f} ± {returns.std():.2f}, length {played.lengths.mean():.1f}",
         soft_wrap=True,
     )
