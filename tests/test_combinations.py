@@ -143,9 +143,10 @@ def test_captured_learning_is_the_ordinary_loop(tmp_path, monkeypatch, choice):
 
 
 @pytest.fixture(params=FEW, ids=named)
-def arguments(request):
+def arguments(request, trained):
     """The command line of a run."""
-    return [TOY, *SMALL, *overrides(request.param), "algo.normalize_obs=true"]
+    given = [TOY, *SMALL, *overrides(request.param), "algo.normalize_obs=true"]
+    return [*given, f"dataset={trained(TOY, *SMALL)}"] if ALGORITHMS[request.param["algo"]].offline_only else given
 
 
 def test_dpg_eval_is_the_evaluation_of_the_training(trained, evaluate, tmp_path, monkeypatch, arguments):
@@ -189,10 +190,11 @@ def test_a_longer_run_resumes_from_its_end(trained, finished, train, tmp_path, a
 
 
 def test_a_sweep_over_them_resumes_with_the_same_numbers(train, signalled, tmp_path):
-    every = [f"algo={','.join(ALGORITHMS)}", "network=simba", "network.actor_size=8", "network.critic_size=8"]
+    online = [name for name, algorithm in ALGORITHMS.items() if not algorithm.offline_only]
+    every = [f"algo={','.join(online)}", "network=simba", "network.actor_size=8", "network.critic_size=8"]
     jobs = ["-m", TOY, *SMALL, *every, "replay=lap", "noise=pink", "algo.n_steps=3"]
     assert train(*jobs, "hydra.sweep.dir=whole")[0] == 0
     assert signalled("step", 90, [signal.SIGTERM], *jobs, "hydra.sweep.dir=sweep")[0] == 143
     assert train("resume=sweep", "trust=true")[0] == 0
-    for number in range(len(ALGORITHMS)):
+    for number in range(len(online)):
         assert differences(tmp_path / "sweep" / str(number), tmp_path / "whole" / str(number)) == []

@@ -19,7 +19,7 @@ from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction, WindowSteps
 from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
-DEVIATION_OFFSET = 1e-3  # added to a data set's deviations (Fujimoto and Gu 2021, appendix C)
+DEVIATION_OFFSET = 1e-3  # added to a data set's deviations, as in the code of TD3+BC's author
 Kind = tuple[bool, ...]
 REGISTRY: dict[str, type["Algorithm"]] = {}
 A = TypeVar("A", bound="type[Algorithm]")

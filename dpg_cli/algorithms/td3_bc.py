@@ -10,7 +10,7 @@ from dpg_cli.ranges import Count, NonNegative, Positive
 @register
 @dataclass(kw_only=True, eq=False)
 class TD3_BC(Algorithm):  # noqa: N801, the name in the paper
-    """TD3 on a data set; its actor also stays close to the data's actions (Fujimoto and Gu 2021, Equations 3 to 5)."""
+    """TD3 on a data set; its actor also stays close to the data's actions (Fujimoto and Gu 2021)."""
 
     offline_only: ClassVar[bool] = True
 

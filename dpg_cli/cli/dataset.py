@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,11 @@ def _of_runs(config: TrainConfig, folders: Sequence[Path], env: FlatEnv) -> Data
             _add(assembly, own.num_envs, stored)
         except (ValueError, UserError) as error:  # those of an overflow, too
             raise UserError(f"dataset={folder}: {error}") from error
-        sources.append(f"{folder} at step {stored.step:,}")
-    return assembly.finished(sources, [own.env.id for _, own, _ in found])
+        of_several = str(folder.parent) in str(config.dataset).split(",")
+        sources.append((folder.parent if of_several else folder, stored.step))
+    counted = Counter(sources)
+    lines = [f"{root} at step {step:,}" + (f" ({n} seeds)" if n > 1 else "") for (root, step), n in counted.items()]
+    return assembly.finished(lines, [own.env.id for _, own, _ in found])
 
 
 def _add(assembly: Assembly, num_envs: int, stored: checkpoint.Stored) -> None:

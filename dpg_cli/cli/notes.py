@@ -67,7 +67,7 @@ def _of_acting(config: TrainConfig) -> list[str]:
     own, whole = config.model_dump(), defaults("", "train")
     usual = {"random_steps": config.env.random_steps, "learning_starts": config.random_steps}
     keys = ("num_envs", "random_steps", "learning_starts", "updates_per_step", "buffer_size", "share_next_obs")
-    found = [f"{key}={own[key]}" for key in keys if own[key] != usual.get(key, whole.get(key))]
+    found = [f"{key}={str(own[key]).lower()}" for key in keys if own[key] != usual.get(key, whole.get(key))]
     if not config.checkpoint.replay:
         found.append("checkpoint.replay=false")
     name = config.noise["name"]
