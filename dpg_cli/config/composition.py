@@ -72,8 +72,9 @@ def validate(config: DictConfig, here: Path | None = None) -> TrainConfig:
     env = checked.env.model_copy(update={"kwargs": with_paths(checked.env.kwargs)})
     init = None if checked.init is None else absolute(checked.init)
     dataset = checked.dataset
-    if dataset is not None and not dataset.startswith("minari:"):
-        dataset = ",".join(map(absolute, dataset.split(",")))
+    if dataset is not None:
+        sources = dataset.split(",")
+        dataset = ",".join(name if name.startswith("minari:") else absolute(name) for name in sources)
     return checked.model_copy(update={"env": env, "init": init, "dataset": dataset})
 
 
