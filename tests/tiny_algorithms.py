@@ -74,12 +74,12 @@ def plain_update(self, batch):
     scalars = {"grad/critic_norm": critic_norm, "loss/critic": critic_loss.detach()}
     self.updates += 1
     if self.updates % getattr(self, "policy_delay", 1) == 0:
-        policy_action = self.actor(obs)
-        q1 = self.critic.q1(obs, policy_action)
-        actor_loss = -q1.mean(dim=-1)
+        actor_loss = -self.critic.q1(obs, self.actor(obs)).mean(dim=-1)
         if isinstance(self, TD3_BC):
+            policy_action = self.actor(obs)
+            q1 = self.critic.q1(obs, policy_action)
             weight = self.alpha / q1.abs().mean(dim=-1).detach()
-            actor_loss = -weight * q1.mean(dim=-1) + (policy_action - action).square().mean(dim=(-2, -1))
+            actor_loss = (policy_action - action).square().mean(dim=(-2, -1)) - weight * q1.mean(dim=-1)
         actor_norm = self.descend(self.actor_optimizer, actor_loss)
         self.update_targets()
         scalars |= {"grad/actor_norm": actor_norm, "loss/actor": actor_loss.detach()}
