@@ -130,7 +130,6 @@ def check(config: TrainConfig) -> Checked:
     small = config.model_copy(update={"num_seeds": 1, "buffer_size": 1, "device": "cpu"})
     check_memory(small, obs_dim, action_dim, CPU)  # before anything of its size is created
     new_algorithm(small, obs_dim, action_dim, CPU)
-    assert isinstance(env, FlatEnv)
     dataset = read_dataset(config, env)
     pool.keep(env)
     single = sum(_group_sizes(config).values()) == 1

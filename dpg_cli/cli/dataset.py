@@ -16,6 +16,7 @@ from dpg_cli.cli.machine import available_memory
 from dpg_cli.config import TrainConfig
 from dpg_cli.dataset import Assembly, Dataset, InvalidDataError, memory, places_by_environment
 from dpg_cli.environments import minari_data
+from dpg_cli.environments.group import Env
 from dpg_cli.environments.make import FlatEnv
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.precision import PRECISIONS
@@ -39,7 +40,7 @@ def check_dataset(config: TrainConfig) -> None:
         _sources(config.dataset)
 
 
-def read_dataset(config: TrainConfig, env: FlatEnv) -> Dataset | None:
+def read_dataset(config: TrainConfig, env: Env) -> Dataset | None:
     """The data set that `config` names; None if it names none.
 
     Args:
@@ -53,6 +54,7 @@ def read_dataset(config: TrainConfig, env: FlatEnv) -> Dataset | None:
     check_dataset(config)
     if config.dataset is None:
         return None
+    assert isinstance(env, FlatEnv)
     folders, name = _sources(config.dataset)
     if name is not None:
         dataset = minari_data.read(name, env, lambda count: _assembly(config, count, env))
@@ -140,7 +142,7 @@ def _of_runs(config: TrainConfig, folders: Sequence[Path], env: FlatEnv) -> Data
     for folder, own, stored in found:
         try:
             _add(assembly, own.num_envs, stored)
-        except (ValueError, UserError) as error:  # those of an overflow, too
+        except (ValueError, UserError) as error:
             raise UserError(f"dataset={folder}: {error}") from error
         of_several = str(folder.parent) in str(config.dataset).split(",")
         sources.append((folder.parent if of_several else folder, stored.step))

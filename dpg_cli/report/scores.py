@@ -53,7 +53,7 @@ DEFINITIONS = {
     "performance profile": f"share of seeds with a normalised score above τ, mean over environments; {AGARWAL}",
     "P(improvement)": "mean over environments of the probability that a run of the first group scores higher "
     f"(Mann-Whitney U / nm); {AGARWAL}",
-    "offline": "runs that learned from a data set: their steps are updates, and no comparison mixes them with online runs",
+    "offline": "runs that learned from a data set: their steps are updates; no comparison mixes them with online runs",
     "hours": "wall-clock time until the last step, without pauses between resumptions, mean over seeds; seeds that "
     "train in one process each count its whole time",
 }
