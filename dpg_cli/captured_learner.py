@@ -50,15 +50,8 @@ class CapturedLearner(Learner):
         algorithm, replay = self.algorithm, self.replay
         members = range(len(algorithm.generators))
         before = tree_map(_copied_to_the_host, [(algorithm.state(m), replay.state(m)) for m in members])
-        *shape, width = replay.row_shape
-        self._staging = Staging((*shape, width + algorithm.actor.obs_dim), algorithm.actor)
-        rows, obs = torch.split(self._staging.on_device, [width, algorithm.actor.obs_dim], dim=-1)
-        self._no_rows = np.zeros(replay.row_shape)
-        self._policy = CapturedPolicy(algorithm, algorithm.action, obs, compiled=self._compiled)
-        self._insert = self._captured(lambda: replay.insert(rows), self._staging, replay)
-        self._observe = None
-        if (normalizer := algorithm.actor.normalizer) is not None:
-            self._observe = self._captured(lambda: normalizer.update(obs), algorithm, self._staging)
+        if not replay.fixed:
+            self._prepare_to_store_and_act()
         self._draws = Draws(self._try_updates(), algorithm, replay)
         algorithm.drawn_ahead = self._draws.take
         used = (algorithm, replay, self.averages, self._draws)
@@ -71,6 +64,18 @@ class CapturedLearner(Learner):
         algorithm.load_state([state for state, _ in before])
         replay.load_state([state for _, state in before], [()] * len(before))
         self.averages.take()
+
+    def _prepare_to_store_and_act(self) -> None:
+        algorithm, replay = self.algorithm, self.replay
+        *shape, width = replay.row_shape
+        self._staging = Staging((*shape, width + algorithm.actor.obs_dim), algorithm.actor)
+        rows, obs = torch.split(self._staging.on_device, [width, algorithm.actor.obs_dim], dim=-1)
+        self._no_rows = np.zeros(replay.row_shape)
+        self._policy = CapturedPolicy(algorithm, algorithm.action, obs, compiled=self._compiled)
+        self._insert = self._captured(lambda: replay.insert(rows), self._staging, replay)
+        self._observe = None
+        if (normalizer := algorithm.actor.normalizer) is not None:
+            self._observe = self._captured(lambda: normalizer.update(obs), algorithm, self._staging)
 
     def learn(
         self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool, ended: Sequence[Episode] = ()
@@ -88,15 +93,20 @@ class CapturedLearner(Learner):
         self._insert()
         self.replay.inserted()
         for n in numbers:
-            if (n - 1) % AHEAD == 0:
-                self._draw_ahead()
-            kind = algorithm.kind(n)
-            self._update[kind]()
-            algorithm.updates = n
-            self.averages.count(self._tags[kind])
+            self.update_once()
             if acts_next and n == last_change:
                 self._policy.run()
         self._asked = acts_next
+
+    def update_once(self) -> None:
+        """Make one update."""
+        number = self.algorithm.updates + 1
+        if (number - 1) % AHEAD == 0:
+            self._draw_ahead()
+        kind = self.algorithm.kind(number)
+        self._update[kind]()
+        self.algorithm.updates = number
+        self.averages.count(self._tags[kind])
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The policy in training; `learn` may have requested the action already."""

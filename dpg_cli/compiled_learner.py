@@ -41,8 +41,8 @@ class CompiledLearner(Learner):
         members = range(len(algorithm.generators))
         before = tree_map(_copied, [(algorithm.state(m), replay.state(m)) for m in members])
         # A batch from the replay itself: the compiler depends on how its tensors lie in memory.
-        blank = Step(*(np.zeros(shape) for shape in replay.step_shapes))
-        replay.add(*blank)
+        if not replay.fixed:
+            replay.add(*Step(*(np.zeros(shape) for shape in replay.step_shapes)))
         batch = replay.sample(algorithm.batch_size)
         for kind, number in algorithm.kinds().items():
             self._shapes[kind] = self._shapes_drawn(batch, number)

@@ -29,6 +29,8 @@ F = TypeVar("F", TextIO, "EventFile")
 
 METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.out.tfevents.*"
 
+OFFLINE = "This run learns from a data set: every step on the x axis is one update, not an environment step."
+
 # TensorBoard's Custom Scalars tab, with related scalars side by side.
 LAYOUT = {
     "return": {
@@ -190,14 +192,23 @@ class Recorder:
         config: the resolved config, for the HParams tab and as text.
         name: of the run in the HParams tab, where runs with the same name would share a row.
         sizes: `sizes()` at the checkpoint to resume from; everything written later is cut. None for a new run.
+        offline: whether steps are updates, which TensorBoard's texts then say.
 
     Raises:
         UserError: `sizes` or a curve is invalid.
         DiskError: a file cannot be read or written.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], name: str, sizes: Mapping[str, int] | None = None):
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        name: str,
+        sizes: Mapping[str, int] | None = None,
+        *,
+        offline: bool = False,
+    ):
+        self._folder, self._offline = folder, offline
         self._files: list[TextIO | EventFile] = []
         try:
             with explaining(folder):
@@ -278,7 +289,11 @@ class Recorder:
         with explaining(self._events.path):
             self._events.add(hparams_pb(_flat(config), trial_id=name))
             self._events.add(summary.text("config", text), 0)  # type: ignore[no-untyped-call]
-            self._events.add(summary.custom_scalars(LAYOUT), 0)  # type: ignore[no-untyped-call]
+            layout = {f"{title} (over updates)": own for title, own in LAYOUT.items()} if self._offline else LAYOUT
+            self._events.add(summary.custom_scalars(layout), 0)  # type: ignore[no-untyped-call]
+            if self._offline:
+                note = summary.text("offline", OFFLINE)  # type: ignore[no-untyped-call]
+                self._events.add(note, 0)
             self._events.flush()
 
 

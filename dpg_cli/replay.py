@@ -1,7 +1,8 @@
 """The replay buffer."""
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +69,10 @@ class Replay:
         n_steps: most steps of a window.
         truncation_bootstraps: whether a target looks beyond a truncated step.
         priorities: None: samples are uniform.
+        shared: `(capacity, width)`, transitions that all members share; see `DatasetReplay`. None: an empty ring each.
     """
+
+    fixed: ClassVar[bool] = False  # whether it holds a data set, to which nothing is added
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class Replay:
         n_steps: int = 1,
         truncation_bootstraps: bool = True,
         priorities: Priorities | None = None,
+        shared: Tensor | None = None,
     ):
         self.capacity = capacity
         self.size = 0
@@ -102,7 +107,10 @@ class Replay:
         if share_next_obs:
             self._own_next = NextObservations(len(generators), capacity, obs_dim, num_envs, device, dtype)
         width = sum(self._widths) - obs_dim * share_next_obs
-        self._rows = torch.empty(len(generators), capacity, width, device=device, dtype=dtype)
+        if shared is None:
+            self._rows = torch.empty(len(generators), capacity, width, device=device, dtype=dtype)
+        else:
+            self._rows = shared.expand(len(generators), capacity, width)
         self._powers = torch.tensor([discount**k for k in range(n_steps + 1)], device=device, dtype=dtype)
         self._sampled: Tensor | None = None  # the places of the last sample, (S, B)
 
@@ -244,12 +252,16 @@ class Replay:
                 if type(number) is not int or not self.added - self.size <= number < self.added:
                     raise ValueError("a cut is not at a stored transition")
                 self._mark_cut(member, number)
-        if self.priorities is not None:
-            if not all(
-                isinstance(own := state["lap"], dict) and {"priorities", "largest"} <= own.keys() for state in states
-            ):
-                raise ValueError("the priorities are missing")
-            self.priorities.load_state([state["lap"] for state in states], self._places())
+        self._load_priorities(states)
+
+    def _load_priorities(self, states: Sequence[Mapping[str, Any]]) -> None:
+        if self.priorities is None:
+            return
+        if not all(
+            isinstance(own := state["lap"], dict) and {"priorities", "largest"} <= own.keys() for state in states
+        ):
+            raise ValueError("the priorities are missing")
+        self.priorities.load_state([state["lap"] for state in states], self._places())
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -350,7 +362,9 @@ class Replay:
 
     def _select(self, source: Tensor, places: Tensor, member: Tensor) -> Tensor:
         """The rows of `(S, capacity, width)` at places of members, `(*places.shape, width)`."""
-        index = places if len(self.generators) == 1 else torch.add(places, member, alpha=self.capacity)
+        if self.fixed:  # one copy for all members
+            source = source[:1]
+        index = places if len(source) == 1 else torch.add(places, member, alpha=self.capacity)
         return source.flatten(0, 1).index_select(0, index.flatten()).view(*places.shape, source.shape[-1])
 
 
@@ -385,7 +399,8 @@ class DeviceReplay(Replay):
         **windows: Any,
     ):
         super().__init__(capacity, obs_dim, action_dim, generators, device, dtype, num_envs, **windows)
-        self._rows[:, 0] = 0.0  # the row that fills a batch from an empty buffer, while a graph is prepared
+        if not self.fixed:
+            self._rows[:, 0] = 0.0  # the row that fills a batch from an empty buffer, while a graph is prepared
         self._size, self._next = torch.zeros(2, dtype=torch.int64, device=device).unbind()
         self._steps = torch.arange(num_envs, device=device)
 
@@ -426,6 +441,58 @@ class DeviceReplay(Replay):
         super().load_state(states, rows)
         self._size.fill_(self.size)
         self._next.fill_(self.added % self.capacity)
+
+
+class DatasetReplay(Replay):
+    """A data set in place of a ring: one copy for all members, each of which samples from its own stream.
+
+    Args:
+        rows: `(N, width)`, transitions with the parts of `ROW` side by side, as `Dataset.rows` has them.
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        generators: one per member, for sampling.
+        windows: further arguments of `Replay`, except `share_next_obs`.
+    """
+
+    fixed = True
+
+    def __init__(
+        self, rows: Tensor, obs_dim: int, action_dim: int, generators: Sequence[torch.Generator], **windows: Any
+    ):
+        sizes = len(rows), obs_dim, action_dim
+        super().__init__(*sizes, generators, rows.device, rows.dtype, shared=rows, **windows)
+        self._advance(self.capacity)
+        if self.priorities is not None:
+            self.priorities.add(torch.arange(self.capacity))
+
+    def rows(self, member: int, first: int) -> np.ndarray:
+        """Nothing: a checkpoint does not store the data set again."""
+        return np.empty(0, self._dtype)
+
+    def state(self, member: int) -> dict[str, Any]:
+        """The state of one member; for a checkpoint, no transition has been added."""
+        return super().state(member) | {"added": 0, "size": 0, "cuts": []}
+
+    def load_state(self, states: Sequence[Mapping[str, Any]], rows: Sequence[Iterable[np.ndarray]]) -> None:
+        """Restore the streams and priorities of each member; `rows` are not used.
+
+        Raises:
+            ValueError: a part of a state does not fit the data set.
+        """
+        for generator, state in zip(self.generators, states, strict=True):
+            stored = state["random"]
+            restore_generator(generator, stored, zlib.crc32(stored.numpy().tobytes()))
+        self._load_priorities(states)
+
+
+class DeviceDatasetReplay(DatasetReplay, DeviceReplay):
+    """A data set on a device, sampled there with operations that can be captured."""
+
+    def __init__(
+        self, rows: Tensor, obs_dim: int, action_dim: int, generators: Sequence[torch.Generator], **windows: Any
+    ):
+        super().__init__(rows, obs_dim, action_dim, generators, **windows)
+        self._size.fill_(self.size)
 
 
 class NextObservations:

@@ -5,8 +5,7 @@ import functools
 import gymnasium as gym
 
 from dpg_cli import config, metrics
-from dpg_cli.algorithms.ddpg import DDPG
-from dpg_cli.algorithms.td3 import TD3
+from dpg_cli.algorithms import ALGORITHMS
 from dpg_cli.cli import build, job
 from dpg_cli.environments import evaluation, rollout
 from dpg_cli.storage import checkpoint, run_dir
@@ -26,7 +25,7 @@ DISK = [(Disk, name) for name in ("make_folder", "write", "sync_folder", "rename
 MOMENTS = {
     "random steps": [(rollout.Environments, "random_action")],
     "step": [(rollout.Environments, "step")],
-    "learning": [(DDPG, "update"), (TD3, "update")],
+    "learning": [(algorithm, "update") for algorithm in ALGORITHMS.values()],
     "reset": [(gym.wrappers.TimeLimit, "reset")],
     **{name: [(owner, name)] for owner, name in START if name != "__init__"},
     "recorder": [(metrics.Recorder, "__init__")],

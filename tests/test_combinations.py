@@ -18,6 +18,7 @@ from test_trainer import Run, records
 
 from dpg_cli import load_policy
 from dpg_cli.algorithms import ALGORITHMS
+from dpg_cli.bookkeeping import all_finite
 from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli import build, learners, play
 from dpg_cli.cli.folder import load_config
@@ -30,7 +31,6 @@ from dpg_cli.priorities import SAMPLINGS
 from dpg_cli.seeding import Purpose, integer
 from dpg_cli.storage import checkpoint
 from dpg_cli.storage.state_tree import pack
-from dpg_cli.trainer import all_finite
 
 GROUPS = {"algo": ALGORITHMS, "network": ARCHITECTURES, "replay": SAMPLINGS, "noise": NOISES}
 POSSIBLE = {"td7": {"network": ["mlp"]}}  # of algorithms with networks of their own
@@ -151,9 +151,10 @@ def test_captured_learning_is_the_ordinary_loop(tmp_path, monkeypatch, choice):
 
 
 @pytest.fixture(params=FEW, ids=named)
-def arguments(request):
+def arguments(request, trained):
     """The command line of a run."""
-    return [TOY, *SMALL, *overrides(request.param), "algo.normalize_obs=true"]
+    given = [TOY, *SMALL, *overrides(request.param), "algo.normalize_obs=true"]
+    return [*given, f"dataset={trained(TOY, *SMALL)}"] if ALGORITHMS[request.param["algo"]].offline_only else given
 
 
 def test_dpg_eval_is_the_evaluation_of_the_training(trained, evaluate, tmp_path, monkeypatch, arguments):
@@ -197,11 +198,11 @@ def test_a_longer_run_resumes_from_its_end(trained, finished, train, tmp_path, a
 
 
 def test_a_sweep_over_them_resumes_with_the_same_numbers(train, signalled, tmp_path):
-    algorithms = [name for name in ALGORITHMS if name not in POSSIBLE]
-    every = [f"algo={','.join(algorithms)}", "network=simba", "network.actor_size=8", "network.critic_size=8"]
+    online = [name for name, own in ALGORITHMS.items() if not own.offline_only and name not in POSSIBLE]
+    every = [f"algo={','.join(online)}", "network=simba", "network.actor_size=8", "network.critic_size=8"]
     jobs = ["-m", TOY, *SMALL, *every, "replay=lap", "noise=pink", "algo.n_steps=3"]
     assert train(*jobs, "hydra.sweep.dir=whole")[0] == 0
     assert signalled("step", 90, [signal.SIGTERM], *jobs, "hydra.sweep.dir=sweep")[0] == 143
     assert train("resume=sweep", "trust=true")[0] == 0
-    for number in range(len(algorithms)):
+    for number in range(len(online)):
         assert differences(tmp_path / "sweep" / str(number), tmp_path / "whole" / str(number)) == []

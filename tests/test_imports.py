@@ -137,19 +137,21 @@ def test_imports_make_no_circle():
 def test_imports_point_one_way():
     """Such as `cli -> trainer -> {learner, environments}`, `captured_learner -> learner`, `algorithms -> networks`."""
     learners = {"learner", "captured_learner", "compiled_learner", "separate_learner"}
-    below_the_trainer = learners | {"environments", "replay", "storage", "metrics", "capture"}
+    below_the_trainer = learners | {"environments", "replay", "dataset", "storage", "metrics", "capture"}
     assert importers("cli") == set()
     assert importers("config") == {"cli"}
-    assert importers("trainer") == {"cli"}
+    loops = {"trainer", "offline", "bookkeeping"}
+    assert importers("trainer") == importers("offline") == {"cli"}
+    assert importers("bookkeeping") == {"cli", "trainer", "offline"}
     for name in below_the_trainer:
         users = {"config", "policy", "export", "report", "sweeps"} if name == "storage" else set()
-        assert importers(name) <= {"cli", "trainer"} | below_the_trainer | users
+        assert importers(name) <= {"cli"} | loops | below_the_trainer | users
     assert importers("policy") <= {"cli", "export"}
     assert importers("export") <= {"cli"}
     assert importers("report") <= {"cli"}
     assert importers("sweeps") <= {"cli"}
     graph = parts()
-    assert {"learner", "environments", "storage", "metrics"} <= graph["trainer"]
+    assert {"learner", "environments", "storage", "metrics"} <= graph["trainer"] & graph["bookkeeping"]
     assert {"replay", "metrics"} <= graph["learner"]
     assert {"learner", "replay", "capture"} <= graph["captured_learner"]
     assert importers("captured_learner") == importers("compiled_learner") == {"cli"}

@@ -404,7 +404,8 @@ def test_actor_update_of_a_network_is_the_chain_rule(name, lift, generator):
 
 
 @pytest.mark.parametrize(
-    "page", ["theory.md", "noise.md", "improvements.md", "algorithms/ddpg.md", "algorithms/td3.md"]
+    "page",
+    ["theory.md", "noise.md", "improvements.md", "algorithms/ddpg.md", "algorithms/td3.md", "algorithms/td3_bc.md"],
 )
 def test_every_line_of_code_in_the_documents_is_one_of_the_source(page):
     files = [*(ROOT / "dpg_cli").rglob("*.py"), ROOT / "tests" / "tiny_algorithms.py"]  # the plain updates

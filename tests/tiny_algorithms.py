@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from dpg_cli.algorithms import ALGORITHMS, Algorithm, Batch, Learned
 from dpg_cli.algorithms.td3 import TD3
+from dpg_cli.algorithms.td3_bc import TD3_BC
 from dpg_cli.config import config_dir
 from dpg_cli.networks import Numbers
 
@@ -78,7 +79,7 @@ def plain_update(self, batch):
     obs, action, reward, next_obs, terminated, discount, _ = batch
     with torch.no_grad():
         next_action = self.target_actor(next_obs)
-        if isinstance(self, TD3):
+        if isinstance(self, TD3 | TD3_BC):
             noise = self.policy_noise * self.standard_normal(action.shape)
             noise = noise.clamp(-self.noise_clip, self.noise_clip)
             next_action = (next_action + noise).clamp(-1, 1)
@@ -92,6 +93,11 @@ def plain_update(self, batch):
     self.updates += 1
     if self.updates % getattr(self, "policy_delay", 1) == 0:
         actor_loss = -self.critic.q1(obs, self.actor(obs)).mean(dim=-1)
+        if isinstance(self, TD3_BC):
+            policy_action = self.actor(obs)
+            q1 = self.critic.q1(obs, policy_action)
+            weight = self.alpha / q1.abs().mean(dim=-1).detach()
+            actor_loss = (policy_action - action).square().mean(dim=(-2, -1)) - weight * q1.mean(dim=-1)
         actor_norm = self.descend(self.actor_optimizer, actor_loss)
         self.update_targets()
         scalars |= {"grad/actor_norm": actor_norm, "loss/actor": actor_loss.detach()}

@@ -20,6 +20,7 @@ from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction, WindowSteps
 from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
+DEVIATION_OFFSET = 1e-3  # added to a data set's deviations, as in the code of TD3+BC's author
 Kind = tuple[bool, ...]
 REGISTRY: dict[str, type["Algorithm"]] = {}
 A = TypeVar("A", bound="type[Algorithm]")
@@ -61,11 +62,16 @@ class Algorithm:
         architecture: of the networks; None: `Mlp`.
         numbers: device and precision of all tensors; None: the CPU and float32.
         huber: whether the critics' error is `huber_error` instead of `squared_error`.
-        offline: whether it learns from a data set.
+        offline: whether it learns from a data set alone. A normaliser is then not clipped, and set by `normalize_by`.
 
     Raises:
         ValueError: hyperparameters contradict each other.
+
+    Attributes:
+        learns_offline: the argument `offline`.
     """
+
+    offline_only: ClassVar[bool] = False  # whether it only makes sense with a data set
 
     discount: Fraction
     tau: PositiveFraction  # share of the online networks in each soft update of the targets
@@ -106,13 +112,15 @@ class Algorithm:
         self.device, self._dtype = torch.device(self._numbers.device), self._numbers.parameters
         self._sizes = (obs_dim, action_dim)
         self.critic_error = huber_error if huber else squared_error
+        self.learns_offline = offline
         random_device = "cpu" if self.device.type == "meta" else self.device
         self.generators = [torch_generator(seed, Purpose.ALGORITHM, random_device) for seed in seeds]
         self._starts = [torch_generator(seed, Purpose.NETWORKS) for seed in seeds]  # for the networks' parameters
         self.drawn_ahead: Callable[[Sequence[int]], Tensor] | None = None
         self._normalizer: Normalizer | None = None
         if self.normalize_obs:
-            self._normalizer = Normalizer(len(seeds), obs_dim, self._architecture.clip, self.device)
+            clip = None if offline else self._architecture.clip
+            self._normalizer = Normalizer(len(seeds), obs_dim, clip, self.device)
         # Arguments of every network.
         self._shared: tuple[Sequence[torch.Generator], Numbers, Normalizer | None]
         self._shared = (self._starts, self._numbers, self._normalizer)
@@ -243,6 +251,17 @@ class Algorithm:
         """Update the normaliser, if there is one, with new observations `(S, N, obs_dim)`."""
         if self._normalizer is not None:
             self._normalizer.update(self._tensor(obs))
+
+    def normalize_by(self, mean: np.ndarray, deviation: np.ndarray, count: int) -> None:
+        """Set the statistics of the normaliser, if there is one, to those of a data set.
+
+        Args:
+            mean: of its observations, `(obs_dim,)`.
+            deviation: of its observations, `(obs_dim,)`.
+            count: of its observations.
+        """
+        if self._normalizer is not None:
+            self._normalizer.fix(torch.from_numpy(mean), torch.from_numpy(deviation + DEVIATION_OFFSET), count)
 
     def policy_tensors(self) -> dict[str, Tensor]:
         """The tensors of `policy` by name, `(S, rows, columns)`, as views."""

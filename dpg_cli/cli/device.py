@@ -74,8 +74,14 @@ class Choice(NamedTuple):
         return {"name": str(self.device), "updates_per_second": dict(self.updates_per_second), "reason": self.reason}
 
 
-def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
+def choose(config: TrainConfig, obs_dim: int, action_dim: int, transitions: int = 0) -> Choice:
     """Choose the device of a run; `auto` measures each configuration once per machine.
+
+    Args:
+        config: of the run.
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        transitions: of the data set of an offline run.
 
     Raises:
         UserError: there is no such device.
@@ -104,7 +110,7 @@ def choose(config: TrainConfig, obs_dim: int, action_dim: int) -> Choice:
     choice = _chosen[key]
     if choice.captured:
         try:  # each time: memory depends on the replay's size, which is not in the key
-            check_memory(config, obs_dim, action_dim, gpu)
+            check_memory(config, obs_dim, action_dim, gpu, transitions)
         except UserError as error:
             return Choice(CPU, captured=False, reason=str(error))
     return choice

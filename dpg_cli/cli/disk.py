@@ -15,7 +15,7 @@ NOTED = 10**9  # bytes that are worth a note
 
 def replay_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Most bytes that the stored transitions of all seeds take at once."""
-    if not config.checkpoint.replay:
+    if config.offline or not config.checkpoint.replay:
         return 0
     # A shard stays until no kept checkpoint needs its last row, and the next checkpoint is written before that.
     rows = min(config.total_steps, config.buffer_size + (config.checkpoint.keep + 1) * config.checkpoint.every)

@@ -43,11 +43,11 @@ def evaluate_one(run: Path, config: TrainConfig, settings: Settings, out: Path |
     if out is not None:
         _write(out, _as_json(run, settings, played))
     with readable():
-        _print(played, settings)
+        _print(played, config, settings)
     return 0
 
 
-def _print(played: Played, settings: Settings) -> None:
+def _print(played: Played, config: TrainConfig, settings: Settings) -> None:
     if played.ignores_seed:
         print(f"note: {played.env_id}: {SEED_IGNORED}")
     table = _table(["episode", "return", "length"])
@@ -57,7 +57,7 @@ def _print(played: Played, settings: Settings) -> None:
     console.print(table)
     number = f"{len(returns)} {'episode' if len(returns) == 1 else 'episodes'}"
     console.print(
-        f"{played.env_id}, checkpoint {settings.checkpoint} (step {played.step:,}), {number}: "
+        f"{played.env_id}, checkpoint {settings.checkpoint} ({config.step} {played.step:,}), {number}: "
         f"return {returns.mean():.2f} ± {returns.std():.2f}, length {played.lengths.mean():.1f}",
         soft_wrap=True,
     )
@@ -83,14 +83,14 @@ def evaluate_all(folder: Path, runs: Sequence[Path], trust: str, settings: Setti
     Raises:
         UserError: none of the runs can be evaluated, because of mistakes of the user.
     """
-    done: dict[Path, tuple[str, Played]] = {}  # with the algorithm
+    done: dict[Path, tuple[TrainConfig, Played]] = {}
     errors: dict[Path, Exception] = {}
     for number, run in enumerate(runs):
         if sys.stderr.isatty():
             print(f"{number + 1} of {len(runs)}: {one_line(run.relative_to(folder))}", file=sys.stderr)
         try:
             config = load_config("run", run, trust)
-            done[run] = str(config.algo["name"]), play(run, config, settings, EvaluationProgress("dpg-eval"))
+            done[run] = config, play(run, config, settings, EvaluationProgress("dpg-eval"))
         except Exception as error:
             errors[run] = error
     if not done and all(isinstance(raised, UserError) for raised in errors.values()):
@@ -109,7 +109,7 @@ def evaluate_all(folder: Path, runs: Sequence[Path], trust: str, settings: Setti
     return 1 if errors else 0
 
 
-def _print_all(folder: Path, runs: Sequence[Path], done: Mapping[Path, tuple[str, Played]]) -> None:
+def _print_all(folder: Path, runs: Sequence[Path], done: Mapping[Path, tuple[TrainConfig, Played]]) -> None:
     given = [configs.given(run) for run in runs]
     common = set.intersection(*map(set, given))
     differs = [settings_that_differ(overrides, common) for overrides in given]
@@ -123,10 +123,11 @@ def _print_all(folder: Path, runs: Sequence[Path], done: Mapping[Path, tuple[str
         if run not in done:
             table.add_row(*names, "", "", "", "failed", "")
             continue
-        algo, played = done[run]
+        config, played = done[run]
+        algo, step = str(config.algo["name"]), f"{played.step:,}{' updates' if config.offline else ''}"
         value = f"{played.returns.mean():.2f} ± {played.returns.std():.2f}"
         means_of.setdefault((played.env_id, algo), []).append(float(played.returns.mean()))
-        table.add_row(*names, algo, played.env_id, f"{played.step:,}", value, f"{played.lengths.mean():.1f}")
+        table.add_row(*names, algo, played.env_id, step, value, f"{played.lengths.mean():.1f}")
     console = _console()
     console.print(table)
     for (env_id, algo), means in means_of.items():

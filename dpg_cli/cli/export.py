@@ -71,7 +71,8 @@ def _export(arguments: Sequence[str]) -> int:
     metadata["run"] = str(below_here(run))
     difference = export(policy, chosen, metadata, obs, out, signals.finish)
     size = out.stat().st_size
-    lines = [one_line(f"{below_here(out)}: {policy.env_id}, checkpoint {which} (step {policy.step:,}), {size:,} bytes")]
+    at = "step" if policy.config.get("dataset") is None else "update"
+    lines = [one_line(f"{below_here(out)}: {policy.env_id}, checkpoint {which} ({at} {policy.step:,}), {size:,} bytes")]
     if difference is None:
         lines.append(f"not verified: there is no working C compiler here ({', '.join(chosen.tools)})")
     else:

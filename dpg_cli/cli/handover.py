@@ -82,6 +82,12 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
+def with_joined_folders(override: str) -> str:
+    """The override of a single run, in which `dataset=a,b` names two folders; Hydra would take it for a sweep."""
+    key, _, value = override.partition("=")
+    return f"{key}={quoted(value)}" if key == "dataset" and "," in value and value[0] not in "'\"[" else override
+
+
 def openly(override: str) -> str:
     """The override in Hydra's form. Any key of `env.kwargs` can be set, and users need not write `+`."""
     return f"++{override}" if override.startswith("env.kwargs.") else override

@@ -12,7 +12,7 @@ from torch import Tensor
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.cli.learners import new_algorithm
 from dpg_cli.cli.memory import most_bytes
-from dpg_cli.config import TrainConfig
+from dpg_cli.config import TrainConfig, load_from
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import checkpoint
 
@@ -61,8 +61,17 @@ def initialise(config: TrainConfig, algorithm: Algorithm) -> str | None:
         for problem in source.problems:
             print(f"warning: {one_line(problem)}", file=sys.stderr)
     steps = sorted({source.step for source in sources.values()})
-    when = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
+    at = _counted(next(iter(sources)))
+    when = f"{at} {steps[0]:,}" if len(steps) == 1 else f"{at}s {steps[0]:,} to {steps[-1]:,}"
     return f"the networks start as at {when} of {config.init}"
+
+
+def _counted(folder: Path) -> str:
+    """What the steps of a run are, `step` or `update`, as far as its config can be read."""
+    try:
+        return load_from(folder).step
+    except UserError:
+        return "step"
 
 
 def folders_of(config: TrainConfig) -> list[Path]:

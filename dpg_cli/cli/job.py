@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpg_cli.cli.build import Checked, build, check, policy_metadata
+from dpg_cli.bookkeeping import Outcome
+from dpg_cli.cli.build import Checked, OfflineTraining, build, check, policy_metadata
+from dpg_cli.cli.dataset import dataset_notes
 from dpg_cli.cli.device import choose
 from dpg_cli.cli.disk import check_disk
 from dpg_cli.cli.folder import begin, config_of_member, logging_to
@@ -28,10 +30,11 @@ from dpg_cli.environments.returns import ReturnError
 from dpg_cli.environments.rollout import Episode
 from dpg_cli.errors import DiskError, DivergedError, SimulatorError, UserError, one_line
 from dpg_cli.metrics import Recorder
+from dpg_cli.offline import train_offline
 from dpg_cli.storage import run_dir
 from dpg_cli.storage.atomic import Disk, explaining
 from dpg_cli.storage.checkpoint import Checkpoints, Loaded, rewind, saved_steps
-from dpg_cli.trainer import Outcome, train
+from dpg_cli.trainer import train
 
 log = logging.getLogger(__name__)
 
@@ -117,20 +120,21 @@ def run(
         report: given the kind of an event and its values, if another process shows the sweep.
     """
     names = names_of(config, folder, label)
-    learns_after = max(config.learning_starts, config.algo["batch_size"])
+    learns_after = 0 if config.offline else max(config.learning_starts, config.algo["batch_size"])
     display = ProgressDisplay(
         names.title,
         config.total_steps,
         new_console(),
         evaluated=config.eval.episodes > 0,
         learns_after=learns_after,
+        counted=config.step,
         job=names.position,
         report=report,
     )
     watcher = Watcher(display, step=0 if start is None else start[0].step, learns_after=learns_after)
     stop, began = StopRequest(display.notify), time.monotonic()
     who = f"dpg-train: {names.position} " if names.position else "dpg-train: "
-    trust = asks_for_trust(config) is not None
+    trust, at = asks_for_trust(config) is not None, config.step
     next_step = _how_to_resume(config, folder)
 
     def elapsed() -> str:
@@ -150,21 +154,21 @@ def run(
                 outcome = _train(config, folder, names, watcher, stop, start, checked or check(config))
                 for run_file in reversed(watcher.run_files):  # the seeds first: a run that is done is not resumed
                     run_file.end("interrupted" if outcome.interrupted else "done", last_step=outcome.step)
-                ended = f"{'stopped' if outcome.interrupted else 'done'} at step {outcome.step:,} after {elapsed()}"
+                ended = f"{'stopped' if outcome.interrupted else 'done'} at {at} {outcome.step:,} after {elapsed()}"
                 log.info(ended)
         except ForcedStop as forced:
-            log.info("stopped at once at step %s after %s", f"{watcher.step:,}", elapsed())
+            log.info("stopped at once at %s %s after %s", at, f"{watcher.step:,}", elapsed())
             watcher.stopped("interrupted")
             say(f"{who}stopped at once, without a checkpoint; {next_step}")
             return Result(int(str(forced.code)))
         except BaseException as error:  # a simulator's SystemExit must not look like success
             message = _reason(error, names.folders)
-            log.exception("failed at step %s after %s", f"{watcher.step:,}", elapsed())
+            log.exception("failed at %s %s after %s", at, f"{watcher.step:,}", elapsed())
             watcher.stopped("failed", message)
             where = f" (log: {folder / 'train.log'})" if (folder / "train.log").exists() else ""
             when, hint = "", ""
             if isinstance(error, SimulatorError):
-                when, hint = f" at step {watcher.step:,}", f"; {next_step}"
+                when, hint = f" at {at} {watcher.step:,}", f"; {next_step}"
             say(f"{who}failed{when}: {message}{hint}{where}")
             code = 2 if isinstance(error, UserError) and label is None else 1
             return Result(code if stop.signal is None else 128 + stop.signal, error=message)
@@ -173,12 +177,12 @@ def run(
         say(f"{who}{ended}; {next_step}")
     else:
         display.print(ended)
-        print_summary(display.print, outcome, names.seeds, names.folders, trust=trust, brief=label is not None)
+        print_summary(display.print, outcome, names.seeds, names.folders, trust=trust, brief=label is not None, at=at)
     return Result(0 if stop.signal is None else 128 + stop.signal, outcome)
 
 
 def _how_to_resume(config: TrainConfig, folder: Path) -> str:
-    if not config.checkpoint.replay:
+    if not config.resumable:
         return "with checkpoint.replay=false it cannot be resumed"
     trust = "" if asks_for_trust(config) is None else " trust=true"
     return f"resume with dpg-train resume={quoted(below_here(folder))}{trust}"
@@ -210,15 +214,25 @@ def _train(
         found = checked.found
         stepping = choose_stepping(config, found.thread_problem, found.step_seconds)
         copyable = found.copy_problem is None
-        training = build(config, checked.pool, copyable=copyable, renewal=found.renewal, **stepping._asdict())
+        training = build(
+            config,
+            checked.pool,
+            copyable=copyable,
+            renewal=found.renewal,
+            dataset=checked.dataset,
+            **stepping._asdict(),
+        )
         opened.callback(training.close)
         initialised = initialise(config, training.algorithm) if start is None else None
         if names.position:  # a run that is no job of a sweep was checked before anything was written
             check_disk(config, checked.obs_dim, checked.action_dim, folder)
-        choice = choose(config, checked.obs_dim, checked.action_dim)
+        choice = choose(config, checked.obs_dim, checked.action_dim, checked.transitions)
+        about_data = [] if checked.dataset is None else dataset_notes(config, checked.dataset)
         for run_file in watcher.run_files:
             run_file.chose(choice.as_json())
-        for note in filter(None, [*notes(config, training, found), initialised, choice.describe()]):
+            if checked.dataset is not None:
+                run_file.learns_from(checked.dataset.as_json())
+        for note in filter(None, [*about_data, *notes(config, training, found), initialised, choice.describe()]):
             watcher.display.tell(f"note: {note}")
         threads = choose_threads(config, checked.obs_dim).number
         if config.threads == "auto" and threads > 1 and choice.device.type == "cpu":
@@ -234,20 +248,15 @@ def _train(
         for member, (path, own) in enumerate(zip(names.folders, starts, strict=True)):
             hyperparameters = config_of_member(config, member).model_dump()
             files = None if own is None else own.state["files"]
-            recorder = Recorder(path, hyperparameters, names.curves[member], files)
+            recorder = Recorder(path, hyperparameters, names.curves[member], files, offline=config.offline)
             opened.callback(recorder.close)
             recorders.append(recorder)
             keep, keep_replay = config.checkpoint.keep, config.checkpoint.replay
             checkpoints.append(Checkpoints(path, versions, keep, start=own, keep_replay=keep_replay, metadata=metadata))
         with watcher.display:
-            return train(
-                *training,
-                recorders,
-                checkpoints,
-                start,
-                progress=watcher,
-                stop=stop,
-            )
+            if isinstance(training, OfflineTraining):
+                return train_offline(*training, recorders, checkpoints, start, progress=watcher, stop=stop)
+            return train(*training, recorders, checkpoints, start, progress=watcher, stop=stop)
 
 
 def _reason(error: BaseException, folders: Sequence[Path]) -> str:

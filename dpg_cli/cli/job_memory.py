@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from dpg_cli.cli.dataset import bytes_on_disk
 from dpg_cli.cli.here import here
 from dpg_cli.cli.job_process import SIZES_PROGRAM, surroundings
 from dpg_cli.cli.machine import available_memory
@@ -84,4 +85,5 @@ def _bytes(config: TrainConfig, sizes: Sizes) -> int:
     """Most bytes of main memory that the replay and the networks of a job take."""
     if config.device.startswith("cuda"):
         return 0
-    return stored_bytes(config, *sizes) + learner_bytes(config, *sizes)
+    stored = bytes_on_disk(config) if config.offline else stored_bytes(config, *sizes)
+    return stored + learner_bytes(config, *sizes)

@@ -13,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dpg_cli import config as configs
+from dpg_cli.bookkeeping import Outcome
 from dpg_cli.cli import gpus
 from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.job import Result
@@ -28,7 +29,6 @@ from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import explaining
 from dpg_cli.sweeps.local import Pool, State, Worker
 from dpg_cli.sweeps.table import SweepDisplay
-from dpg_cli.trainer import Outcome
 
 THREAD_KEYS = ("threads", "env_threads", "env_processes")
 

@@ -1,6 +1,6 @@
 """Build the algorithm and the learner of a checked config, on a device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,13 +10,14 @@ from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.machine import affinity
 from dpg_cli.compiled_learner import CompiledLearner
 from dpg_cli.config import TrainConfig
+from dpg_cli.dataset import Dataset
 from dpg_cli.errors import UserError
 from dpg_cli.learner import Learner
 from dpg_cli.networks import ARCHITECTURES, Architecture, Numbers
 from dpg_cli.networks.layers import dense_of
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.priorities import Priorities
-from dpg_cli.replay import DeviceReplay, Replay
+from dpg_cli.replay import DatasetReplay, DeviceDatasetReplay, DeviceReplay, Replay
 from dpg_cli.seeding import Purpose, torch_generator
 from dpg_cli.separate_learner import SeparateLearner
 
@@ -50,6 +51,7 @@ def new_algorithm(config: TrainConfig, obs_dim: int, action_dim: int, device: to
             architecture=architecture_of(config),
             numbers=numbers,
             huber=config.replay["name"] == "lap",
+            offline=config.offline,
         )
     except ValueError as error:
         raise UserError(f"algo.{error}") from error
@@ -82,7 +84,15 @@ def check_networks(config: TrainConfig) -> None:
     new_algorithm(config.model_copy(update={"num_seeds": 1}), 1, 1, META)
 
 
-def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_dim: int, *, captured: bool) -> Learner:
+def new_learner(
+    config: TrainConfig,
+    algorithm: Algorithm,
+    obs_dim: int,
+    action_dim: int,
+    dataset: Dataset | None = None,
+    *,
+    captured: bool,
+) -> Learner:
     """Make the learner and its replay, on the algorithm's device.
 
     Args:
@@ -90,11 +100,14 @@ def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_
         algorithm: learns and acts.
         obs_dim: size of an observation.
         action_dim: size of an action.
+        dataset: to learn from; None: an empty replay.
         captured: whether to capture its work in graphs. Ignored with `share_next_obs`, for which the host keeps track
             of shared observations.
     """
     device = algorithm.device
     seeds = range(config.seed, config.seed + config.num_seeds)
+    if dataset is not None:
+        return _offline_learner(config, algorithm, dataset, seeds, captured=captured)
     if algorithm.separate and config.num_seeds > 1:
         ones = [config.model_copy(update={"seed": seed, "num_seeds": 1}) for seed in seeds]
         algorithms = [new_algorithm(one, obs_dim, action_dim, device) for one in ones]
@@ -110,6 +123,20 @@ def new_learner(config: TrainConfig, algorithm: Algorithm, obs_dim: int, action_
     streams = [torch_generator(seed, Purpose.REPLAY) for seed in seeds]
     shared = config.share_next_obs
     replay = Replay(*sizes, streams, device, dtype, config.num_envs, share_next_obs=shared, **chosen)
+    return (CompiledLearner if config.compile else Learner)(algorithm, replay)
+
+
+def _offline_learner(
+    config: TrainConfig, algorithm: Algorithm, dataset: Dataset, seeds: Sequence[int], *, captured: bool
+) -> Learner:
+    device, sizes = algorithm.device, (dataset.obs_dim, dataset.action_dim)
+    rows, chosen = dataset.rows.to(device), windows(config, algorithm, len(dataset))
+    algorithm.normalize_by(dataset.mean, dataset.deviation, len(dataset))
+    streams = [torch_generator(seed, Purpose.REPLAY, device if captured else "cpu") for seed in seeds]
+    if captured:
+        on_device = DeviceDatasetReplay(rows, *sizes, streams, **chosen)
+        return CapturedLearner(algorithm, on_device, compiled=config.compile)
+    replay = DatasetReplay(rows, *sizes, streams, **chosen)
     return (CompiledLearner if config.compile else Learner)(algorithm, replay)
 
 

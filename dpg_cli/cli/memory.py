@@ -10,6 +10,7 @@ import torch
 from dpg_cli.cli.learners import META, network_sizes, new_algorithm
 from dpg_cli.cli.machine import available_memory
 from dpg_cli.config import TrainConfig
+from dpg_cli.dataset import memory as dataset_memory
 from dpg_cli.errors import UserError
 from dpg_cli.networks.layers import dense_of
 from dpg_cli.noise import LONGEST_SERIES
@@ -23,8 +24,17 @@ WINDOW_BYTES = 64  # of a step of a window: places, rewards and masks
 LAYERS_KEPT = 12  # most copies of a network's layer outputs that an update keeps at once
 
 
-def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: torch.device) -> None:
+def check_memory(
+    config: TrainConfig, obs_dim: int, action_dim: int, device: torch.device, transitions: int = 0
+) -> None:
     """Reject a training that does not fit into memory.
+
+    Args:
+        config: of the run.
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        device: of the run.
+        transitions: of the data set of an offline run, which is in main memory already.
 
     Raises:
         UserError: says how much is needed, how much is free, and what would fit.
@@ -45,6 +55,9 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
             f"num_seeds={config.num_seeds} they take {networks / 2**30:,.1f} GiB, "
             f"and {free / 2**30:.1f} GiB of {where} are free: use smaller ones, or reduce num_seeds{elsewhere}"
         )
+    if config.offline:
+        _check_offline(config, transitions, (obs_dim, action_dim), device, free - networks)
+        return
     capacity = min(config.buffer_size, config.total_steps)
     shared, needed = config.share_next_obs, stored_bytes(config, obs_dim, action_dim)
     room = free - networks if device.type != "cpu" else free
@@ -61,12 +74,35 @@ def check_memory(config: TrainConfig, obs_dim: int, action_dim: int, device: tor
         )
 
 
+def _check_offline(
+    config: TrainConfig, transitions: int, sizes: tuple[int, int], device: torch.device, free: int
+) -> None:
+    """Reject an offline training whose priorities, or whose copy of the data set on a GPU, do not fit into memory.
+
+    Raises:
+        UserError: says how much is needed, and how much is free.
+    """
+    needed = _priorities(config, transitions)
+    if device.type != "cpu":
+        needed += dataset_memory(transitions, *sizes, PRECISIONS[config.precision].parameters)
+    if needed > free:
+        smaller = "use fewer transitions or reduce num_seeds" if device.type == "cpu" else "use device=cpu"
+        raise UserError(
+            f"dataset={config.dataset}: {transitions:,} transitions for {config.num_seeds} seeds take another "
+            f"{needed / 2**30:.1f} GiB, and {max(0, free) / 2**30:.1f} GiB of {device} are free: {smaller}"
+        )
+
+
+def _priorities(config: TrainConfig, capacity: int, members: int | None = None) -> int:
+    return Priorities.memory(members or config.num_seeds, capacity) if config.replay["name"] == "lap" else 0
+
+
 def stored_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Bytes of a full replay, with its priorities."""
     capacity, dtype = min(config.buffer_size, config.total_steps), PRECISIONS[config.precision].parameters
     shared = config.share_next_obs
     rows = Replay.memory(capacity, obs_dim, action_dim, config.num_seeds, dtype, share_next_obs=shared)
-    return rows + (Priorities.memory(config.num_seeds, capacity) if config.replay["name"] == "lap" else 0)
+    return rows + _priorities(config, capacity)
 
 
 def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
@@ -102,11 +138,18 @@ def sample_bytes(config: TrainConfig) -> int:
     return rows * each
 
 
-def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
-    """Most bytes of one seed's stored state or policy. Larger files, which a stranger may have made, are not read."""
+def most_bytes(config: TrainConfig, obs_dim: int, action_dim: int, transitions: int = 0) -> int:
+    """Most bytes of one seed's stored state or policy. Larger files, which a stranger may have made, are not read.
+
+    Args:
+        config: of the run.
+        obs_dim: size of an observation.
+        action_dim: size of an action.
+        transitions: of the data set of an offline run.
+    """
     noise = 8 * config.num_envs * LONGEST_SERIES * action_dim
-    capacity = min(config.buffer_size, config.total_steps)
-    priorities = Priorities.memory(1, capacity) if config.replay["name"] == "lap" else 0
+    capacity = transitions if config.offline else min(config.buffer_size, config.total_steps)
+    priorities = _priorities(config, capacity, 1)
     most = 2 * learner_bytes(config, obs_dim, action_dim) + noise + priorities + ENVIRONMENT_BYTES
     return min(most, available_memory() // 2)
 

@@ -43,7 +43,7 @@ def names_of(config: TrainConfig, folder: Path, label: Label | None = None) -> N
         folder: the run folder; with several seeds, the parent of theirs.
         label: of the job, if it is part of a sweep.
     """
-    what = f"{config.algo['name']} on {config.env.id}"
+    what = f"{config.algo['name']} on {config.env.id}" + (", offline" if config.offline else "")
     seeds, folders = members(config, folder)
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}, mean ± spread over seeds"
     newest = newer_version(config.env.id)

@@ -1,17 +1,18 @@
 """Notes that a run prints at its start: settings that are valid but probably not intended, and facts to know."""
 
-from dpg_cli.cli.build import Training, sizes
+from dpg_cli.cli.build import OfflineTraining, Training, sizes
 from dpg_cli.cli.disk import disk_note
 from dpg_cli.config import TrainConfig
 from dpg_cli.config.defaults import defaults
 from dpg_cli.environments.make import has_time_limit
 from dpg_cli.environments.probe import Findings
 
+USUAL_NOISE = "gaussian"  # in train.yaml's list of defaults
 LARGE_SHARE = 1 / 3  # of all simulator steps, from which on evaluations are mentioned
 SEED_IGNORED = "reset(seed=...) does not determine the episode, so two runs with the same seed differ"
 
 
-def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]:
+def notes(config: TrainConfig, training: Training | OfflineTraining, found: Findings) -> list[str]:
     """The notes of a run, one line each.
 
     Args:
@@ -25,15 +26,15 @@ def notes(config: TrainConfig, training: Training, found: Findings) -> list[str]
     if given and found.thread_problem is not None:
         lines.append(f"{', '.join(given)}: {config.env.id} is stepped in a plain loop instead: {found.thread_problem}")
     lines += _without_effect(config)
-    example = training.environments.envs.example
+    example = training.example
     if not has_time_limit(example):
         lines.append(f"{config.env.id} has no time limit of its own; env.max_episode_steps=1000 would set one")
-    elif example.spec is not None and example.spec.max_episode_steps is not None:
+    elif not config.offline and example.spec is not None and example.spec.max_episode_steps is not None:
         lines += _about_evaluations(config, example.spec.max_episode_steps)
     if (note := disk_note(config, *sizes(example))) is not None:
         lines.append(note)
     first = max(config.learning_starts, config.algo["batch_size"] - 1)
-    if first >= config.total_steps:
+    if first >= config.total_steps and not config.offline:
         lines.append(
             f"nothing will be learned: updates start after step {first:,}, total_steps is {config.total_steps:,}"
         )
@@ -56,7 +57,26 @@ def _without_effect(config: TrainConfig) -> list[str]:
         if (tuple(value) if isinstance(value, list) else value) != default.get(key):
             own = config.network["name"] if other == "network" else config.algo["target_copy_every"]
             lines.append(f"{key}={value} has no effect with {other}={own}")
+    if config.offline and (set_in_vain := _of_acting(config)):
+        lines.append(f"offline, {', '.join(set_in_vain)} {'has' if len(set_in_vain) == 1 else 'have'} no effect")
     return lines
+
+
+def _of_acting(config: TrainConfig) -> list[str]:
+    """The keys that are not at their defaults and concern acting and storing, which an offline run does not do."""
+    own, whole = config.model_dump(), defaults("", "train")
+    usual = {"random_steps": config.env.random_steps, "learning_starts": config.random_steps}
+    keys = ("num_envs", "random_steps", "learning_starts", "updates_per_step", "buffer_size", "share_next_obs")
+    found = [f"{key}={str(own[key]).lower()}" for key in keys if own[key] != usual.get(key, whole.get(key))]
+    if not config.checkpoint.replay:
+        found.append("checkpoint.replay=false")
+    name = config.noise["name"]
+    if name != USUAL_NOISE:
+        found.append(f"noise={name}")
+    of_noise = defaults("noise", name)
+    return found + [
+        f"noise.{key}={value}" for key, value in config.noise.items() if value != of_noise.get(f"noise.{key}", value)
+    ]
 
 
 def _about_state(env_id: str, found: Findings) -> list[str]:

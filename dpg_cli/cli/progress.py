@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dpg_cli.bookkeeping import Outcome
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.pace import Pace
 from dpg_cli.cli.printed import Printed
@@ -27,7 +28,6 @@ from dpg_cli.cli.signals import say
 from dpg_cli.durations import duration
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.rollout import Episode
-from dpg_cli.trainer import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class ProgressDisplay:
         console: where to write.
         evaluated: whether there are evaluations, not only training episodes.
         learns_after: steps without updates.
+        counted: what `total_steps` counts: `step`, or `update` offline.
         job: which job of a sweep. Each line starts with it, since jobs may run side by side.
         report: given the kind of an event and its values; for a job whose sweep is shown by another process.
         clock: in seconds.
@@ -107,6 +108,7 @@ class ProgressDisplay:
         *,
         evaluated: bool = True,
         learns_after: int = 0,
+        counted: str = "step",
         job: str = "",
         report: Callable[..., None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -114,7 +116,7 @@ class ProgressDisplay:
         self.pace = Pace(total_steps, learns_after, clock)
         self._title = title
         self._job = f"{job}  " if job else ""
-        self._total = total_steps
+        self._total, self._counted = total_steps, counted
         self._console = console
         self._clock = clock
         self._report = report
@@ -261,6 +263,7 @@ class ProgressDisplay:
                 kind,
                 step=self.pace.step,
                 total=self._total,
+                counted=self._counted,
                 speed=self.pace.speed,
                 left=self.pace.left,
                 last_return=self._last_return,
@@ -274,7 +277,7 @@ class ProgressDisplay:
 
     def _line(self, *more: str) -> None:
         self._last_line = self._clock()
-        line = "  ".join([*self._position(), f"last return {self._last_episode()}", *more])
+        line = "  ".join([*self._position(), *self._last_episode(), *more])
         log.info(line)
         if self._live is None:
             self.print(f"{time.strftime('%H:%M:%S')}  {line}")
@@ -283,13 +286,15 @@ class ProgressDisplay:
         """Steps, speed and time left."""
         speed, left = self.pace.speed, self.pace.left
         return (
-            f"{self.pace.step:,} of {self._total:,} steps",
-            f"{f'{speed:,.0f}' if speed else '–'} steps/s",
+            f"{self.pace.step:,} of {self._total:,} {self._counted}s",
+            f"{f'{speed:,.0f}' if speed else '–'} {self._counted}s/s",
             f"{'–' if left is None else duration(left)} left",
         )
 
-    def _last_episode(self) -> str:
-        return "–" if self._last_return is None else f"{self._last_return:.1f}"
+    def _last_episode(self) -> list[str]:
+        """The return of the last training episode; nothing offline, where there are none."""
+        last = "–" if self._last_return is None else f"{self._last_return:.1f}"
+        return [f"last return {last}"] if self._counted == "step" else []
 
     def _best_so_far(self) -> str:
         return "–" if self._best is None else f"{self._best[1]:.1f} at {self._best[0]:,}"
@@ -301,7 +306,7 @@ class ProgressDisplay:
         evaluation = f"{self._scored_by} {self._evaluation or '–'}"
         if self._evaluating is not None:
             evaluation = f"evaluating: {self._evaluating:,} steps"
-        grid.add_row(f"last return {self._last_episode()}", evaluation, f"best {self._best_so_far()}")
+        grid.add_row(*self._last_episode(), evaluation, f"best {self._best_so_far()}")
         panel = Table.grid(expand=True)
         bar = ProgressBar(self._total, min(self.pace.step, self._total))
         for row in (Text(self._title, style="bold"), bar, grid):
@@ -340,6 +345,7 @@ def print_summary(
     *,
     trust: bool,
     brief: bool,
+    at: str = "step",
 ) -> None:
     """Print how the training went, where its results are, and which commands to run next.
 
@@ -350,6 +356,7 @@ def print_summary(
         folders: one per member.
         trust: whether dpg-eval needs `trust=true`.
         brief: print only how it went.
+        at: what the training counts: `step`, or `update` offline.
     """
     folders = [below_here(folder) for folder in folders]
     trusting = " trust=true" if trust else ""
@@ -359,7 +366,7 @@ def print_summary(
             tell(f"seed {seed}: no training episode ended after the random steps")
         else:
             last = "last evaluation" if outcome.evaluated else "no evaluations; last training episodes"
-            tell(f"seed {seed}: {last} {outcome.final(member):.1f}, best {best:.1f} at step {step:,}")
+            tell(f"seed {seed}: {last} {outcome.final(member):.1f}, best {best:.1f} at {at} {step:,}")
         if not brief:
             which = " checkpoint=latest" if math.isnan(best) else ""
             tell(f"  run folder   {folder}")

@@ -14,6 +14,7 @@ import torch
 from dpg_cli import config as configs
 from dpg_cli.cli import build, job
 from dpg_cli.cli.arguments import parse
+from dpg_cli.cli.dataset import check_same
 from dpg_cli.cli.device import choose, named_device
 from dpg_cli.cli.disk import check_disk
 from dpg_cli.cli.folder import load_config, logging_to, write_configs
@@ -90,40 +91,43 @@ def go_on(
     saved = [checkpoint.saved_steps(path) for path in folders]
     if not all(saved) and not any(max(steps, default=0) for steps in saved):
         return _from_the_start(config, folder, folders, label, report)
-    if label is not None and not config.checkpoint.replay and run_dir.status(folder) != "done":
+    if label is not None and not config.resumable and run_dir.status(folder) != "done":
         print(f"{who}starts again at step 0: with checkpoint.replay=false it cannot be resumed")
         return _from_the_start(config, folder, folders, label, report, has_results=True)
     for path in folders:
         if not path.is_dir():
             raise UserError(f"resume={folder}: {path.name} is missing; each other seed_*/ can be resumed alone")
     checked = build.check(config)
-    obs_dim, action_dim = checked.obs_dim, checked.action_dim
+    obs_dim, action_dim, transitions = checked.obs_dim, checked.action_dim, checked.transitions
+    at = config.step
     with run_dir.locked({folder, *folders}):  # before the checkpoints are read, so that no other process writes one
         try:
-            starts = _newest(folders, most_bytes(config, obs_dim, action_dim))
+            starts = _newest(folders, most_bytes(config, obs_dim, action_dim, transitions))
         except checkpoint.NoReplayError as error:
             if run_dir.status(folder) == "done" and config.total_steps <= error.step:
-                print(f"{folder}: done at step {error.step:,}")
+                print(f"{folder}: done at {at} {error.step:,}")
                 return job.Result(0)
             raise UserError(f"resume={error}") from error
         except checkpoint.OldFormatError as error:
             raise UserError(f"resume={error}") from error
         if run_dir.status(folder) == "done" and config.total_steps <= starts[0].step:
-            print(f"{folder}: done at step {starts[0].step:,}; a larger total_steps= continues it")
+            print(f"{folder}: done at {at} {starts[0].step:,}; a larger total_steps= continues it")
             return job.Result(0)
+        if checked.dataset is not None:
+            check_same(config, checked.dataset, starts)
         check_disk(config, obs_dim, action_dim, folder)
         _warn_of_versions(starts[0])
-        before, now = run_dir.device(folder), choose(config, obs_dim, action_dim).device
+        before, now = run_dir.device(folder), choose(config, obs_dim, action_dim, transitions).device
         if before is not None and torch.device(before).type != now.type:
             print(f"warning: the resumed run is not the same bit for bit: device {before} -> {now}", file=sys.stderr)
         for path, steps in zip(folders, saved, strict=True):
             if len(folders) > 1 and steps[-1] > (step := starts[0].step):
-                back = f"returns from step {steps[-1]:,} to {step:,}, the highest with a checkpoint of every seed"
+                back = f"returns from {at} {steps[-1]:,} to {step:,}, the highest with a checkpoint of every seed"
                 print(f"warning: {path}: {back}", file=sys.stderr)
         with explaining(folder):
             remove_leftovers(Disk(), folder)
             write_configs(stored_config, folder)
-        print(f"{who}resuming at step {starts[0].step:,}")
+        print(f"{who}resuming at {at} {starts[0].step:,}")
         return _train(config, folder, starts, checked, label, report)
 
 
@@ -156,7 +160,7 @@ def _from_the_start(
             Disk().remove(path)
         remove_leftovers(Disk(), folder)
     if label is None:
-        print("nothing was trained yet: starting at step 0")
+        print(f"nothing was trained yet: starting at {config.step} 0")
     return _train(config, folder, None, checked, label, report)
 
 

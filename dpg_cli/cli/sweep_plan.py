@@ -102,7 +102,8 @@ class Plan:
         Raises:
             UserError: a job's config is wrong, or two jobs would be the same run or share a folder.
         """
-        from dpg_cli.cli.learners import check_networks  # here, since torch takes seconds to import
+        from dpg_cli.cli.dataset import check_dataset  # here, since torch takes seconds to import
+        from dpg_cli.cli.learners import check_networks
 
         found: list[Planned] = []
         runs: dict[str, int] = {}
@@ -112,6 +113,7 @@ class Plan:
             try:
                 config, name = next(checked)
                 check_networks(config)
+                check_dataset(config)
                 if config.init is not None:
                     folders_of(config)
             except UserError as error:

@@ -33,7 +33,8 @@ def state_of(folder: Path) -> tuple[str, str | None]:
         return "failed", one_line(error) if isinstance(error, str) else "unknown"
     if status == "running" and run_dir.is_locked(folder):
         return "running", None
-    return "pending", None if status is None else f"stopped at step {_count(content.get('last_step'))}"
+    at = "update" if content.get("dataset") is not None else "step"
+    return "pending", None if status is None else f"stopped at {at} {_count(content.get('last_step'))}"
 
 
 def unknown_jobs(folder: Path, known: Sequence[Job]) -> Iterator[tuple[Path, int, list[str]]]:

@@ -31,6 +31,7 @@ Examples
   dpg-train experiment=td3_paper env=Hopper-v4 num_seeds=3
   dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
   dpg-train -m hydra/launcher=local 'seed=range(10)'    several jobs at a time
+  dpg-train algo=td3_bc dataset=RUN_DIR                 learn offline, from a run's transitions
   dpg-train resume=RUN_DIR [total_steps=2e6]            resume a run exactly
   dpg-train resume=SWEEP_DIR                            run what is left of a sweep, with any launcher
   tensorboard --logdir outputs
@@ -39,7 +40,7 @@ KEYS = """
 Keys
   seed, num_seeds, num_envs, total_steps, random_steps, learning_starts,
   updates_per_step, buffer_size, share_next_obs, truncation_bootstraps,
-  device, threads, env_threads, env_processes, compile, precision, init,
+  device, threads, env_threads, env_processes, compile, precision, dataset, init,
   eval.*, checkpoint.*, log.*, algo.*, network.*, env.*, noise.*, replay.*
 
 Flags
@@ -98,7 +99,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     from hydra.types import RunMode
 
     from dpg_cli import config as configs
-    from dpg_cli.cli.handover import openly, quoted, show
+    from dpg_cli.cli.handover import openly, quoted, show, with_joined_folders
     from dpg_cli.cli.here import here
     from dpg_cli.cli.import_path import add_working_directory
 
@@ -118,6 +119,8 @@ def _run_command(arguments: Sequence[str]) -> int:
             return resume_sweep(sweep_folder, arguments)
         return resume(arguments)
     overrides = [openly(override) for override in rest]
+    if not flags.multirun:
+        overrides = [with_joined_folders(override) for override in overrides]
     overrides += [f"hydra.searchpath=[{quoted(f'file://{folder}')},'gymnasium://']" for folder in folders]
     configs.check_given_once(overrides)
     composed = configs.compose(configs.without_sweeps(overrides) if flags.multirun else overrides)

@@ -39,8 +39,9 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 def validate(config: DictConfig, here: Path | None = None) -> TrainConfig:
     """Resolve a composed config and check every key, type and range.
 
-    `init`, and strings in `env.kwargs` that begin with `./`, `../` or `~/`, become absolute paths, since a run may be
-    resumed from another directory. Other strings may be names, such as those of Gymnasium's own model files.
+    `init`, the run folders of `dataset`, and strings in `env.kwargs` that begin with `./`, `../` or `~/`, become
+    absolute paths, since a run may be resumed from another directory. Other strings may be names, such as those of
+    Gymnasium's own model files.
 
     Args:
         config: composed.
@@ -54,6 +55,8 @@ def validate(config: DictConfig, here: Path | None = None) -> TrainConfig:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(tree, dict)
+    if isinstance(given := tree.get("dataset"), list) and all(isinstance(item, str) for item in given):
+        tree["dataset"] = ",".join(given)
     checked = check(whole_numbers(tree))
 
     def absolute(path: str) -> str:
@@ -68,7 +71,11 @@ def validate(config: DictConfig, here: Path | None = None) -> TrainConfig:
 
     env = checked.env.model_copy(update={"kwargs": with_paths(checked.env.kwargs)})
     init = None if checked.init is None else absolute(checked.init)
-    return checked.model_copy(update={"env": env, "init": init})
+    dataset = checked.dataset
+    if dataset is not None:
+        sources = dataset.split(",")
+        dataset = ",".join(name if name.startswith("minari:") else absolute(name) for name in sources)
+    return checked.model_copy(update={"env": env, "init": init, "dataset": dataset})
 
 
 def checked_jobs(jobs: Sequence[Sequence[str]], here: Path) -> Iterator[tuple[TrainConfig, str | None]]:

@@ -74,6 +74,7 @@ class TrainConfig(Strict):
     env_threads: Literal["auto"] | Annotated[Count, Field(le=1024)] = "auto"
     precision: Literal["float32", "bf16", "float64"]
     init: Annotated[str, Field(min_length=1)] | None = None  # older runs have no such key
+    dataset: Annotated[str, Field(min_length=1)] | None = None
     eval: EvalConfig
     checkpoint: CheckpointConfig
     log: LogConfig
@@ -82,6 +83,21 @@ class TrainConfig(Strict):
     noise: dict[str, Any]
     network: dict[str, Any] = {"name": "mlp"}  # older runs have no such groups
     replay: dict[str, Any] = {"name": "uniform"}
+
+    @property
+    def offline(self) -> bool:
+        """Whether the run learns from a data set. Its steps are then updates."""
+        return self.dataset is not None
+
+    @property
+    def step(self) -> str:
+        """What `total_steps` and every stride count, for messages: `step`, or `update` offline."""
+        return "update" if self.offline else "step"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether its checkpoints hold what it needs to resume. An offline run has no replay of its own."""
+        return self.checkpoint.replay or self.offline
 
 
 def check(tree: Mapping[str, Any]) -> TrainConfig:
@@ -106,6 +122,8 @@ def check(tree: Mapping[str, Any]) -> TrainConfig:
     algo = groups["algo"]
     if checked.buffer_size < algo["batch_size"]:
         raise UserError(f"buffer_size={checked.buffer_size}: must be at least algo.batch_size={algo['batch_size']}")
+    if checked.offline and checked.eval.episodes == 0:
+        raise UserError("eval.episodes=0: offline (dataset=) there are no training episodes, so only evaluations score")
     environments = checked.num_seeds * (checked.num_envs + checked.eval.episodes)
     if environments > MAX_ENVIRONMENTS:
         sizes = f"num_seeds={checked.num_seeds}, num_envs={checked.num_envs}, eval.episodes={checked.eval.episodes}"

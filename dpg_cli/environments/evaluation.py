@@ -50,6 +50,7 @@ def run_episodes(
     step: int,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda _: None,
+    counted: str = "step",
 ) -> Trajectories:
     """Run one episode in every environment, all as one batch.
 
@@ -61,6 +62,7 @@ def run_episodes(
         step: the environment step of the policy, for messages.
         stop: called before every step; true abandons the evaluation.
         progress: called after every step with the number of steps of the longest episode.
+        counted: what `step` counts, for messages: `step`, or `update` offline.
 
     Raises:
         DivergedError: an action, a reward or an observation is not finite.
@@ -71,7 +73,7 @@ def run_episodes(
     space = envs.example.observation_space
     obs = np.empty((len(env_seeds), len(env_seeds[0]), *space.shape), space.dtype)  # type: ignore[misc]
     envs.reset([env_seed for member in env_seeds for env_seed in member], by_position(obs))
-    when = f"evaluation at step {step}"
+    when = f"evaluation at {counted} {step}"
     check_finite(seeds, when, obs=obs)
     stepper = Stepper(envs, seeds)
     running, terminated = np.ones(obs.shape[:2], bool), np.zeros(obs.shape[:2], bool)
@@ -116,6 +118,7 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     act: Callable[[np.ndarray], np.ndarray] | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    counted: str = "step",
 ) -> list[Evaluation]:
     """Run every member's policy without noise.
 
@@ -129,6 +132,7 @@ def evaluate(
         stop: called before every step; true abandons the evaluation.
         act: the policy; by default `algorithm.act_to_evaluate`.
         progress: called after every step with the number of steps of the longest episode.
+        counted: what `step` counts, for messages: `step`, or `update` offline.
 
     Returns:
         One evaluation per member.
@@ -140,9 +144,11 @@ def evaluate(
     episodes = len(envs) // len(seeds)
     env_seeds = [[integer(seed, Purpose.EVALUATION, step, i) for i in range(episodes)] for seed in seeds]
     acts = act or algorithm.act_to_evaluate
-    trajectories = run_episodes(acts, envs, env_seeds, seeds=seeds, step=step, stop=stop, progress=progress)
+    trajectories = run_episodes(
+        acts, envs, env_seeds, seeds=seeds, step=step, stop=stop, progress=progress, counted=counted
+    )
     q = values(algorithm, trajectories.obs)
-    check_finite(seeds, f"evaluation at step {step}", value=q.swapaxes(0, 1))
+    check_finite(seeds, f"evaluation at {counted} {step}", value=q.swapaxes(0, 1))
     biases = value_bias(trajectories, q, algorithm.discount)
     return [
         Evaluation(returns.tolist(), lengths.tolist(), bias, mean_info(infos))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Normalizer:
-    """Running mean and variance of each member's observations, merged as in Chan et al. 1979.
+    """Running mean and variance of each member's observations, merged as in Chan et al. 1979; or fixed ones.
 
     Args:
         num_seeds: S.
@@ -44,6 +44,18 @@ class Normalizer:
         self.mean += delta * n / total
         self.var.copy_(squares / total)
         self.count.copy_(total)
+
+    def fix(self, mean: Tensor, std: Tensor, count: int) -> None:
+        """Set the statistics of all members to those of a data set.
+
+        Args:
+            mean: `(obs_dim,)`.
+            std: `(obs_dim,)`, positive; what observations are divided by.
+            count: of observations. If `update` follows, those of the data set weigh as much as new ones.
+        """
+        self.mean.copy_(mean)
+        self.var.copy_(std.square() - self.EPSILON)
+        self.count.fill_(count)
 
     def __call__(self, obs: Tensor) -> Tensor:
         """`(S, B, obs_dim)`, normalised."""

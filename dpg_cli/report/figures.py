@@ -212,7 +212,7 @@ def _draw(ax: Axes, curves: Sequence[Curve], x: str, *, alone: bool = True) -> d
         handles |= _draw_published(ax, [curve.group for curve in curves])
         ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: short(value)))
     evaluated = all(curve.group.evaluated for curve in curves)
-    ax.set_xlabel("hours" if x == "hours" else "environment steps")
+    ax.set_xlabel("hours" if x == "hours" else _counted([curve.group for curve in curves]))
     ax.set_ylabel("return" if evaluated else "return (also of training episodes)")
     ax.grid(alpha=0.18, linewidth=0.5)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
@@ -220,10 +220,18 @@ def _draw(ax: Axes, curves: Sequence[Curve], x: str, *, alone: bool = True) -> d
     return handles
 
 
+def _counted(groups: Sequence[Group]) -> str:
+    """The label of an axis of steps."""
+    offline = {group.offline for group in groups}
+    if offline == {True}:
+        return "updates"
+    return "environment steps; of offline groups, updates" if True in offline else "environment steps"
+
+
 def _draw_published(ax: Axes, groups: Sequence[Group]) -> dict[str, Line2D]:
     """The published mean, dashed: at single steps if the source has those, else the best one over the whole width."""
     handles: dict[str, Line2D] = {}
-    standard = [group for group in groups if group.evaluated and is_standard(group)]
+    standard = [group for group in groups if group.evaluated and not group.offline and is_standard(group)]
     if not standard:
         return handles
     last = int(max(group.steps[-1] for group in standard))

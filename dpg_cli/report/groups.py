@@ -52,6 +52,7 @@ class Group:
         returns: mean return of each, `(S, T)`.
         hours: of training until each, `(S, T)`.
         evaluated: False if the returns are those of training episodes.
+        offline: whether the runs learned from a data set. Their steps are then updates.
         settings: those that differ between the groups, by key.
         mixed: keys in which runs of the same seed differ, because `by` leaves them out; a seed's return is their mean.
     """
@@ -67,8 +68,14 @@ class Group:
     returns: np.ndarray
     hours: np.ndarray
     evaluated: bool
+    offline: bool
     settings: Mapping[str, Value]
     mixed: tuple[str, ...]
+
+    @property
+    def counted(self) -> str:
+        """What `steps` are, in the plural."""
+        return "updates" if self.offline else "steps"
 
     def until(self, step: int) -> "Group":
         """The group with its curves cut after a step."""
@@ -98,7 +105,7 @@ def group(runs: Iterable[Run], by: Sequence[str]) -> list[Group]:
             close = [f"{key}.name"] if f"{key}.name" in known else difflib.get_close_matches(key, known, n=1)
             raise UserError(f"by={key}: no run has this setting" + (f"; did you mean {close[0]}?" if close else ""))
     for run in runs:
-        found[run.env_id, run.part, run.evaluated, _identity(run, by)].append(run)
+        found[run.env_id, run.part, run.evaluated, run.offline, _identity(run, by)].append(run)
     parts = sorted(found.values(), key=lambda own: (own[0].env_id, own[0].part))
     differ = differing([own[0] for own in parts])
     names = _names([own[0] for own in parts], differ, by)
@@ -187,6 +194,7 @@ def _group(runs: Sequence[Run], name: str, label: str, by: Sequence[str], differ
         returns=np.array(returns),
         hours=np.array(hours),
         evaluated=runs[0].evaluated,
+        offline=runs[0].offline,
         settings={key: value_of(runs[0], key) for key in differ},
         mixed=tuple(differing(kept)) if by else (),
     )
@@ -258,7 +266,7 @@ def _clash(values: Sequence[Value]) -> bool:
 def _telling_apart(firsts: Sequence[Run], differ: Sequence[str]) -> list[str]:
     """All choices such as `noise=ou` that differ, and few further keys that tell apart the groups of one algorithm."""
     values = {key: [text(value_of(run, key), exact=True) for run in firsts] for key in differ}
-    places = [(run.env_id, run.part, run.evaluated) for run in firsts]
+    places = [(run.env_id, run.part, run.evaluated, run.offline) for run in firsts]
 
     def kinds(keys: Iterable[str]) -> int:
         return len(set(zip(places, *(values[key] for key in keys), strict=True)))
@@ -280,7 +288,7 @@ def _telling_apart(firsts: Sequence[Run], differ: Sequence[str]) -> list[str]:
 
 def _name(run: Run, keys: Sequence[str], rounded: Collection[str]) -> str:
     name = ", ".join(_setting(key, run, keys, exact=key in rounded) for key in keys)
-    notes = [run.part, "" if run.evaluated else "training episodes"]
+    notes = [run.part, "" if run.evaluated else "training episodes", "offline" if run.offline else ""]
     return name + "".join(f" ({note})" for note in notes if note)
 
 

@@ -56,6 +56,7 @@ def page(
         runs=_runs(contents),
         settings=_settings(contents),
         provenance=_provenance(contents.runs),
+        datasets=counted([run.dataset for run in contents.runs if run.dataset]),
         commands=_commands(contents.runs),
         command=printable(shlex.join(command)),
         where=printable(str(Path.cwd())),

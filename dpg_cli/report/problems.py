@@ -95,7 +95,7 @@ def _unfinished(group: Group) -> list[str]:
     seeds: dict[str, list[int]] = {}
     for run in (run for run in group.runs if run.status in UNFINISHED):
         reason = f": {run.error}" if run.error else ""
-        what = f"{UNFINISHED[run.status]} (last evaluation at step {run.steps[-1]:,}){reason}"
+        what = f"{UNFINISHED[run.status]} (last evaluation at {group.counted[:-1]} {run.steps[-1]:,}){reason}"
         seeds.setdefault(what, []).append(run.seed)
     return [f"{listed(own)} {what}" for what, own in seeds.items()]
 
@@ -115,7 +115,7 @@ def _of_group(group: Group, min_seeds: int, x: str) -> list[str]:
     lines = []
     ends = sorted({int(run.steps[-1]) for run in group.runs})
     if len(ends) > 1:
-        lines.append(f"runs end between {ends[0]:,} and {ends[-1]:,} steps; cut to {group.steps[-1]:,}")
+        lines.append(f"runs end between {ends[0]:,} and {ends[-1]:,} {group.counted}; cut to {group.steps[-1]:,}")
     if len(group.steps) < len(set().union(*(run.steps[run.steps <= group.steps[-1]].tolist() for run in group.runs))):
         lines.append("not all runs were evaluated at the same steps; the others are left out")
     if group.mixed:
@@ -141,10 +141,18 @@ def _of_group(group: Group, min_seeds: int, x: str) -> list[str]:
 def _of_environment(groups: Sequence[Group]) -> list[str]:
     lines = []
     env, runs = groups[0].env_id, [run for group in groups for run in group.runs]
-    ends = sorted({int(group.steps[-1]) for group in groups})
-    if len(ends) > 1:
-        lines.append(f"{env}: groups end between {ends[0]:,} and {ends[-1]:,} steps; each row is at its own last step")
-    apart = [(a.name, b.name) for a, b in itertools.combinations(groups, 2) if not len(shared_steps([a, b]))]
+    for offline in (False, True):
+        own = [group for group in groups if group.offline is offline]
+        if len(ends := sorted({int(group.steps[-1]) for group in own})) > 1:
+            between = f"{ends[0]:,} and {ends[-1]:,} {own[0].counted}"
+            lines.append(f"{env}: groups end between {between}; each row is at its own last step")
+    if len({group.offline for group in groups}) > 1:
+        lines.append(f"{env}: offline groups count updates, the others environment steps; they are not compared")
+    apart = [
+        (a.name, b.name)
+        for a, b in itertools.combinations(groups, 2)
+        if a.offline == b.offline and not len(shared_steps([a, b]))
+    ]
     if apart:
         more = f" and {len(apart) - 1} more pairs" if len(apart) > 1 else ""
         pair = " and ".join(apart[0])

@@ -65,6 +65,26 @@ class Run:
         return found if found in STATUSES else "unknown"
 
     @property
+    def offline(self) -> bool:
+        """Whether the run learned from a data set. Its steps are then updates."""
+        return self.settings.get("dataset") is not None
+
+    @property
+    def dataset(self) -> str:
+        """What `run.json` says about the data set of an offline run; empty if it says nothing."""
+        found = self.record.get("dataset")
+        if not isinstance(found, dict):
+            return ""
+        sources, sizes = found.get("sources"), [found.get(key) for key in ("transitions", "episodes")]
+        if not isinstance(sources, list) or not all(type(size) is int for size in sizes):
+            return ""
+        returns = [found.get(key) for key in ("return_mean", "return_std")]
+        known = all(_is_number(value) for value in returns)
+        scored = f" with return {returns[0]:.1f} ± {returns[1]:.1f}" if known else ""
+        named = "; ".join(map(str, sources))
+        return one_line(f"{sizes[0]:,} transitions, {sizes[1]:,} complete episodes{scored}, from {named}")
+
+    @property
     def error(self) -> str:
         """Why the run failed, in one line; empty if it did not."""
         found = self.record.get("error")

@@ -53,6 +53,7 @@ DEFINITIONS = {
     "performance profile": f"share of seeds with a normalised score above τ, mean over environments; {AGARWAL}",
     "P(improvement)": "mean over environments of the probability that a run of the first group scores higher "
     f"(Mann-Whitney U / nm); {AGARWAL}",
+    "offline": "runs that learned from a data set: their steps are updates; no comparison mixes them with online runs",
     "hours": "wall-clock time until the last step, without pauses between resumptions, mean over seeds; seeds that "
     "train in one process each count its whole time",
 }
@@ -60,7 +61,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One environment and group; the columns of summary.csv in their order."""
+    """One environment and group; the columns of summary.csv in their order, except the last field."""
 
     env: str
     group: str
@@ -77,6 +78,7 @@ class Row:
     iqm_low: float
     iqm_high: float
     hours: float
+    counted: str = "steps"  # what steps are; no column
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def row(group: Group) -> Row:
         iqm_low=float(iqm_low),
         iqm_high=float(iqm_high),
         hours=float(group.hours[:, -1].mean()),
+        counted=group.counted,
     )
 
 
@@ -233,7 +236,10 @@ def beside_published(groups: Sequence[Group]) -> list[Beside]:
         ours = {}
         for group in groups:
             same = (
-                group.algo == published.algorithm.lower().rpartition(" ")[2] and group.evaluated and is_standard(group)
+                group.algo == published.algorithm.lower().rpartition(" ")[2]
+                and group.evaluated
+                and not group.offline
+                and is_standard(group)
             )
             if same and (value := _by_convention(group, published)) is not None:
                 ours[group.name] = value
@@ -245,6 +251,8 @@ def beside_published(groups: Sequence[Group]) -> list[Beside]:
 def aggregates(groups: Sequence[Group]) -> dict[str, Aggregate]:
     """Normalised scores over several environments: all, or by version if an environment is there in several."""
     usable = [group for group in groups if is_standard(group) and group.evaluated]
+    if not all(group.offline for group in usable):  # updates are no environment steps
+        usable = [group for group in usable if not group.offline]
     references = {group.env_id: known for group in usable if (known := reference(group.env_id)) is not None}
     names: dict[str, set[str]] = {}
     for env in references:
@@ -301,9 +309,9 @@ def _in_pairs(ranked: Sequence[T]) -> list[tuple[T, T]]:
 
 
 def _pair(a: Group, b: Group, min_seeds: int) -> Pair | None:
-    """None if they share no evaluation after the first step, or if one has only training episodes."""
+    """None if they share no evaluation after the first step, or if only one has evaluations or learned offline."""
     common = shared_steps([a, b])
-    if not len(common) or a.evaluated != b.evaluated:
+    if not len(common) or (a.evaluated, a.offline) != (b.evaluated, b.offline):
         return None
     ours, theirs = (dict(zip(own.seeds, last10(own.at(common)).tolist(), strict=True)) for own in (a, b))
     least = 2 if set(a.seeds) == set(b.seeds) else min_seeds

@@ -36,7 +36,8 @@ LATEX = {
 
 def summary_csv(rows: Sequence[Row]) -> str:
     """One row an environment and group."""
-    return _csv([field.name for field in fields(Row)], map(astuple, rows))
+    columns = [field.name for field in fields(Row) if field.name != "counted"]
+    return _csv(columns, (astuple(row)[: len(columns)] for row in rows))
 
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:
@@ -117,7 +118,7 @@ def summary_tex(rows: Sequence[Row], best: Mapping[str, str | None], min_seeds: 
         first = not number or rows[number - 1].env != row.env
         if number and first:
             lines.append(r"\midrule")
-        cells = cells_of(row, min_seeds) | {"steps": short(row.steps)}
+        cells = cells_of(row, min_seeds) | {"steps": short(row.steps) + _unit(row)}
         found = {name: _latex(cells[name]) for name in columns}
         if best.get(row.env) == row.group:
             found["last10"] = rf"\textbf{{{found['last10']}}}"
@@ -144,12 +145,12 @@ def cells_of(row: Row, min_seeds: int) -> dict[str, str]:
         "environment": row.env,
         "group": row.group,
         "seeds": str(row.seeds),
-        "steps": f"{row.steps:,}",
+        "steps": f"{row.steps:,}{_unit(row)}",
         "last10": with_deviation(row.last10_mean, row.last10_std, row.seeds),
         "95% interval": bounds(row.last10_low, row.last10_high) + few,
         "IQM": number(row.iqm),
         "max_mean": with_deviation(row.max_mean, row.max_mean_std, row.seeds),
-        "at step": f"{row.max_mean_step:,}",
+        "at step": f"{row.max_mean_step:,}{_unit(row)}",
         "hours": "–" if math.isnan(row.hours) else f"{row.hours:.2f}",
     }
 
@@ -186,6 +187,10 @@ def as_published(published: Published) -> str:
     """Mean and deviation, with the digits of the source."""
     mean = f"{published.mean:,.10g}"
     return mean if published.std is None else f"{mean} ± {published.std:,.10g}"
+
+
+def _unit(row: Row) -> str:
+    return "" if row.counted == "steps" else f" {row.counted}"
 
 
 def _few(min_seeds: int) -> str:

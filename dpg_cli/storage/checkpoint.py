@@ -25,6 +25,7 @@ from dpg_cli.storage import shards as transitions_on_disk
 from dpg_cli.storage.atomic import Disk, explaining, remove_leftovers
 from dpg_cli.storage.checkpoint_folder import (
     DAMAGED,
+    check_file,
     damaged,
     damaged_policy,
     folder_name,
@@ -59,6 +60,10 @@ class NoReplayError(UserError):
 
 class OldFormatError(UserError):
     """Another version wrote a checkpoint, which this one cannot resume."""
+
+
+class NoTransitionsError(UserError):
+    """A checkpoint is whole, but has no transitions that can be read."""
 
 
 class Loaded(NamedTuple):
@@ -300,10 +305,16 @@ def check_format(run: Path) -> None:
 
 
 def _check_format(run: Path, manifest: Mapping[str, Any]) -> None:
-    if (written := manifest.get("format", 1)) != FORMAT:
-        when, why = ("after", "") if written != 1 else ("before", ": its replay does not know where episodes end")
-        version = f"a version of dpg-cli {when} this one"
-        raise OldFormatError(f"{run}: cannot be resumed: {version} wrote it{why}; it can still be evaluated")
+    if manifest.get("format", 1) != FORMAT:
+        version = f"a version of dpg-cli {_other_version(manifest)}"
+        raise OldFormatError(f"{run}: cannot be resumed: {version}; it can still be evaluated")
+
+
+def _other_version(manifest: Mapping[str, Any]) -> str:
+    """Which version wrote a checkpoint of another format, for a sentence about it."""
+    if manifest.get("format", 1) != 1:
+        return "after this one wrote it"
+    return "before this one wrote it: its replay does not know where episodes end"
 
 
 def newest_algorithm(run: Path, most: int) -> tuple[int, Mapping[str, Any], list[str]]:
@@ -331,6 +342,60 @@ def newest_algorithm(run: Path, most: int) -> tuple[int, Mapping[str, Any], list
             return step_of(folder), state["algorithm"], problems
     if not problems and saved_folders(root, "best"):
         problems = ["only the policy of the best evaluation, which lacks the critics"]
+    raise UserError("there is no whole checkpoint" + (f": {problems[0]}" if problems else ""))
+
+
+class Stored(NamedTuple):
+    """The transitions of a member's run, without the rest of its state."""
+
+    step: int
+    transitions: Transitions
+    first: int  # number of the first transition since the start
+    cuts: list[int]  # numbers of the transitions after which a resumed run started a new episode
+    problems: list[str]  # of later checkpoints
+
+
+def newest_transitions(run: Path, most: int) -> Stored:
+    """The transitions of the newest whole checkpoint of a member's run, which may come from a stranger.
+
+    Args:
+        run: a member's run folder.
+        most: the most bytes that its shards can have.
+
+    Raises:
+        OldFormatError: another version wrote it.
+        UserError: there is no whole checkpoint, or none with transitions, or they have more bytes.
+    """
+    root, problems = run / "checkpoints", list[str]()
+    for folder in reversed([] if root.is_symlink() else saved_folders(root, "step")):
+        try:
+            manifest = read_manifest(folder)
+            if manifest.get("format", 1) != FORMAT:
+                raise OldFormatError(f"a version of dpg-cli {_other_version(manifest)}")
+            check_file(folder, POLICY, manifest)
+            check_file(folder, TENSORS, manifest)
+            replay = json.loads(read_file(folder, TREE, manifest))["replay"]
+            added, size, cuts = replay["added"], replay["size"], replay["cuts"]
+            if not (type(added) is type(size) is int and 0 <= size <= added and isinstance(cuts, list)):
+                raise ValueError(f"{size} of {added} transitions")
+            if not all(type(number) is int and added - size <= number < added for number in cuts):
+                raise ValueError("a cut is not at a stored transition")
+            if size == 0:
+                raise NoTransitionsError("its newest whole checkpoint has no transitions")
+            if not manifest["shards"]:
+                raise NoTransitionsError("checkpoint.replay=false kept no replay")
+            if (run / "replay").is_symlink():
+                raise ValueError("replay is a link")
+            total = sum(int(shard["size"]) for shard in manifest["shards"].values())
+            if total > most:
+                raise NoTransitionsError(f"its replay has {total / 2**30:,.1f} GiB; {most / 2**30:,.1f} GiB are free")
+            found = transitions_on_disk.check(run / "replay", manifest["shards"], added, size)
+        except (NoTransitionsError, OldFormatError):
+            raise
+        except Exception as error:
+            problems.append(str(damaged(folder, error)))
+        else:
+            return Stored(step_of(folder), found, added - size, cuts, problems)
     raise UserError("there is no whole checkpoint" + (f": {problems[0]}" if problems else ""))
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import Disk
 from dpg_cli.storage.shards import described
-from dpg_cli.storage.untrusted import read, read_json
+from dpg_cli.storage.untrusted import opened, read, read_json
 
 MANIFEST = "manifest.json"
 DAMAGED = ": damaged checkpoint: "
@@ -122,6 +122,20 @@ def read_file(folder: Path, name: str, manifest: Mapping[str, Any], most: int = 
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise ValueError(f"{name} does not match its checksum")
     return data
+
+
+def check_file(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    """Check a checkpoint's file against the manifest, with no more than a few megabytes of it in memory.
+
+    Raises:
+        Exception: it is missing or does not match the manifest.
+    """
+    expected = manifest["files"][name]
+    with opened(folder / name) as file:
+        if os.fstat(file.fileno()).st_size != expected["size"]:
+            raise ValueError(f"{name} does not have the size that the manifest says")
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+            raise ValueError(f"{name} does not match its checksum")
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:

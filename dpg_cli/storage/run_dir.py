@@ -144,6 +144,11 @@ class RunFile:
             self._content["device"] = device
             self._write()
 
+    def learns_from(self, dataset: Mapping[str, Any]) -> None:
+        """Record the data set of an offline run."""
+        self._content["dataset"] = dataset
+        self._write()
+
     def reached(self, step: int) -> None:
         """Record the last step."""
         self._content["last_step"] = step

@@ -194,7 +194,9 @@ class SweepDisplay:
         table.add_column("job", justify="right", no_wrap=True)
         table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
         last, left = ("last return", "time left") if wide else ("last", "left")
-        for header in ("step", "steps/s", last, "best", left):
+        counted = [str(row.progress.get("counted", "step")) for row in self._rows.values()]
+        what = "update" if counted and set(counted) == {"update"} else "step"
+        for header in (what, f"{what}s/s", last, "best", left):
             table.add_column(header, justify="right", no_wrap=True)
         rows = list(self._rows.items())
         shown = rows[: max(1, self._console.height - LINES_BELOW)]

@@ -19,13 +19,13 @@ import numpy as np
 from results import check_files, write
 
 from dpg_cli import config as configs
+from dpg_cli.bookkeeping import global_random_state
 from dpg_cli.cli.arguments import parse, run_script, whole
 from dpg_cli.cli.build import Training, build, sizes
 from dpg_cli.environments.rollout import collect
 from dpg_cli.metrics import Averages
 from dpg_cli.storage.checkpoint import Checkpoints
 from dpg_cli.storage.run_dir import versions
-from dpg_cli.trainer import global_random_state
 
 STORED = (10_000, 100_000, 1_000_000)
 STRIDE = 50_000  # the default checkpoint.every

@@ -33,8 +33,8 @@ from unittest.mock import patch
 from results import check_files, write
 from rich.live import Live
 
+from dpg_cli import bookkeeping
 from dpg_cli import config as configs
-from dpg_cli import trainer
 from dpg_cli.algorithms import ALGORITHMS, Algorithm
 from dpg_cli.cli import job
 from dpg_cli.cli.arguments import parse, run_script, whole
@@ -75,7 +75,7 @@ TIMED: list[tuple[Any, str, str]] = [
     (Averages, "take", RECORDS),
     (Recorder, "scalars", RECORDS),
     (job.Watcher, "stepped", PROGRESS),
-    (trainer, "evaluate", EVALUATION),
+    (bookkeeping, "evaluate", EVALUATION),
     (Recorder, "evaluation", EVALUATION),
     (job.Watcher, "evaluated", EVALUATION),
     (Algorithm, "policy_state", CHECKPOINT),

@@ -99,6 +99,24 @@ def test_the_page_is_whole_and_loads_nothing(dpg_report, runs, tmp_path):
     assert f"dpg-report {runs} threshold=900 x=hours" in text
 
 
+@pytest.mark.parametrize(
+    ("online", "label"), [(True, "environment steps; of offline groups, updates"), (False, "updates")]
+)
+def test_offline_runs_are_labelled_everywhere(dpg_report, tmp_path, online, label):
+    data = {"sources": ["/data at step 9"], "transitions": 9000, "episodes": 9, "return_mean": 1.5, "return_std": 0.25}
+    make_run(tmp_path / "runs" / "offline", [0, 1, 2], dataset="/data", record={"dataset": data})
+    if online:
+        make_run(tmp_path / "runs" / "online", [0, 1, 2])
+    code, out, _ = dpg_report(tmp_path / "runs")
+    assert code == 0
+    assert "td3 (offline)" in out
+    assert "2,000 updates" in out
+    text = (tmp_path / "here" / "report" / "report.html").read_text()
+    assert label in text
+    assert "Data sets of offline runs" in text
+    assert "9,000 transitions, 9 complete episodes with return 1.5 ± 0.2, from /data at step 9" in text
+
+
 def test_the_same_runs_give_the_same_tables_and_figures(dpg_report, runs, tmp_path):
     for out in ("a", "b"):
         assert dpg_report(runs, f"out={out}")[0] == 0

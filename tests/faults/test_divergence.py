@@ -12,7 +12,7 @@ import toy_envs
 from commands import SMALL, lines
 from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
 
-from dpg_cli import trainer
+from dpg_cli import bookkeeping
 from dpg_cli.cli import build
 from dpg_cli.environments.probe import Findings
 from dpg_cli.storage import checkpoint
@@ -196,7 +196,7 @@ def test_moments_that_are_not_finite_are_not_saved(train, tmp_path):
     assert "not finite" in err
     steps = checkpoint.valid_steps(tmp_path / "run")[0]
     state = checkpoint.load(tmp_path / "run", steps[-1]).state
-    assert trainer.all_finite([state["algorithm"], state["averages"]])
+    assert bookkeeping.all_finite([state["algorithm"], state["averages"]])
 
 
 def test_priorities_whose_sum_would_overflow(train, tmp_path):

@@ -197,3 +197,12 @@ def test_many_keys_are_named_quickly(tmp_path):
     for number in range(6):
         make_run(tmp_path / str(number), [0, 1], more={f"key{key}": (number * key) % 7 for key in range(1500)})
     assert len(set(names_of(tmp_path))) == 6
+
+
+def test_offline_runs_are_a_group_of_their_own_and_count_updates(tmp_path):
+    make_run(tmp_path / "online", [0, 1, 2], seed=0)
+    make_run(tmp_path / "offline", [0, 3, 4], seed=0, dataset="/data")
+    for by in ([], ["algo.name"]):
+        online, offline = sorted(groups_of(tmp_path, *by), key=lambda own: own.offline)
+        assert (online.name, online.counted) == ("td3", "steps")
+        assert (offline.name, offline.counted) == ("td3 (offline)", "updates")

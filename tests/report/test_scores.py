@@ -7,7 +7,7 @@ import pytest
 from made_runs import make_run
 
 from dpg_cli.config.defaults import completed
-from dpg_cli.report import scores
+from dpg_cli.report import scores, tables
 from dpg_cli.report.groups import group
 from dpg_cli.report.problems import problems
 from dpg_cli.report.published import published_for, reference
@@ -229,6 +229,28 @@ def test_training_episodes_are_not_compared_with_evaluations(tmp_path):
     silent = make_run(tmp_path / "b", [])
     (silent / "metrics.jsonl").write_text('{"step": 1000, "train/last_10_returns": 3.0}\n')
     assert scores.compare(groups_of(tmp_path), 5) == []
+
+
+def test_updates_are_not_compared_with_environment_steps(tmp_path):
+    curve = [100.0 * number for number in range(21)]
+    for env in ("HalfCheetah-v4", "Hopper-v4"):
+        for algo in ("ddpg", "td3"):
+            make_run(tmp_path / f"{env}_{algo}", curve, env=env, algo=algo)
+            make_run(tmp_path / f"{env}_{algo}_offline", curve, env=env, algo=algo, dataset="/data")
+    groups = groups_of(tmp_path)
+    pairs = scores.compare([own for own in groups if own.env_id == "Hopper-v4"], 5)
+    assert [(pair.a, pair.b) for pair in pairs] == [("ddpg", "td3"), ("ddpg (offline)", "td3 (offline)")]
+    (aggregate,) = scores.aggregates(groups).values()
+    assert sorted(aggregate.iqm) == ["ddpg", "td3"]
+    alone = scores.aggregates([own for own in groups if own.offline])
+    assert sorted(alone[""].iqm) == ["ddpg (offline)", "td3 (offline)"]
+    row = scores.row(next(own for own in groups if own.offline))
+    assert tables.cells_of(row, 5)["steps"] == "20,000 updates"
+    header, line = tables.summary_csv([row]).splitlines()
+    assert header.endswith(",hours")
+    assert len(line.split(",")) == len(header.split(","))
+    (note,) = [line for line in problems(groups, {}, 1, "steps") if "updates" in line and "Hopper" in line]
+    assert note == "Hopper-v4: offline groups count updates, the others environment steps; they are not compared"
 
 
 def test_aggregates_use_common_evaluations(tmp_path):
