@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpg_cli.adam import Adam
-from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network, Normalizer, Numbers
+from dpg_cli.networks import Actor, Architecture, Critic, Expectation, Gradient, Mlp, Network, Normalizer, Numbers
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction, WindowSteps
 from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
@@ -117,16 +117,29 @@ class Algorithm:
         """
         raise NotImplementedError
 
-    def declare_actor_and_critics(self, num_critics: int) -> None:
-        """An actor and `num_critics` critics, with a target and an optimizer each."""
+    def declare_actor_and_critics(
+        self, num_critics: int, support: Expectation | None = None, *, target_actor: bool = True
+    ) -> None:
+        """An actor and `num_critics` critics, with a target and an optimizer each.
+
+        Args:
+            num_critics: K.
+            support: of the critics' distributions; None: they learn values.
+            target_actor: whether the actor has a target.
+        """
         for key, lr in (("actor_lr", self.actor_lr), ("critic_lr", self.critic_lr)):
             if lr * self.weight_decay >= 1:
                 raise ValueError(f"weight_decay={self.weight_decay}: times {key}={lr} it must be below 1")
         shared = (self._starts, self._numbers, self._normalizer)
         sizes = (*self._sizes, self.hidden_sizes)
         self.actor = Actor(self._architecture.actor(*sizes), *shared)
-        self.critic = Critic(self._architecture.critic(*sizes, self.critic_action_layer), *shared, (num_critics,))
-        self.target_actor, self.target_critic = self.actor.target(), self.critic.target()
+        layers = self._architecture.critic(*sizes, self.critic_action_layer, support.num_atoms if support else 1)
+        self.critic = Critic([*layers, support] if support else layers, *shared, (num_critics,))
+        self.target_critic = self.critic.target()
+        self._targets: list[tuple[Network, Network]] = [(self.critic, self.target_critic)]
+        if target_actor:
+            self.target_actor = self.actor.target()
+            self._targets.append((self.actor, self.target_actor))
         self.actor_optimizer = Adam(self.actor, self.actor_lr, weight_decay=self.weight_decay)
         self.critic_optimizer = Adam(self.critic, self.critic_lr, self.critic_weight_decay, self.weight_decay)
 
@@ -310,8 +323,8 @@ class Algorithm:
 
     @torch.no_grad()
     def update_targets(self) -> None:
-        """Soft updates of both targets, θ' ← τ θ + (1 - τ) θ', or with `target_copy_every` copies when they are due."""
-        for online, target in ((self.critic, self.target_critic), (self.actor, self.target_actor)):
+        """Soft updates of all targets, θ' ← τ θ + (1 - τ) θ', or with `target_copy_every` copies when they are due."""
+        for online, target in self._targets:
             if self.target_copy_every is None:
                 target.flat.lerp_(online.flat, self.tau)
             elif self.due(self.target_copy_every):

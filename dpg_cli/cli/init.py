@@ -108,7 +108,11 @@ def _fitting(own: Networks, state: Mapping[str, Any]) -> Networks:
             raise UserError(f"{name} is that of network={kind}, this run's of network={wanted}; use network={kind}")
         layers, needed = (sum(key.endswith(".weight") for key in keys) for keys in (stored, tensors))
         if layers != needed:
-            sizes = {"mlp": "algo.hidden_sizes", "simba": "network.actor_blocks or network.critic_blocks"}[kind]
+            sizes = {
+                "mlp": "algo.hidden_sizes",
+                "simba": "network.actor_blocks or network.critic_blocks",
+                "layer_norm": "network.actor_sizes or network.critic_sizes",
+            }[kind]
             raise UserError(f"{name} has {layers} layers, this run's has {needed}; {sizes} differs")
         has, needs = ("normalizer.mean" in keys for keys in (stored, tensors))
         if has != needs:
@@ -131,7 +135,7 @@ def _fitting(own: Networks, state: Mapping[str, Any]) -> Networks:
 
 def _kind(tensors: Iterable[str]) -> str:
     """The name of the architecture that has tensors of such names."""
-    return "simba" if "embedding.weight" in tensors else "mlp"
+    return "simba" if "embedding.weight" in tensors else "layer_norm" if "norm.weight" in tensors else "mlp"
 
 
 def _described(key: str) -> str:
