@@ -58,6 +58,7 @@ FEW = list({(choice["algo"], choice["network"]): choice for choice, _ in PAIRS}.
 def overrides(choice):
     """Of a combination, with tiny networks and windows of three steps."""
     sizes = [f"network.{f.name}=8" for f in fields(ARCHITECTURES[choice["network"]]) if f.name.endswith("_size")]
+    sizes += [f"network.{f.name}=[8]" for f in fields(ARCHITECTURES[choice["network"]]) if f.name.endswith("_sizes")]
     return [*(f"{group}={name}" for group, name in choice.items()), *sizes, "algo.n_steps=3"]
 
 

@@ -32,6 +32,7 @@ def make(
 ) -> Algorithm:
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
     values.pop("name")
+    values.pop("defaults", None)
     values |= {"hidden_sizes": [8, 8], "batch_size": 5} | changes
     numbers = Numbers("cpu", dtype, products or dtype, autograd)
     return ALGORITHMS[name](**values, obs_dim=obs_dim, action_dim=action_dim, seeds=seeds, numbers=numbers)

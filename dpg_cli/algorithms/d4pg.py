@@ -32,7 +32,9 @@ class D4PG(Algorithm):
         self._support = Expectation(self.v_min, self.v_max, self.num_atoms)
         atoms = self._support.atoms(torch.empty((), dtype=self._dtype))
         if not (atoms.isfinite().all() and (atoms.diff() > 0).all()):
-            raise ValueError(f"v_min={self.v_min}, v_max={self.v_max}: {self.num_atoms} increasing numbers do not fit")
+            raise ValueError(
+                f"v_min={self.v_min}, v_max={self.v_max}: {self.num_atoms} increasing numbers do not fit between them"
+            )
         self.declare_actor_and_critics(self.num_critics, self._support, target_actor=self.use_target_actor)
 
     @property
@@ -103,5 +105,6 @@ def project(p: Tensor, value: Tensor, support: Expectation) -> Tensor:
     last = support.num_atoms - 1
     position = ((value - support.v_min) * (last / (support.v_max - support.v_min))).clamp(0, last)
     index = torch.arange(support.num_atoms, dtype=value.dtype, device=value.device)
-    share = (1 - (position.unsqueeze(-1) - index).abs()).clamp(min=0)  # (..., of values, of atoms)
-    return (p.unsqueeze(-1) * share).sum(dim=-2)
+    share = position.unsqueeze(-1) - index  # (..., of values, of atoms); large, hence changed in place
+    share.abs_().neg_().add_(1).clamp_(min=0)
+    return share.mul_(p.unsqueeze(-1)).sum(dim=-2)

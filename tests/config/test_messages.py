@@ -76,20 +76,23 @@ def test_no_name_is_in_the_table_twice():
     assert len(names) == len(set(names))
 
 
+SMOOTHING = "a key of algo=d4pg and algo=td3"
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["algo=ddpg", "algo.policy_noise=1"], "algo.policy_noise: a key of algo=td3, not of algo=ddpg"),
-        (["algo=ddpg", "+algo.policy_noise=1"], "algo.policy_noise: a key of algo=td3, not of algo=ddpg"),
+        (["algo=ddpg", "algo.policy_noise=1"], f"algo.policy_noise: {SMOOTHING}, not of algo=ddpg"),
+        (["algo=ddpg", "+algo.policy_noise=1"], f"algo.policy_noise: {SMOOTHING}, not of algo=ddpg"),
         (
             ["noise=none", "noise.scale=1"],
             "noise.scale: a key of noise=colored, noise=gaussian, noise=ou and noise=pink, not of noise=none",
         ),
         (["noise=pink", "noise.beta=0.5"], "noise.beta: a key of noise=colored, not of noise=pink"),
         (["noise.theta=1"], "noise.theta: a key of noise=ou, not of noise=gaussian"),
-        (["algo=ddpg", "policy_noise=1"], "did you mean algo.policy_noise, a key of algo=td3, not of algo=ddpg?"),
-        (["algo=ddpg", "policy_freq=1"], "use algo.policy_delay, a key of algo=td3, not of algo=ddpg"),
-        (["experiment=overestimation", "algo=ddpg"], "a key of algo=td3, not of algo=ddpg"),
+        (["algo=ddpg", "policy_noise=1"], f"did you mean algo.policy_noise, {SMOOTHING}, not of algo=ddpg?"),
+        (["algo=ddpg", "policy_freq=1"], f"use algo.policy_delay, {SMOOTHING}, not of algo=ddpg"),
+        (["experiment=overestimation", "algo=ddpg"], f"{SMOOTHING}, not of algo=ddpg"),
     ],
 )
 def test_a_key_of_another_choice_is_reported_as_such(overrides, expected):

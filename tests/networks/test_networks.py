@@ -275,6 +275,7 @@ def test_the_statistics_are_part_of_the_actors_state():
 def test_every_algorithm_shares_one_normaliser_among_its_networks(name):
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
     values.pop("name")
+    values.pop("defaults", None)
     values |= {"hidden_sizes": [4], "normalize_obs": True}
     algorithm = ALGORITHMS[name](**values, obs_dim=OBS, action_dim=ACTION, seeds=[0, 1], numbers=DOUBLE)
     obs, action = inputs()
