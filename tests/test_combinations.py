@@ -83,7 +83,8 @@ def networks(run, member=0):
 
 @pytest.mark.parametrize("choice", EVERY, ids=named)
 def test_it_learns_and_its_checkpoint_loads(tmp_path, choice):
-    run = Run(tmp_path, *overrides(choice), "total_steps=40", "checkpoint.keep=9", "eval.every=40")
+    steps = ["total_steps=40", "checkpoint.keep=9", "eval.every=40", "algo.target_copy_every=6"]
+    run = Run(tmp_path, *overrides(choice), *steps)
     algorithm, folder = run.training.algorithm, run.folders[0]
     assert run.updates == 30
     assert all_finite(algorithm.state(0))

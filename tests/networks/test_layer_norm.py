@@ -54,7 +54,9 @@ def test_critics_are_torchs_and_their_values_have_all_gradients():
 def test_they_start_as_in_acme():
     sizes = LayerNormMlp(actor_sizes=[400, 300], critic_sizes=[400, 300])
     layers = {"actor": sizes.actor(50, 20, []), "critic": sizes.critic(30, 20, [], 1, 51)}
-    own = {name: Actor(made[name == "critic" :], generators(0), DOUBLE, None).tensors() for name, made in layers.items()}
+    own = {
+        name: Actor(made[name == "critic" :], generators(0), DOUBLE, None).tensors() for name, made in layers.items()
+    }
     for tensors in own.values():
         for name, tensor in tensors.items():
             if name.endswith("bias"):
