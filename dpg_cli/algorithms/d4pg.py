@@ -91,8 +91,8 @@ class D4PG(Algorithm):
 def project(p: Tensor, value: Tensor, support: Expectation) -> Tensor:
     """Project a distribution onto the atoms: each value's probability goes to the two nearest, in proportion.
 
-    Bellemare et al. 2017 (arXiv:1707.06887), equation 7. Values beyond the atoms go to the outermost ones. Distances are
-    measured in atoms, so that the two shares of a value add up to 1, also where it hits an atom.
+    Bellemare et al. 2017 (arXiv:1707.06887), equation 7. Values beyond the atoms go to the outermost ones. Distances
+    are measured in atoms, so that the two shares of a value add up to 1, also where it hits an atom.
 
     Args:
         p: `(..., num_atoms)`.
