@@ -264,8 +264,8 @@ def test_a_range_without_room_for_the_atoms_is_rejected(changes, message):
         make("d4pg", **changes)
 
 
-def test_a_range_may_be_too_small_for_float32_alone():
-    narrow = {"v_min": 1.0, "v_max": 1.0 + 1e-7}
-    make("d4pg", **narrow)
-    with pytest.raises(ValueError, match="do not fit"):
-        make("d4pg", dtype=torch.float32, **narrow)
+def test_a_range_may_not_fit_into_float32_alone():
+    for values in ({"v_min": 1.0, "v_max": 1.0 + 1e-7}, {"v_min": -1e39, "v_max": 1e39}):
+        make("d4pg", **values)
+        with pytest.raises(ValueError, match="do not fit"):
+            make("d4pg", dtype=torch.float32, **values)
