@@ -122,6 +122,60 @@ class Gaussian(Noise):
 
 
 @dataclass(kw_only=True, eq=False)
+class RandomScale(Noise):
+    """N(0, σ²), independent at every step, with σ ~ U(scale_min, scale_max) drawn anew in each episode (FastTD3: Seo et
+    al. 2025, arXiv:2505.22642). So environments side by side explore differently far from the policy.
+    """
+
+    scale_min: NonNegative
+    scale_max: NonNegative
+
+    def __post_init__(
+        self, action_dim: int, generators: Sequence[Sequence[np.random.Generator]], episode_steps: int | None
+    ) -> None:
+        """Start with no scale drawn. Each step draws one number more than the action has, in case it sets a scale."""
+        super().__post_init__(action_dim + 1, generators, episode_steps)
+        self._scale = np.zeros(self._shape[:2])
+        self._starts = np.ones(self._shape[:2], bool)  # where an episode starts, so that the next step sets the scale
+
+    def scale_at(self, step: int) -> float:
+        """The mean of all scales."""
+        return (self.scale_min + self.scale_max) / 2
+
+    def sample(self, step: int) -> np.ndarray:
+        """Noise for one step of every environment, `(S, E, A)`."""
+        drawn = self._standard_normal()
+        for cell in map(tuple, np.argwhere(self._starts)):
+            share = (1 + math.erf(drawn[cell][-1] / math.sqrt(2))) / 2  # uniform in [0, 1]
+            self._scale[cell] = self.scale_min + share * (self.scale_max - self.scale_min)
+        self._starts[:] = False
+        noise: np.ndarray = self._scale[..., None] * drawn[..., :-1]
+        return noise
+
+    def reset(self, ended: np.ndarray) -> None:
+        """Draw a new scale where an episode ended."""
+        self._starts[ended] = True
+
+    def state(self, member: int) -> dict[str, Any]:
+        """The generators, the scales, and where they are to be drawn."""
+        own = {"scale": self._scale[member].copy(), "starts": self._starts[member].astype(np.int64)}
+        return super().state(member) | own
+
+    def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Restore states from `state()`, one per member.
+
+        Raises:
+            ValueError: a scale is out of range.
+        """
+        super().load_state(states)
+        self._scale[...] = np.reshape([state["scale"] for state in states], self._scale.shape)
+        self._starts[...] = np.reshape([state["starts"] for state in states], self._starts.shape)
+        low, high = sorted((self.scale_min, self.scale_max))
+        if not (self._starts | (low <= self._scale) & (self._scale <= high)).all():
+            raise ValueError("a scale of the noise is out of range")
+
+
+@dataclass(kw_only=True, eq=False)
 class OrnsteinUhlenbeck(Noise):
     """x ← x - θ x dt + √dt N(0, 1), from 0 at an episode's start; the noise is scale · x (Lillicrap et al. 2016)."""
 
@@ -293,4 +347,5 @@ NOISES: dict[str, type[Noise]] = {
     "none": NoNoise,
     "ou": OrnsteinUhlenbeck,
     "pink": Pink,
+    "random_scale": RandomScale,
 }

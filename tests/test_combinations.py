@@ -63,6 +63,7 @@ FEW = list({(choice["algo"], choice["network"]): choice for choice, _ in PAIRS}.
 def overrides(choice):
     """Of a combination, with tiny networks and windows of three steps."""
     sizes = [f"network.{f.name}=8" for f in fields(ARCHITECTURES[choice["network"]]) if f.name.endswith("_size")]
+    sizes += [f"network.{f.name}=[8]" for f in fields(ARCHITECTURES[choice["network"]]) if f.name.endswith("_sizes")]
     if choice["algo"] == "td7":
         sizes += ["algo.encoder_sizes=[8]", "algo.embedding_size=4", "algo.target_copy_every=10"]
         sizes += ["algo.policy_checkpoints=false"]  # see test_policy_checkpoints.py
@@ -90,7 +91,8 @@ def networks(run, member=0):
 
 @pytest.mark.parametrize("choice", EVERY, ids=named)
 def test_it_learns_and_its_checkpoint_loads(tmp_path, choice):
-    run = Run(tmp_path, *overrides(choice), "total_steps=40", "checkpoint.keep=9", "eval.every=40")
+    steps = ["total_steps=40", "checkpoint.keep=9", "eval.every=40", "algo.target_copy_every=6"]
+    run = Run(tmp_path, *overrides(choice), *steps)
     algorithm, folder = run.training.algorithm, run.folders[0]
     assert run.updates == 30
     assert all_finite(algorithm.state(0))

@@ -23,6 +23,7 @@ from dpg_cli.replay import Step
 CPU = torch.device("cpu")
 TD3 = ["algo=td3", "replay=lap", "algo.n_steps=3", "algo.weight_decay=0.01", "algo.max_grad_norm=0.5"]
 SIMBA = ["algo=ddpg", "network=simba", "network.actor_size=8", "network.critic_size=8", "algo.normalize_obs=true"]
+D4PG = ["algo=d4pg", "network.actor_sizes=[8]", "network.critic_sizes=[8]", "algo.policy_delay=2"]
 FLOAT64 = ["precision=float64", "num_envs=2"]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
@@ -45,7 +46,12 @@ def steps(count):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "given", [pytest.param(TD3, id="td3 mlp lap"), pytest.param(SIMBA, id="ddpg simba", marks=pytest.mark.slow)]
+    "given",
+    [
+        pytest.param(TD3, id="td3 mlp lap"),
+        pytest.param(SIMBA, id="ddpg simba", marks=pytest.mark.slow),
+        pytest.param(D4PG, id="d4pg layer_norm", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_updates_are_the_ordinary_ones_and_each_kind_is_compiled_once(given):
     """The first compilation of a machine takes half a minute, later ones take their code from torch's cache."""

@@ -1,6 +1,7 @@
 """Exploration noise: moments, decay, resets, and a stream of its own for every member and environment."""
 
 import copy
+import math
 from dataclasses import fields
 
 import numpy as np
@@ -365,3 +366,61 @@ def test_a_state_of_another_form_is_rejected(name):
     for stored in (longer, own | {"series": own["series"].astype(np.float32)}, own | {"position": 3}):
         with pytest.raises(ValueError, match="another shape or type"):
             check_form(own, stored, "noise")
+
+
+def test_each_episode_has_a_scale_of_its_own_from_its_range():
+    """One number more than the action has sets the scale, by the share of N(0, 1) that is below it."""
+    noise = make("random_scale", streams((0, 1), 2), scale_min=0.1, scale_max=0.5)
+    drawn = {(s, e): generator(s, Purpose.NOISE, e).standard_normal((9, 3)) for s in range(2) for e in range(2)}
+    starts = {(0, 0): [0, 4, 7], (0, 1): [0], (1, 0): [0, 1, 2], (1, 1): [0, 4]}
+    found = samples_with_ends(noise, 9, starts)
+    for (s, e), rows in drawn.items():
+        for step in range(9):
+            start = max(first for first in starts[s, e] if first <= step)
+            share = (1 + math.erf(rows[start, 2] / math.sqrt(2))) / 2
+            np.testing.assert_allclose(found[step, s, e], (0.1 + 0.4 * share) * rows[step, :2], rtol=1e-14)
+    assert noise.scale_at(0) == pytest.approx(0.3)
+
+
+def samples_with_ends(noise, steps, starts):
+    """Samples, with episodes that start at these steps by member and environment."""
+    found = []
+    for step in range(steps):
+        ended = np.zeros((2, 2), bool)
+        for cell, own in starts.items():
+            ended[cell] = step in own
+        noise.reset(ended)
+        found.append(noise.sample(step))
+    return np.array(found)
+
+
+def test_scales_are_uniform():
+    noise = make("random_scale", streams(range(50), 40), scale_min=0.2, scale_max=0.4, action_dim=1)
+    scales = []
+    for step in range(4):
+        noise.sample(step)
+        noise.reset(np.ones((50, 40), bool))
+        scales.append(np.concatenate([noise.state(member)["scale"] for member in range(50)]))
+    found = np.sort(np.concatenate(scales))
+    assert np.abs(found - np.linspace(0.2, 0.4, len(found))).max() < 0.2 * 2.3 / math.sqrt(len(found))  # Kolmogorov
+
+
+def test_an_episode_keeps_its_scale_in_a_stored_state():
+    noise, other = make("random_scale", streams((0,), 2)), make("random_scale", streams((5,), 2))
+    samples(noise, 3)
+    noise.reset(np.array([[True, False]]))
+    state = copy.deepcopy(noise.state(0))
+    assert state["starts"].tolist() == [1, 0]
+    going_on = samples(noise, 5)
+    other.load_state([state])
+    np.testing.assert_array_equal(samples(other, 5), going_on)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -0.1, 0.401, 0.0009])
+def test_a_scale_out_of_range_is_rejected(scale):
+    noise = make("random_scale")
+    noise.sample(0)
+    state = noise.state(0)
+    state["scale"][0] = scale
+    with pytest.raises(ValueError, match="a scale of the noise is out of range"):
+        noise.load_state([state])

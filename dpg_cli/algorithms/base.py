@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from dpg_cli.adam import Adam
-from dpg_cli.networks import Actor, Architecture, Critic, Gradient, Mlp, Network, Normalizer, Numbers, copy_tensors
+from dpg_cli.networks import (
+    Actor,
+    Architecture,
+    Critic,
+    Expectation,
+    Gradient,
+    Mlp,
+    Network,
+    Normalizer,
+    Numbers,
+    copy_tensors,
+)
 from dpg_cli.ranges import Count, Fraction, NonNegative, Positive, PositiveFraction, WindowSteps
 from dpg_cli.seeding import Purpose, restore_generator, torch_generator
 
@@ -137,12 +148,25 @@ class Algorithm:
         """
         raise NotImplementedError
 
-    def declare_actor_and_critics(self, num_critics: int) -> None:
-        """An actor and `num_critics` critics, with a target and an optimizer each."""
+    def declare_actor_and_critics(
+        self, num_critics: int, support: Expectation | None = None, *, target_actor: bool = True
+    ) -> None:
+        """An actor and `num_critics` critics, with a target and an optimizer each.
+
+        Args:
+            num_critics: K.
+            support: of the critics' distributions; None: they learn values.
+            target_actor: whether the actor has a target.
+        """
         sizes = (*self._sizes, self.hidden_sizes)
         self.actor = Actor(self._architecture.actor(*sizes), *self._shared)
-        self.critic = Critic(self._architecture.critic(*sizes, self.critic_action_layer), *self._shared, (num_critics,))
-        self.target_actor, self.target_critic = self.actor.target(), self.critic.target()
+        layers = self._architecture.critic(*sizes, self.critic_action_layer, support.num_atoms if support else 1)
+        self.critic = Critic([*layers, support] if support else layers, *self._shared, (num_critics,))
+        self.target_critic = self.critic.target()
+        self._targets: list[tuple[Network, Network]] = [(self.critic, self.target_critic)]
+        if target_actor:
+            self.target_actor = self.actor.target()
+            self._targets.append((self.actor, self.target_actor))
         self.actor_optimizer = self.new_optimizer(self.actor, "actor_lr")
         self.critic_optimizer = self.new_optimizer(self.critic, "critic_lr", self.critic_weight_decay)
 
@@ -386,8 +410,8 @@ class Algorithm:
 
     @torch.no_grad()
     def update_targets(self) -> None:
-        """Soft updates of both targets, θ' ← τ θ + (1 - τ) θ', or with `target_copy_every` copies when they are due."""
-        for online, target in ((self.critic, self.target_critic), (self.actor, self.target_actor)):
+        """Soft updates of all targets, θ' ← τ θ + (1 - τ) θ', or with `target_copy_every` copies when they are due."""
+        for online, target in self._targets:
             if self.target_copy_every is None:
                 target.flat.lerp_(online.flat, self.tau)
             elif self.due(self.target_copy_every):

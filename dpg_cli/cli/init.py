@@ -19,6 +19,7 @@ from dpg_cli.storage import checkpoint
 NUMBERS_OF_LAYERS = {  # the keys that set them, by the choice of networks
     "network=mlp": "algo.hidden_sizes",
     "network=simba": "network.actor_blocks or network.critic_blocks",
+    "network=layer_norm": "network.actor_sizes or network.critic_sizes",
     "algo=td7": "algo.hidden_sizes or algo.encoder_sizes",
 }
 Networks = Mapping[str, Mapping[str, Tensor]]  # one member's tensors, by network and name, without a member axis
@@ -151,6 +152,8 @@ def _kind(tensors: Iterable[str]) -> str:
     """The choice whose networks have tensors of such names."""
     if "embedding.weight" in tensors:
         return "network=simba"
+    if "norm.weight" in tensors:
+        return "network=layer_norm"
     return "algo=td7" if {"first.weight", "state.0.weight"} & set(tensors) else "network=mlp"
 
 

@@ -1,7 +1,8 @@
 """Actors and critics of many members at once."""
 
 from dpg_cli.networks.actor_critic import Actor, Critic, Gradient, Network, Numbers, copy_tensors
-from dpg_cli.networks.architectures import ARCHITECTURES, Architecture, Mlp, SimBa
+from dpg_cli.networks.architectures import ARCHITECTURES, Architecture, LayerNormMlp, Mlp, SimBa
+from dpg_cli.networks.layers import Expectation
 from dpg_cli.networks.normalizer import Normalizer
 
 __all__ = [
@@ -9,7 +10,9 @@ __all__ = [
     "Actor",
     "Architecture",
     "Critic",
+    "Expectation",
     "Gradient",
+    "LayerNormMlp",
     "Mlp",
     "Network",
     "Normalizer",

@@ -204,6 +204,13 @@ class Critic(Network):
         """`(S, B, obs_dim)` and `(S, B, action_dim)` to values `(K, S, B)`."""
         return self._forward(obs, action).squeeze(-1)
 
+    def logits(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The distributions of a critic whose last layer is an `Expectation`, by their logits.
+
+        `(S, B, obs_dim)` and `(S, B, action_dim)` to `(K, S, B, num_atoms)`.
+        """
+        return self._autograd.without_last().forward(self.named(), self._seen(obs), action)
+
     def with_backward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Callable[[Tensor], Gradient]]:
         """Values, and a function from their gradient to that of the parameters.
 

@@ -39,6 +39,10 @@ class AutogradPasses:
             prepare_product(x.shape[-2], large=self._has_large)
         return apply(self.layers, x, Pass(tensors, extra, x.dtype if exact else self.products))
 
+    def without_last(self) -> "AutogradPasses":
+        """The passes of all layers except the last."""
+        return AutogradPasses(self.layers[:-1], self.products, has_large=self._has_large)
+
     def with_backward(
         self, tensors: Mapping[str, Tensor], x: Tensor, extra: Tensor | None = None
     ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:

@@ -60,6 +60,19 @@ def he_normal(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> 
     return torch.erfinv(number) * (math.sqrt(2) * std)
 
 
+def scaled_uniform(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:
+    """Uniform in ±1/√(3 fan_in), as Acme starts its layers (`hk.initializers.UniformScaling(0.333)`)."""
+    return uniform(shape, 3 * fan_in, generator)
+
+
+def near_zero(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:
+    """Normal with variance 1e-4/fan_in, truncated at two standard deviations, as Acme starts the last layer of actors.
+
+    So actions start close to 0, far from where tanh saturates.
+    """
+    return he_normal(shape, 20_000 * fan_in, generator)
+
+
 def orthogonal(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:
     """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2014)."""
     *critics, rows, columns = shape
@@ -184,6 +197,47 @@ class AvgL1Norm(WithoutTensors):
     def describe(self) -> list[dict[str, Any]]:
         """One layer."""
         return [{"type": "avg_l1_norm", "epsilon": self.epsilon}]
+
+
+@dataclass(frozen=True)
+class Tanh(WithoutTensors):
+    """tanh(x)."""
+
+    def apply(self, x: Tensor, used: Pass) -> Tensor:
+        """The shape of `x`."""
+        return torch.tanh(x)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One layer."""
+        return [{"type": "tanh"}]
+
+
+@dataclass(frozen=True)
+class Expectation(WithoutTensors):
+    """The mean of a categorical distribution with given logits (Bellemare et al. 2017, arXiv:1707.06887).
+
+    Its atoms are `num_atoms` equidistant values from `v_min` to `v_max`.
+    """
+
+    v_min: float
+    v_max: float
+    num_atoms: int
+
+    def atoms(self, like: Tensor) -> Tensor:
+        """The values z, `(num_atoms,)`, of the type and on the device of another tensor."""
+        return torch.linspace(self.v_min, self.v_max, self.num_atoms, dtype=like.dtype, device=like.device)
+
+    def mean(self, probabilities: Tensor) -> Tensor:
+        """Σ p z: `(..., num_atoms)` to `(...)`."""
+        return (probabilities * self.atoms(probabilities)).sum(dim=-1)
+
+    def apply(self, x: Tensor, used: Pass) -> Tensor:
+        """`(*members, B, num_atoms)` to `(*members, B, 1)`."""
+        return self.mean(torch.softmax(x, dim=-1)).unsqueeze(-1)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Policies have no distribution."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -282,9 +282,11 @@ def test_update_returns_detached_scalars_for_each_member(name):
 @pytest.mark.parametrize("name", [name for name, own in sorted(ALGORITHMS.items()) if not own.offline_only])
 def test_learns_the_value_of_a_bandit_and_its_best_action(name):
     """One state, reward -(a - 0.3)², every transition terminal: μ → 0.3 and Q(μ) → 0."""
-    algorithm = make(name, obs_dim=1, action_dim=1, actor_lr=3e-3, critic_lr=3e-3, hidden_sizes=[32], batch_size=64)
+    sizes = {"obs_dim": 1, "action_dim": 1, "hidden_sizes": [32], "batch_size": 64}
+    values = {"v_min": -2.0, "v_max": 0.5, "num_atoms": 11} if name == "d4pg" else {}
+    algorithm = make(name, actor_lr=3e-3, critic_lr=3e-3, **sizes, **values)
     g = np.random.default_rng(0)
-    for _ in range(1500):
+    for _ in range(800 if name == "d4pg" else 1500):
         action = torch.from_numpy(g.uniform(-1, 1, size=(1, 64, 1)))
         obs = torch.ones(1, 64, 1, dtype=torch.float64)
         reward = -((action - 0.3) ** 2).squeeze(-1)

@@ -85,6 +85,7 @@ class Policy:
 def make_learner(name, seeds, **changes):
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
     values.pop("name")
+    values.pop("defaults", None)
     values |= {"hidden_sizes": [8], **changes}
     return ALGORITHMS[name](**values, obs_dim=3, action_dim=2, seeds=seeds)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dpg_cli.networks import Actor, Critic, Mlp, Network, Numbers, SimBa
-from dpg_cli.networks.layers import Dense, Elu, LayerNorm, Relu, Residual, he_normal, orthogonal
+from dpg_cli.networks.layers import Dense, Elu, LayerNorm, Relu, Residual, Tanh, he_normal, orthogonal
 from dpg_cli.seeding import Purpose, torch_generator
 
 OBS, ACTION = 5, 3
@@ -43,13 +43,13 @@ def as_torch(layers, tensors, *member):
             module.weight.data = tensors[f"{layer.name}.weight"][member].T.clone()
             module.bias.data = tensors[f"{layer.name}.bias"][member][0].clone()
         elif isinstance(layer, LayerNorm):
-            module = nn.LayerNorm(layer.size, eps=1e-6, dtype=torch.float64)
+            module = nn.LayerNorm(layer.size, eps=layer.epsilon, dtype=torch.float64)
             module.weight.data = tensors[f"{layer.name}.weight"][member][0].clone()
             module.bias.data = tensors[f"{layer.name}.bias"][member][0].clone()
         elif isinstance(layer, Residual):
             module = Plus(as_torch(layer.layers, tensors, *member))
         else:
-            module = {Relu: nn.ReLU, Elu: nn.ELU}[type(layer)]()
+            module = {Relu: nn.ReLU, Elu: nn.ELU, Tanh: nn.Tanh}[type(layer)]()
         modules.append(module)
     return nn.Sequential(*modules)
 

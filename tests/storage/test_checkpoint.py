@@ -30,6 +30,7 @@ FILES = ["manifest.json", "policy.safetensors", "state.json", "state.safetensors
 def make_algorithm(name="ddpg", *, seeds=(0,), dtype=torch.float32, **changes):
     values = OmegaConf.to_container(OmegaConf.load(config_dir() / "algo" / f"{name}.yaml"))
     values.pop("name")
+    values.pop("defaults", None)
     values |= {"hidden_sizes": [8, 6]} | changes
     return ALGORITHMS[name](**values, obs_dim=OBS, action_dim=ACTION, seeds=seeds, numbers=Numbers("cpu", dtype, dtype))
 
