@@ -164,7 +164,7 @@ def test_an_update_is_that_of_the_paper():
     for update in range(1, 6):
         discount = 0.9 ** torch.randint(1, 6, (1, 5), generator=torch.Generator().manual_seed(update))
         batch = make_batch(seed=update, discount=discount.double())
-        obs, action, reward, next_obs, terminated, discount = (tensor[0] for tensor in batch)
+        obs, action, reward, next_obs, terminated, discount = (tensor[0] for tensor in batch[:6])
         with torch.no_grad():
             p, _ = next_distribution(target_critic, next_obs, target_actor(next_obs).tanh(), z)
             values = reward[:, None] + (discount * (1 - terminated))[:, None] * z
