@@ -135,7 +135,6 @@ class Algorithm:
         # Arguments of every network.
         self._shared: tuple[Sequence[torch.Generator], Numbers, Normalizer | None]
         self._shared = (self._starts, self._numbers, self._normalizer)
-        self._offline = offline
         self.member_state: dict[str, Tensor] = {}  # further tensors, (S, ...)
         self.updates = 0
         self.declare()

@@ -130,7 +130,7 @@ class TD7(Algorithm):
             policy_action = self.actor(obs, zs)
             policy_q = self.critic(obs, policy_action, self.fixed_encoder.of_pair(zs, policy_action), zs)
             actor_loss = -policy_q.mean(dim=(0, -1))
-            if self._offline:
+            if self.learns_offline:
                 cloning = (policy_action - action).square().mean(dim=(-2, -1))
                 actor_loss = actor_loss + self.bc_weight * policy_q.abs().mean(dim=(0, -1)).detach() * cloning
             actor_norm = self.descend(self.actor_optimizer, actor_loss)
@@ -198,7 +198,7 @@ class TD7(Algorithm):
     @property
     def separate(self) -> bool:
         """With policy checkpoints members learn when their episodes end."""
-        return self.policy_checkpoints and not self._offline
+        return self.policy_checkpoints and not self.learns_offline
 
     @torch.no_grad()
     def updates_now(self, due: int, episode_returns: Sequence[float]) -> int:
