@@ -12,6 +12,7 @@ import pytest
 import torch
 from moments import at
 
+from dpg_cli import precision
 from dpg_cli.cli import device, signals
 from dpg_cli.cli import eval as eval_command
 from dpg_cli.cli import export as export_command
@@ -37,6 +38,12 @@ def _no_gpu(monkeypatch, tmp_path):
 def _no_wait_for_the_disk(monkeypatch):
     """Whether enough is synced is asked of disks that forget the rest (test_disk.py); a real one takes seconds."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+
+
+@pytest.fixture(autouse=True)
+def _no_timing_of_products(monkeypatch):
+    """Every training chooses a library for its products; timing them takes longer than the other work of a tiny one."""
+    monkeypatch.setattr(precision, "times_as_fast", lambda a, b: 1.0)
 
 
 @pytest.fixture(autouse=True)
