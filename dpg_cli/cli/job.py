@@ -167,7 +167,7 @@ def run(
             if isinstance(error, CompileError) and stop.signal is not None:  # the signal ended the compiler too
                 log.info("stopped while compiling, at %s %s after %s", at, f"{watcher.step:,}", elapsed())
                 watcher.stopped("interrupted")
-                again = f"{_resuming(config, folder)} starts it" if start is None else next_step
+                again = f"{_resuming(config, folder)} starts it anew" if start is None else next_step
                 say(f"{who}stopped while compiling, at {at} {watcher.step:,}; {again}")
                 return Result(128 + stop.signal)
             message = _reason(error, names.folders)

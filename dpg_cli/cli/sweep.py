@@ -13,9 +13,8 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from dpg_cli import config as configs
-from dpg_cli.cli import build, handover, plugins, slurm
+from dpg_cli.cli import build, device, handover, plugins, slurm
 from dpg_cli.cli import launch as local_jobs
-from dpg_cli.cli.device import CPU, first_gpu
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.job import Result
 from dpg_cli.cli.names import Label
@@ -283,8 +282,8 @@ def check_compiler(composed: DictConfig, jobs: Iterable[configs.TrainConfig]) ->
     """
     here = configs.has_basic_launcher(composed) or configs.has_local_launcher(composed)
     devices = {own.device for own in jobs if own.compile}
-    if here and ("cpu" in devices or ("auto" in devices and first_gpu() is None)):
-        build.check_compiler(CPU)
+    if here and ("cpu" in devices or ("auto" in devices and device.first_gpu() is None)):
+        build.check_compiler(device.CPU)
 
 
 def launch(running: Running, arguments: Sequence[str]) -> int:
