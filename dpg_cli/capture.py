@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dpg_cli.errors import UserError, first_line
+from dpg_cli.errors import CompileError, compiler_error
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,6 +22,7 @@ WARM_UP = 3  # runs before a capture, in which libraries create handles and the 
 TO_THE_HOST = {"_local_scalar_dense", "_unique2", "allclose", "bincount", "equal", "is_nonzero", "nonzero"}
 INDEXING = {"index", "index_put", "index_put_", "masked_select"}  # with a mask, they count its true elements
 INSTALL_COMPILER = "install one (Debian: apt install g++ python3-dev; macOS: xcode-select --install)"
+MISSING = ("No such file", "not found", "Python.h", "cc1plus")  # in an error, of the compiler or a header
 
 
 class Event(Protocol):
@@ -97,7 +98,7 @@ def compiled_and_captured(
         A function that replays it, as for `capture`.
 
     Raises:
-        UserError: it cannot be compiled.
+        CompileError: it cannot be compiled.
     """
     if compiled:
         function = compile_for(device, function)
@@ -116,7 +117,7 @@ def compile_for(device: torch.device, function: Callable[P, T], *args: P.args, *
         kwargs: the same.
 
     Raises:
-        UserError: it cannot be compiled, for example because a compiler is missing.
+        CompileError: it cannot be compiled, for example because a compiler is missing.
     """
     try:
         import torch._dynamo  # here, since it takes a second to import
@@ -128,26 +129,26 @@ def compile_for(device: torch.device, function: Callable[P, T], *args: P.args, *
         try:
             warm_up(functools.partial(compiled, *args, **kwargs), device)
         except TorchDynamoException as error:
-            raise UserError(f"compile=true: {_what_failed(error)}, or use compile=false") from error
+            raise CompileError(f"compile=true: {_what_failed(error)} use compile=false") from error
     except OSError as error:
         why = f"torch.compile cannot write its cache ({error})"
-        raise UserError(f"compile=true: {why}; set TORCHINDUCTOR_CACHE_DIR, or use compile=false") from error
+        raise CompileError(f"compile=true: {why}; set TORCHINDUCTOR_CACHE_DIR, or use compile=false") from error
     return compiled
 
 
 def _what_failed(error: Exception) -> str:
-    """Why torch could not compile, and what to do."""
+    """Why torch could not compile, and what to do, to be followed by an alternative."""
     inner = getattr(error, "inner_exception", error)
     reason = str(inner).partition("Set TORCHDYNAMO_VERBOSE")[0]
     match type(inner).__name__:
         case "InvalidCxxCompiler":
             own = f"CXX={os.environ['CXX']} is no working" if "CXX" in os.environ else "torch.compile needs a"
-            return f"{own} C++ compiler; {INSTALL_COMPILER}"
+            return f"{own} C++ compiler; {INSTALL_COMPILER}, or"
         case "CppCompileError":
-            output = reason.partition("Output:")[2]
-            first = next((line for line in output.splitlines() if "error" in line), first_line(output))
-            return f"the C++ compiler failed ({first}); {INSTALL_COMPILER}"
-    return f"torch.compile failed ({type(inner).__name__}: {reason.strip()}); report it"
+            line = compiler_error(reason.partition("Output:")[2])
+            failed = f"the C++ compiler failed ({line});"
+            return f"{failed} {INSTALL_COMPILER}, or" if any(sign in line for sign in MISSING) else failed
+    return f"torch.compile failed ({type(inner).__name__}: {reason.strip()}); report it, or"
 
 
 class Graph:

@@ -7,6 +7,10 @@ class UserError(Exception):
     """A mistake of the user: names the key, its value and what is expected. Exit code 2."""
 
 
+class CompileError(UserError):
+    """`compile=true` cannot be used: what failed and what to do. Exit code 2."""
+
+
 class DivergedError(Exception):
     """A quantity that must be finite is not. Exit code 1."""
 
@@ -42,6 +46,15 @@ def printable(text: str) -> str:
 def to_install(extra: str) -> str:
     """How to install an extra: this package is installed from a clone of its repository."""
     return f"pip install -e '.[{extra}]' in the clone of dpg-cli"
+
+
+def compiler_error(output: str) -> str:
+    """The line of a compiler's output that says why it failed.
+
+    The last one with `error:`, which clang follows with `1 error generated.`; else with `error`; else the last one.
+    """
+    lines = [line.strip() for line in reversed(output.splitlines()) if line.strip()]
+    return next((line for mark in ("error:", "error", "") for line in lines if mark in line), "it printed nothing")
 
 
 def first_line(error: object) -> str:

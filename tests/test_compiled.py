@@ -1,7 +1,9 @@
 """compile=true on a CPU: the numbers of the ordinary loop, one graph for each kind of update, and an exact resume."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -13,10 +15,11 @@ from commands import SMALL, TOY
 from test_trainer import Run, composed, records
 from torch._dynamo.utils import counters
 
-from dpg_cli.capture import compile_for
+from dpg_cli.capture import INSTALL_COMPILER, compile_for
+from dpg_cli.cli import build
 from dpg_cli.cli.learners import new_algorithm, new_learner
 from dpg_cli.compiled_learner import CompiledLearner
-from dpg_cli.errors import UserError
+from dpg_cli.errors import CompileError, UserError
 from dpg_cli.learner import Learner
 from dpg_cli.replay import Step
 
@@ -86,12 +89,21 @@ def test_a_stopped_run_resumes_exactly(tmp_path):
     torch.testing.assert_close(own.replay.state(0), other.replay.state(0), rtol=0, atol=0)
 
 
-def test_without_a_compiler_nothing_is_written(tmp_path):
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["hydra.run.dir=run"],
+        ["-m", "seed=0,1", "hydra.sweep.dir=run"],
+        ["-m", "seed=0,1", "hydra.sweep.dir=run", "hydra/launcher=local"],
+    ],
+    ids=["run", "sweep", "local sweep"],
+)
+def test_without_a_compiler_nothing_is_written(tmp_path, given):
     """In a process of its own, since torch remembers the compiler that it has found."""
     environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     main = "from dpg_cli.cli.train import main; main()"
-    command = [sys.executable, "-c", main, TOY, *SMALL, "device=cpu", "compile=true", "hydra.run.dir=run"]
+    command = [sys.executable, "-c", main, TOY, *SMALL, "device=cpu", "compile=true", *given]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
@@ -109,10 +121,22 @@ class CppCompileError(Exception):
     ("error", "message"),
     [
         (
-            CppCompileError("Command:\ng++\nOutput:\nIn file:\na.cpp:3: fatal error: Python.h: No such file\n"),
-            r"Python.h",
+            CppCompileError(
+                "Command:\ng++\nOutput:\nIn file included from errors.h:\na.cpp:3: fatal error: Python.h: No such file"
+                "\ncompilation terminated."
+            ),
+            f"the C++ compiler failed (a.cpp:3: fatal error: Python.h: No such file); {INSTALL_COMPILER}, or",
         ),
-        (ValueError("odd"), "torch.compile failed (ValueError: odd); report it"),
+        (
+            CppCompileError("Command:\nclang\nOutput:\nIn file:\na.cpp:3: error: odd\n  a = b\n1 error generated.\n\n"),
+            "the C++ compiler failed (a.cpp:3: error: odd);",
+        ),
+        (
+            CppCompileError("Command:\ng++\nOutput:\na line\nvirtual memory exhausted\n\n"),
+            "the C++ compiler failed (virtual memory exhausted);",
+        ),
+        (CppCompileError("Command:\ng++\nOutput:\n"), "the C++ compiler failed (it printed nothing);"),
+        (ValueError("odd"), "torch.compile failed (ValueError: odd); report it, or"),
     ],
 )
 def test_a_compilation_that_fails_is_one_line(monkeypatch, error, message):
@@ -124,8 +148,71 @@ def test_a_compilation_that_fails_is_one_line(monkeypatch, error, message):
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda: fails(function))
     with pytest.raises(UserError) as raised:
         compile_for(CPU, lambda: None)
-    assert message in str(raised.value)
-    assert str(raised.value).endswith("or use compile=false")
+    assert str(raised.value) == f"compile=true: {message} use compile=false"
+
+
+def signal_while_compiling(*_):
+    """A signal to the process group ends the compiler too."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise CompileError("compile=true: the C++ compiler failed (it printed nothing); use compile=false")
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """A compiler that is not asked."""
+    monkeypatch.setattr(build, "check_compiler", lambda device: None)
+
+
+def test_a_stop_while_a_new_run_compiles(train, tmp_path, monkeypatch, checked):
+    with monkeypatch.context() as patched:
+        patched.setattr(CompiledLearner, "prepare", signal_while_compiling)
+        code, out, err = train(TOY, *SMALL, "compile=true", "hydra.run.dir=run")
+    assert code == 143
+    assert out.count("note: compiling the updates;") == 1
+    assert err.splitlines() == [
+        "dpg-train: stopping with a checkpoint; a second signal stops at once",
+        "dpg-train: stopped while compiling, at step 0; dpg-train resume=run trust=true starts it anew",
+    ]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["last_step"]) == ("interrupted", 0)
+    code, out, _ = train("resume=run", "compile=false", "trust=true")
+    assert (code, out.splitlines()[0]) == (0, "nothing was trained yet: starting at step 0")
+    assert "compiling" not in out
+
+
+def test_a_stop_while_a_resumed_run_compiles(train, tmp_path, monkeypatch, checked):
+    assert train(TOY, *SMALL, "hydra.run.dir=run")[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(CompiledLearner, "prepare", signal_while_compiling)
+        code, _, err = train("resume=run", "total_steps=90", "compile=true", "trust=true")
+    assert code == 143
+    assert err.endswith("dpg-train: stopped while compiling, at step 60; resume with dpg-train resume=run trust=true\n")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["last_step"]) == ("interrupted", 60)
+    assert train("resume=run", "compile=false", "trust=true")[0] == 0
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stop_while_a_job_of_a_sweep_checks_the_compiler(train, tmp_path, monkeypatch, checked, begun):
+    arguments = ["-m", TOY, "seed=0,1", *SMALL, "compile=true", "hydra.sweep.dir=sweep"]
+    if begun:
+        monkeypatch.setattr(CompiledLearner, "prepare", signal_while_compiling)
+        assert train(*arguments)[0] == 143
+        arguments = ["resume=sweep", "trust=true"]
+    asked = []
+
+    def check(device):
+        asked.append(device)
+        if len(asked) > 1:  # after the check of the sweep
+            signal_while_compiling()
+
+    monkeypatch.setattr(build, "check_compiler", check)
+    code, out, err = train(*arguments)
+    assert code == 143
+    assert "C++" not in err
+    assert "2 jobs did not start" in out or "stopped" in out
+    states = [job["state"] for job in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]]
+    assert states == ["pending", "pending"]
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch):

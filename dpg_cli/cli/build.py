@@ -139,9 +139,18 @@ def check(config: TrainConfig) -> Checked:
     choice = choose(config, obs_dim, action_dim, transitions)
     check_memory(config, obs_dim, action_dim, choice.device, transitions)
     if config.compile:
-        number = torch.ones(1, device=choice.device)
-        compile_for(choice.device, lambda: number.copy_(number.sin()))  # which is not optimised away
+        check_compiler(choice.device)
     return Checked(obs_dim, action_dim, pool, found, dataset)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Check that `compile=true` can be used, by compiling one operation.
+
+    Raises:
+        CompileError: it cannot.
+    """
+    number = torch.ones(1, device=device)
+    compile_for(device, lambda: number.copy_(number.sin()))  # which is not optimised away
 
 
 def build(

@@ -28,7 +28,7 @@ from dpg_cli.durations import duration
 from dpg_cli.environments.evaluation import Evaluation
 from dpg_cli.environments.returns import ReturnError
 from dpg_cli.environments.rollout import Episode
-from dpg_cli.errors import DiskError, DivergedError, SimulatorError, UserError, one_line
+from dpg_cli.errors import CompileError, DiskError, DivergedError, SimulatorError, UserError, one_line
 from dpg_cli.metrics import Recorder
 from dpg_cli.offline import train_offline
 from dpg_cli.storage import run_dir
@@ -37,6 +37,8 @@ from dpg_cli.storage.checkpoint import Checkpoints, Loaded, rewind, saved_steps
 from dpg_cli.trainer import train
 
 log = logging.getLogger(__name__)
+
+COMPILING = "note: compiling the updates; the first time takes half a minute or more"
 
 
 @dataclass
@@ -162,6 +164,12 @@ def run(
             say(f"{who}stopped at once, without a checkpoint; {next_step}")
             return Result(int(str(forced.code)))
         except BaseException as error:  # a simulator's SystemExit must not look like success
+            if isinstance(error, CompileError) and stop.signal is not None:  # the signal ended the compiler too
+                log.info("stopped while compiling, at %s %s after %s", at, f"{watcher.step:,}", elapsed())
+                watcher.stopped("interrupted")
+                again = f"{_resuming(config, folder)} starts it anew" if start is None else next_step
+                say(f"{who}stopped while compiling, at {at} {watcher.step:,}; {again}")
+                return Result(128 + stop.signal)
             message = _reason(error, names.folders)
             log.exception("failed at %s %s after %s", at, f"{watcher.step:,}", elapsed())
             watcher.stopped("failed", message)
@@ -184,8 +192,13 @@ def run(
 def _how_to_resume(config: TrainConfig, folder: Path) -> str:
     if not config.resumable:
         return "with checkpoint.replay=false it cannot be resumed"
+    return f"resume with {_resuming(config, folder)}"
+
+
+def _resuming(config: TrainConfig, folder: Path) -> str:
+    """The command."""
     trust = "" if asks_for_trust(config) is None else " trust=true"
-    return f"resume with dpg-train resume={quoted(below_here(folder))}{trust}"
+    return f"dpg-train resume={quoted(below_here(folder))}{trust}"
 
 
 @contextlib.contextmanager
@@ -254,6 +267,8 @@ def _train(
             keep, keep_replay = config.checkpoint.keep, config.checkpoint.replay
             checkpoints.append(Checkpoints(path, versions, keep, start=own, keep_replay=keep_replay, metadata=metadata))
         with watcher.display:
+            if config.compile and choice.device.type == "cpu":
+                watcher.display.tell(COMPILING)
             if isinstance(training, OfflineTraining):
                 return train_offline(*training, recorders, checkpoints, start, progress=watcher, stop=stop)
             return train(*training, recorders, checkpoints, start, progress=watcher, stop=stop)

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from dpg_cli import config as configs
-from dpg_cli.cli import handover, plugins, slurm
+from dpg_cli.cli import build, device, handover, plugins, slurm
 from dpg_cli.cli import launch as local_jobs
 from dpg_cli.cli.here import below_here
 from dpg_cli.cli.job import Result
@@ -40,12 +40,14 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     """Train once for each combination of values; returns the exit code.
 
     Raises:
-        UserError: a job has a mistake. Raised before anything is written.
+        UserError: a job has a mistake, or cannot be compiled. Raised before anything is written.
     """
     check_launcher(composed)
     folder = Path(os.path.abspath(configs.folder(composed, "hydra.sweep.dir")))
     plan = Plan(folder, list(configs.combinations(overrides, composed)), planned=configs.has_basic_sweeper(composed))
     planned = plan.check()
+    known = [own.config for own in planned]
+    check_compiler(composed, known)
     claim(folder, "hydra.sweep.dir")
     jobs = []
     if plan.planned:
@@ -55,7 +57,6 @@ def sweep(overrides: Sequence[str], composed: DictConfig) -> int:
     file = record.SweepFile(folder, command_line(), launcher, jobs)
     file.flush()
     trust = any(configs.asks_for_trust(own.config) is not None for own in planned)
-    known = [own.config for own in planned]
     running = Running(plan, file, known, composed, trust=trust)
     try:
         with run_dir.locked([folder]):
@@ -133,7 +134,7 @@ class Running:
         checked, where, label, _ = self.job(number, config)
         checked = checked if self.one_after_another else one_thread(checked)
         self.started(number)
-        result = run_job(checked, where, command, label, stopped=lambda: self.stop.signal is not None)
+        result = run_job(checked, where, command, label, stopped=lambda: self.stop.signal)
         self.ended(number, result, *_ending(result))
         return where, result
 
@@ -267,6 +268,22 @@ def check_launcher(composed: DictConfig) -> None:
         local_jobs.check(configs.select(composed, "hydra.launcher"))
     if configs.has_slurm_launcher(composed):
         slurm.check()
+
+
+def check_compiler(composed: DictConfig, jobs: Iterable[configs.TrainConfig]) -> None:
+    """Check once that jobs on this machine's CPU can be compiled. Other jobs check it themselves.
+
+    Args:
+        composed: the config with the `hydra` node, which names the launcher.
+        jobs: of the sweep.
+
+    Raises:
+        CompileError: they cannot.
+    """
+    here = configs.has_basic_launcher(composed) or configs.has_local_launcher(composed)
+    devices = {own.device for own in jobs if own.compile}
+    if here and ("cpu" in devices or ("auto" in devices and device.first_gpu() is None)):
+        build.check_compiler(device.CPU)
 
 
 def launch(running: Running, arguments: Sequence[str]) -> int:

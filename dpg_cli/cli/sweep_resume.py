@@ -12,7 +12,7 @@ from dpg_cli.cli.here import below_here, here
 from dpg_cli.cli.import_path import add_working_directory
 from dpg_cli.cli.names import members
 from dpg_cli.cli.progress import new_console
-from dpg_cli.cli.sweep import NothingStartedError, Running, check_launcher, finish, launch
+from dpg_cli.cli.sweep import NothingStartedError, Running, check_compiler, check_launcher, finish, launch
 from dpg_cli.cli.sweep_options import launcher_of
 from dpg_cli.cli.sweep_plan import Plan
 from dpg_cli.cli.sweep_states import state_of
@@ -91,6 +91,7 @@ def resume_sweep(folder: Path, arguments: Sequence[str]) -> int:
         found = {entry.number: _state(folder / _where(entry), stored[entry.number]) for entry in jobs}
         left = [entry for entry in jobs if found[entry.number][0] != "done"]
         _check_resumable(folder, left, stored)
+        check_compiler(composed, [stored[entry.number] for entry in left])
         if "total_steps" in values:
             record.store_configs(folder, ((number, config.model_dump()) for number, config in stored.items()))
         for number, (state, reason) in found.items():

@@ -18,7 +18,7 @@ from dpg_cli.cli.resume import CHANGEABLE, go_on
 from dpg_cli.cli.sweep_plan import Naming
 from dpg_cli.cli.sweep_scores import scores_of
 from dpg_cli.cli.sweep_states import overrides_of
-from dpg_cli.errors import UserError, one_line
+from dpg_cli.errors import CompileError, UserError, one_line
 from dpg_cli.storage import run_dir
 from dpg_cli.storage.atomic import Disk, remove_leftovers
 from dpg_cli.sweeps import record
@@ -96,7 +96,7 @@ def run_job(
     command: Sequence[str],
     label: Label,
     report: Callable[..., None] | None = None,
-    stopped: Callable[[], bool] = lambda: False,
+    stopped: Callable[[], int | None] = lambda: None,
 ) -> Result:
     """Train a job in its folder: from the start, from its checkpoint if it was begun, or not at all if it is done.
 
@@ -106,7 +106,7 @@ def run_job(
         command: the command line of the sweep, for the record.
         label: of the job.
         report: as for `job.run`.
-        stopped: whether a signal has asked the sweep to stop, before the training handles signals.
+        stopped: the signal that has asked the sweep to stop, before the training handles signals; None without one.
     """
     try:
         _wait_for_older(config, folder, stopped)
@@ -120,6 +120,8 @@ def run_job(
         total = {"total_steps": config.total_steps}
         return go_on(configs.changed(stored, total), folder, label=label, report=report)
     except UserError as error:
+        if isinstance(error, CompileError) and (number := stopped()) is not None:  # the signal ended the compiler too
+            return Result(128 + number)
         message = one_line(error)
         print(f"dpg-train: {label.position} failed: {message}", file=sys.stderr)
         return Result(1, error=message)
@@ -141,7 +143,7 @@ def one_thread(config: configs.TrainConfig) -> configs.TrainConfig:
     return config.model_copy(update={key: 1 for key, value in given.items() if value == "auto"})
 
 
-def _wait_for_older(config: configs.TrainConfig, folder: Path, stopped: Callable[[], bool]) -> None:
+def _wait_for_older(config: configs.TrainConfig, folder: Path, stopped: Callable[[], int | None]) -> None:
     """Wait for an older process of the same job.
 
     It may still write its checkpoint after its sweep was killed, and a cluster may start the job of a failed node again
@@ -149,7 +151,7 @@ def _wait_for_older(config: configs.TrainConfig, folder: Path, stopped: Callable
     """
     _, folders = members(config, folder)
     until = time.monotonic() + WAIT_FOR_OLDER
-    while any(map(run_dir.is_locked, {folder, *folders})) and time.monotonic() < until and not stopped():
+    while any(map(run_dir.is_locked, {folder, *folders})) and time.monotonic() < until and stopped() is None:
         time.sleep(0.5)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dpg_cli.errors import ExportError, UserError, first_line
+from dpg_cli.errors import ExportError, UserError, compiler_error
 from dpg_cli.export.box import box_in_float32
 from dpg_cli.layers import (
     AvgL1Norm,
@@ -263,11 +263,11 @@ def run(path: Path, obs: np.ndarray, stem: str) -> np.ndarray | None:
 
 
 def _compile(compiler: str, folder: Path, driver: str) -> str | None:
-    """Compile a program that includes the header; returns the first error, or None."""
+    """Compile a program that includes the header; returns its error, or None."""
     (folder / "driver.c").write_text(driver)
     command = [compiler, "-std=c99", "-O2", "-o", str(folder / "driver"), str(folder / "driver.c")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    return first_line(done.stderr) if done.returncode else None
+    return compiler_error(done.stderr) if done.returncode else None
 
 
 class _Body:
