@@ -126,7 +126,8 @@ def update_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
         for layer in dense_of(network.layers)
     )
     rows = config.num_seeds * config.algo["batch_size"]
-    numbers: int = LAYERS_KEPT * rows * outputs
+    projected = config.algo.get("num_atoms", 0) ** 2  # D4PG's shares of each atom in each other
+    numbers: int = rows * (LAYERS_KEPT * outputs + projected)
     return numbers * PRECISIONS[config.precision].parameters.itemsize
 
 
