@@ -81,7 +81,7 @@ def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str
             expected += f" or {_expectation(other).removeprefix('should be ')}"
     if first["type"] == "missing":
         return f"{prefix}{key}: missing"
-    return f"{prefix}{key}={first['input']}: {expected}"
+    return f"{prefix}{key}={'null' if first['input'] is None else first['input']}: {expected}"
 
 
 def unknown_key(key: str, known: Known) -> str:

@@ -258,6 +258,18 @@ def test_keys_that_another_key_makes_useless_are_noted(train):
     assert "note: algo.hidden_sizes=[9] has no effect with network=simba\n" in out
     assert "note: algo.tau=0.5 has no effect with algo.target_copy_every=4\n" in out
     assert "has no effect" not in train(TOY, *SMALL, "algo.target_copy_every=4", "hydra.run.dir=other")[1]
+    out = train(TOY, *SMALL, "noise.final_scale=0.05", "hydra.run.dir=constant")[1]
+    assert "note: noise.final_scale=0.05 has no effect with noise.decay_steps=null\n" in out
+    decaying = ["noise.final_scale=0.05", "noise.decay_steps=50"]
+    assert "has no effect" not in train(TOY, *SMALL, *decaying, "hydra.run.dir=decaying")[1]
+
+
+@pytest.mark.parametrize(("given", "updates"), [((), 50), (("updates_per_step=0.5",), 25)])
+def test_targets_that_are_never_copied_are_noted(train, given, updates):
+    last, never = (f"algo.target_copy_every={number // 2 * 2}" for number in (updates, updates + 2))
+    assert "never change" not in train(TOY, *SMALL, *given, last, "hydra.run.dir=a")[1]
+    note = f"note: {never}: the targets never change, since this run makes {updates} updates\n"
+    assert note in train(TOY, *SMALL, *given, never, "hydra.run.dir=b")[1]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ def reason(run, why=WHY):
     return f"{why}; it can still be evaluated, exported and reported, and init={run} starts a new run with its networks"
 
 
-
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
