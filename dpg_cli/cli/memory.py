@@ -59,9 +59,9 @@ def check_memory(
     noise = 2 * series_bytes(config, action_dim)  # with the copy for a checkpoint
     if noise > (free_main := available_memory()):
         raise UserError(
-            f"noise={config.noise['name']}, num_envs={config.num_envs}: not enough memory for the noise: its series take "
-            f"{noise / 2**30:,.1f} GiB, and {free_main / 2**30:.1f} GiB of memory are free: reduce num_envs or num_seeds, "
-            "or use noise=gaussian"
+            f"noise={config.noise['name']}, num_envs={config.num_envs}: not enough memory for the noise: its series "
+            f"take {noise / 2**30:,.1f} GiB, and {free_main / 2**30:.1f} GiB of memory are free: reduce num_envs or "
+            "num_seeds, or use noise=gaussian"
         )
     if config.offline:
         _check_offline(config, transitions, (obs_dim, action_dim), device, free - networks)
