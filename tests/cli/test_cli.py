@@ -301,7 +301,7 @@ def test_targets_that_are_never_copied_are_noted(train, given, updates):
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unknown flag"),
         (["noise=colored", "noise.beta=5"], "noise.beta=5: should be less than or equal to 4"),
         (["noise={a:1}"], "noise={a:1}: must be one of colored, gaussian, none, ou, pink"),
-        (["experiment={a:1}"], "experiment={a:1}: must be one of ddpg_notes, "),
+        (["experiment={a:1}"], "experiment={a:1}: must be one of d4pg_acme, "),
         (["hydra/launcher=[[1]]"], "hydra/launcher=[[1]]: must be one of basic, local"),
         (["-m", "hydra/launcher=nonsense"], "hydra/launcher=nonsense: must be one of basic, local"),
         (["-m", "algo.actor_lr=interval(0,1)"], "algo.actor_lr=interval(0,1): has no list of values"),
