@@ -319,20 +319,23 @@ def test_too_large_a_replay_is_refused_with_what_would_fit(monkeypatch):
 def test_the_projection_of_d4pg_is_counted():
     one, two = (memory.update_bytes(composed("algo=d4pg", f"algo.num_atoms={n}"), 17, 6) for n in (100, 200))
     outputs = memory.LAYERS_KEPT * 100  # of the critic's last layer
-    assert two - one == 256 * 4 * (200**2 - 100**2 + outputs)
+    assert two - one == 4 * 4 * (200**2 - 100**2 + outputs)
 
 
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ([], "algo.hidden_sizes=[256, 256]"),
+        (["algo.hidden_sizes=[256,256]"], "algo.hidden_sizes=[256, 256]"),
         (["network=simba", "network.critic_size=7"], "network.critic_size=7"),
         (["network=layer_norm", "network.actor_sizes=[7]"], "network.actor_sizes=[7]"),
         (
             ["algo=td7", "algo.embedding_size=7", "algo.hidden_sizes=[7]"],
             "algo.hidden_sizes=[7], algo.embedding_size=7",
         ),
-        (["algo=td7"], "algo.hidden_sizes=[256, 256], algo.encoder_sizes=[256, 256], algo.embedding_size=256"),
+        (
+            ["algo=td7", "algo.hidden_sizes=[256,256]"],
+            "algo.hidden_sizes=[256, 256], algo.encoder_sizes=[256, 256], algo.embedding_size=256",
+        ),
     ],
 )
 def test_the_sizes_that_were_changed_are_named(given, named):
