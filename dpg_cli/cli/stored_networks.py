@@ -85,8 +85,9 @@ def misfit(config: TrainConfig, own: Mapping[str, Any], stored: Mapping[str, Any
     def value(key: str) -> Any:
         """What the run has, or what it would have with the choices that it needs."""
         group, _, name = key.partition(".")
-        if choices[group] == getattr(config, group)["name"]:
-            return getattr(config, group).get(name)
+        given = getattr(config, group)
+        if choices[group] == given["name"]:  # an algorithm of the user's own may not have the layers of its config
+            return has.settings.get(key, given[name]) if name in given else None
         usual = defaults(group, choices[group]).get(key)
         return list(usual) if isinstance(usual, tuple) else usual
 

@@ -431,7 +431,7 @@ def test_a_folder_of_ones_own_files(train, tmp_path):
     assert "gaussian, loud, none, ou" in out
     assert "swing" in out
     assert "id: Pendulum-v1" in train(*given, "env=swing", "--cfg", "job", "--resolve")[1]
-    assert "must be one of colored, gaussian, loud, none, ou, pink; did you mean loud?" in train(*given, "noise=lod")[2]
+    assert "loud, none, ou, pink, random_scale; did you mean loud?" in train(*given, "noise=lod")[2]
     assert "--config-dir has env=swing" in train(*given, "env=swnig")[2]
     assert "--config-dir=nowhere: no such folder" in train("--config-dir", "nowhere")[2]
 
