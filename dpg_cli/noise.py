@@ -233,7 +233,7 @@ class PowerLaw(Noise):
     ) -> None:
         """Start with every series used up, so that a series is drawn when its first number is needed."""
         super().__post_init__(action_dim, generators, episode_steps)
-        self._steps = DEFAULT_SERIES if episode_steps is None else min(max(episode_steps, 2), LONGEST_SERIES)
+        self._steps = series_steps(episode_steps)
         self._amplitude = amplitudes(self._exponent(), self._steps)
         members, envs, _ = self._shape
         self._series = np.zeros((members, envs, self._steps, action_dim))
@@ -307,6 +307,11 @@ class Pink(PowerLaw):
 
     def _exponent(self) -> float:
         return 1.0
+
+
+def series_steps(episode_steps: int | None) -> int:
+    """T, the steps of a series of `PowerLaw`, given the time limit of an episode; None for unlimited episodes."""
+    return DEFAULT_SERIES if episode_steps is None else min(max(episode_steps, 2), LONGEST_SERIES)
 
 
 def amplitudes(beta: float, steps: int) -> np.ndarray:

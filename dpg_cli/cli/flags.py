@@ -84,4 +84,6 @@ def _right_form(flag: str, following: Sequence[str]) -> str:
         return f"use {' and '.join(found.keys)}, {found.remark}"
     known = name.partition(".")[0] in (*GROUPS, *TrainConfig.model_fields, "resume")
     keys = found.keys if found is not None else (name,) if known else ()
-    return f"write {' '.join(f'{key}={value}' for key in keys)}" if keys else "see dpg-train --help"
+    return (
+        f"write {' '.join(key if '=' in key else f'{key}={value}' for key in keys)}" if keys else "see dpg-train --help"
+    )

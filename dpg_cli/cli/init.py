@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +12,11 @@ from torch import Tensor
 from dpg_cli.algorithms import Algorithm
 from dpg_cli.cli.learners import new_algorithm
 from dpg_cli.cli.memory import most_bytes
+from dpg_cli.cli.stored_networks import misfit
 from dpg_cli.config import TrainConfig, load_from
 from dpg_cli.errors import UserError, one_line
 from dpg_cli.storage import checkpoint
 
-NUMBERS_OF_LAYERS = {  # the keys that set them, by the choice of networks
-    "network=mlp": "algo.hidden_sizes",
-    "network=simba": "network.actor_blocks or network.critic_blocks",
-    "network=layer_norm": "network.actor_sizes or network.critic_sizes",
-    "algo=td7": "algo.hidden_sizes or algo.encoder_sizes",
-}
 Networks = Mapping[str, Mapping[str, Tensor]]  # one member's tensors, by network and name, without a member axis
 
 
@@ -103,38 +98,33 @@ def _read(config: TrainConfig, algorithm: Algorithm) -> Iterator[tuple[Path, Sou
     for folder in dict.fromkeys(folders_of(config)):
         try:
             step, state, problems = checkpoint.newest_algorithm(folder, most)
-            yield folder, Source(step, _fitting(own, state, algorithm.initial), problems)
+            yield folder, Source(step, _fitting(config, own, state, algorithm.initial), problems)
         except UserError as error:
             raise UserError(f"init={folder}: {error}") from error
 
 
-def _fitting(own: Networks, state: Mapping[str, Any], initial: Mapping[str, str]) -> Networks:
+def _fitting(config: TrainConfig, own: Networks, state: Mapping[str, Any], initial: Mapping[str, str]) -> Networks:
     """The networks in a stored state, in the precision of this run's, once names and shapes are found equal.
 
     Args:
-        own: this run's.
+        config: of this run.
+        own: its networks.
         state: the stored one.
         initial: names of networks that it may lack, and of those of which they are copies at first.
 
     Raises:
-        UserError: they are not; the message names the network and its layer.
+        UserError: they are not; the message names the settings that the run needs, or the network and its layer.
     """
+    for network in ("actor", "critic"):
+        if not isinstance(state.get(network), Mapping):
+            raise UserError(f"its newest whole checkpoint lacks the {network}")
+    if (problem := misfit(config, own, state)) is not None:
+        raise UserError(problem)
     found: dict[str, dict[str, Tensor]] = {}
     for network, tensors in own.items():
         name, stored = network.replace("_", " "), state.get(network, state.get(initial.get(network, "")))
         if not isinstance(stored, Mapping):
             raise UserError(f"its newest whole checkpoint lacks the {name}")
-        if (kind := _kind(stored)) != (wanted := _kind(tensors)):
-            raise UserError(f"{name} is that of {kind}, this run's of {wanted}; use {kind}")
-        layers, needed = (sum(key.endswith(".weight") for key in keys) for keys in (stored, tensors))
-        if layers != needed:
-            raise UserError(f"{name} has {layers} layers, this run's has {needed}; {NUMBERS_OF_LAYERS[kind]} differs")
-        has, needs = ("normalizer.mean" in keys for keys in (stored, tensors))
-        if has != needs:
-            words = ("a normaliser", "none") if has else ("no normaliser", "one")
-            raise UserError(
-                f"{name} has {words[0]}, this run's has {words[1]}; use algo.normalize_obs={str(has).lower()}"
-            )
         found[network] = {}
         for key, tensor in tensors.items():
             given, what = stored.get(key), f"{name} {_described(key)}"
@@ -146,15 +136,6 @@ def _fitting(own: Networks, state: Mapping[str, Any], initial: Mapping[str, str]
             if not found[network][key].isfinite().all():
                 raise UserError(f"{what} holds a number that is not finite")
     return found
-
-
-def _kind(tensors: Iterable[str]) -> str:
-    """The choice whose networks have tensors of such names."""
-    if "embedding.weight" in tensors:
-        return "network=simba"
-    if "norm.weight" in tensors:
-        return "network=layer_norm"
-    return "algo=td7" if {"first.weight", "state.0.weight"} & set(tensors) else "network=mlp"
 
 
 def _described(key: str) -> str:

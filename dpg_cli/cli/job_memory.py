@@ -9,7 +9,7 @@ from dpg_cli.cli.dataset import bytes_on_disk
 from dpg_cli.cli.here import here
 from dpg_cli.cli.job_process import SIZES_PROGRAM, surroundings
 from dpg_cli.cli.machine import available_memory
-from dpg_cli.cli.memory import learner_bytes, stored_bytes
+from dpg_cli.cli.memory import learner_bytes, series_bytes, stored_bytes
 from dpg_cli.config import TrainConfig
 from dpg_cli.sweeps.process import Process, kill_session
 
@@ -82,8 +82,8 @@ def _key(config: TrainConfig) -> str:
 
 
 def _bytes(config: TrainConfig, sizes: Sizes) -> int:
-    """Most bytes of main memory that the replay and the networks of a job take."""
+    """Most bytes of main memory that the replay, the networks and the noise of a job take."""
     if config.device.startswith("cuda"):
         return 0
     stored = bytes_on_disk(config) if config.offline else stored_bytes(config, *sizes)
-    return stored + learner_bytes(config, *sizes)
+    return stored + learner_bytes(config, *sizes) + series_bytes(config, sizes[1])

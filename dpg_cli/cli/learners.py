@@ -10,6 +10,7 @@ from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli.machine import affinity
 from dpg_cli.compiled_learner import CompiledLearner
 from dpg_cli.config import TrainConfig
+from dpg_cli.config.defaults import defaults
 from dpg_cli.dataset import Dataset
 from dpg_cli.errors import UserError
 from dpg_cli.learner import Learner
@@ -68,11 +69,15 @@ def architecture_of(config: TrainConfig) -> Architecture:
 
 
 def network_sizes(config: TrainConfig) -> str:
-    """The keys that set the sizes of the networks, with their values, for messages."""
-    _, own = named(config.network)
+    """The keys that set the sizes of the networks and are not at their defaults, else all, with their values."""
+    name, own = named(config.network)
+    sizes, usual = {f"network.{key}": value for key, value in own.items()}, defaults("network", name)
     if not own:
-        return f"algo.hidden_sizes={config.algo['hidden_sizes']}"
-    return ", ".join(f"network.{key}={value}" for key, value in own.items())
+        keys = ("hidden_sizes", "encoder_sizes", "embedding_size")
+        sizes = {f"algo.{key}": config.algo[key] for key in keys if key in config.algo}
+        usual = defaults("algo", config.algo["name"])
+    given = {k: v for k, v in sizes.items() if (tuple(v) if isinstance(v, list) else v) != usual.get(k)}
+    return ", ".join(f"{key}={value}" for key, value in (given or sizes).items())
 
 
 def check_networks(config: TrainConfig) -> None:

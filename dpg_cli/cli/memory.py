@@ -5,6 +5,7 @@ The operating system gives the replay its memory only as it fills, so too large 
 
 import math
 
+import gymnasium
 import torch
 
 from dpg_cli.cli.learners import META, network_sizes, new_algorithm
@@ -13,7 +14,7 @@ from dpg_cli.config import TrainConfig
 from dpg_cli.dataset import memory as dataset_memory
 from dpg_cli.errors import UserError
 from dpg_cli.networks.layers import dense_of
-from dpg_cli.noise import LONGEST_SERIES
+from dpg_cli.noise import LONGEST_SERIES, NOISES, PowerLaw, series_steps
 from dpg_cli.precision import PRECISIONS
 from dpg_cli.priorities import CHILDREN, Priorities
 from dpg_cli.replay import Replay
@@ -55,12 +56,19 @@ def check_memory(
             f"num_seeds={config.num_seeds} they take {networks / 2**30:,.1f} GiB, "
             f"and {free / 2**30:.1f} GiB of {where} are free: use smaller ones, or reduce num_seeds{elsewhere}"
         )
+    noise = 2 * series_bytes(config, action_dim)  # with the copy for a checkpoint
+    if noise > (free_main := available_memory()):
+        raise UserError(
+            f"noise={config.noise['name']}, num_envs={config.num_envs}: not enough memory for the noise: its series "
+            f"take {noise / 2**30:,.1f} GiB, and {free_main / 2**30:.1f} GiB of memory are free: reduce num_envs or "
+            "num_seeds, or use noise=gaussian"
+        )
     if config.offline:
         _check_offline(config, transitions, (obs_dim, action_dim), device, free - networks)
         return
     capacity = min(config.buffer_size, config.total_steps)
     shared, needed = config.share_next_obs, stored_bytes(config, obs_dim, action_dim)
-    room = free - networks if device.type != "cpu" else free
+    room = free - (networks if device.type != "cpu" else noise)
     if needed > room:
         fits = int(capacity * 0.95 * room / needed) // 1000 * 1000
         smaller = f"buffer_size={fits:_} would fit" if fits >= config.algo["batch_size"] else "reduce num_seeds"
@@ -105,6 +113,19 @@ def stored_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     return rows + _priorities(config, capacity)
 
 
+def series_bytes(config: TrainConfig, action_dim: int) -> int:
+    """Bytes of the series of pink and colored noise; 0 with other noise.
+
+    The time limit is that of the registered environment, since dm_control's own is known only once it is made.
+    """
+    if config.offline or not issubclass(NOISES[config.noise["name"]], PowerLaw):
+        return 0
+    limit = config.env.max_episode_steps
+    if limit is None and (spec := gymnasium.registry.get(config.env.id.rpartition(":")[2])) is not None:
+        limit = spec.max_episode_steps
+    return 8 * config.num_seeds * config.num_envs * series_steps(limit) * action_dim
+
+
 def learner_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
     """Bytes of all networks, with targets, gradients and the moments of their optimizers."""
     one = new_algorithm(config.model_copy(update={"num_seeds": 1}), obs_dim, action_dim, META)
@@ -126,7 +147,8 @@ def update_bytes(config: TrainConfig, obs_dim: int, action_dim: int) -> int:
         for layer in dense_of(network.layers)
     )
     rows = config.num_seeds * config.algo["batch_size"]
-    numbers: int = LAYERS_KEPT * rows * outputs
+    projected = config.algo.get("num_atoms", 0) ** 2  # D4PG's shares of each atom in each other
+    numbers: int = rows * (LAYERS_KEPT * outputs + projected)
     return numbers * PRECISIONS[config.precision].parameters.itemsize
 
 

@@ -1,5 +1,7 @@
 """Notes that a run prints at its start: settings that are valid but probably not intended, and facts to know."""
 
+import math
+
 from dpg_cli.cli.build import OfflineTraining, Training, sizes
 from dpg_cli.cli.disk import disk_note
 from dpg_cli.config import TrainConfig
@@ -33,12 +35,19 @@ def notes(config: TrainConfig, training: Training | OfflineTraining, found: Find
         lines += _about_evaluations(config, example.spec.max_episode_steps)
     if (note := disk_note(config, *sizes(example))) is not None:
         lines.append(note)
-    first = max(config.learning_starts, config.algo["batch_size"] - 1)
-    if first >= config.total_steps and not config.offline:
-        lines.append(
-            f"nothing will be learned: updates start after step {first:,}, total_steps is {config.total_steps:,}"
-        )
-    return lines
+    return lines + _about_updates(config)
+
+
+def _about_updates(config: TrainConfig) -> list[str]:
+    """A line if there are no updates, or too few for the targets ever to change."""
+    first = 0 if config.offline else max(config.learning_starts, config.algo["batch_size"] - 1)
+    if first >= config.total_steps:
+        return [f"nothing will be learned: updates start after step {first:,}, total_steps is {config.total_steps:,}"]
+    updates = math.floor((config.total_steps - first) * (1 if config.offline else config.updates_per_step))
+    every = config.algo["target_copy_every"]
+    if every is None or every <= updates:
+        return []
+    return [f"algo.target_copy_every={every}: the targets never change, since this run makes {updates:,} updates"]
 
 
 def _without_effect(config: TrainConfig) -> list[str]:
@@ -57,6 +66,9 @@ def _without_effect(config: TrainConfig) -> list[str]:
         if (tuple(value) if isinstance(value, list) else value) != default.get(key):
             own = config.network["name"] if other == "network" else config.algo["target_copy_every"]
             lines.append(f"{key}={value} has no effect with {other}={own}")
+    final, usual = config.noise.get("final_scale"), defaults("noise", config.noise["name"]).get("noise.final_scale")
+    if final != usual and config.noise.get("decay_steps") is None and not config.offline:
+        lines.append(f"noise.final_scale={final} has no effect with noise.decay_steps=null")
     if config.offline and (set_in_vain := _of_acting(config)):
         lines.append(f"offline, {', '.join(set_in_vain)} {'has' if len(set_in_vain) == 1 else 'have'} no effect")
     return lines

@@ -8,13 +8,13 @@ dpg-report: compare runs: tables, learning curves, intervals.
 
 Examples
   dpg-report outputs/sweeps/2026-11-27_10-15-02-114503       writes report/, prints the table
-  dpg-report outputs out=paper by=algo.name,noise.name
+  dpg-report outputs out=paper by=algo,noise
   dpg-report outputs/a outputs/b x=hours threshold=3000
 
 Keys
   runs        folders to search, separated by commas; or the folders alone, as in the examples
   out         the folder of the report (default report); an earlier report there is replaced
-  by          keys of the config that make groups, such as algo.name,noise.name (default: all that change the training)
+  by          keys of the config that make groups, such as algo,noise,algo.tau (default: all that change the training)
   x           axis of the curves: steps (default) or hours
   min_seeds   intervals of fewer seeds are marked and give no bold print (default 5)
   threshold   a return: when did each group reach it?
@@ -57,8 +57,8 @@ def _report(arguments: Sequence[str]) -> int:
     if not (roots := [*map(Path, bare), *map(Path, listed)]):
         raise UserError("runs: missing; dpg-report DIR [DIR …]")
     by = values["by"].split(",") if "by" in values else []
-    if not all(by) or len(set(by)) < len(by):
-        raise UserError(f"by={values['by']}: has an empty item or one twice")
+    if not all(by):
+        raise UserError(f"by={values['by']}: has an empty item")
     if (x := values.get("x", "steps")) not in ("steps", "hours"):
         raise UserError(f"x={x}: should be steps or hours")
     min_seeds = whole(values, "min_seeds", 5, minimum=2)

@@ -29,6 +29,8 @@ Examples
   dpg-train                                             TD3 on HalfCheetah-v4
   dpg-train algo=ddpg env=Pendulum-v1 noise=ou seed=3
   dpg-train experiment=td3_paper env=Hopper-v4 num_seeds=3
+  dpg-train algo=td7 env=Hopper-v4
+  dpg-train replay=lap algo.n_steps=3 noise=pink        TD3 with improvements, all of which are switches
   dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
   dpg-train -m hydra/launcher=local 'seed=range(10)'    several jobs at a time
   dpg-train algo=td3_bc dataset=RUN_DIR                 learn offline, from a run's transitions

@@ -9,9 +9,14 @@ from typing import Any, NamedTuple
 from hydra.errors import MissingConfigException
 from pydantic import BaseModel, ValidationError
 
-from dpg_cli.config.names_elsewhere import counterpart
-from dpg_cli.config.tree import GROUPS, choices, keys_by_choice
+from dpg_cli.config.names_elsewhere import CHOICES, Counterpart, counterpart
+from dpg_cli.config.tree import GROUPS, NAMED, choices, keys_by_choice
 from dpg_cli.errors import first_line
+
+HIDDEN_SIZES = {  # the keys that take the place of algo.hidden_sizes, by the choice of networks
+    "simba": Counterpart(("network.actor_size", "network.critic_size")),
+    "layer_norm": Counterpart(("network.actor_sizes", "network.critic_sizes"), "such as [256,256]"),
+}
 
 
 class Known(NamedTuple):
@@ -19,7 +24,7 @@ class Known(NamedTuple):
 
     Attributes:
         keys: all valid ones.
-        chosen: the name of the algorithm and of the noise whose keys are among them, by group.
+        chosen: the names of the choices whose keys are among them, by group.
     """
 
     keys: Sequence[str]
@@ -60,7 +65,8 @@ def not_a_choice(group: str, value: str, folders: Sequence[Path], of_hydra: Sequ
     if group == "env":
         return f"env={value}: must be a Gymnasium id, such as Hopper-v5, or module:Id"
     names = choices(group, folders) if group in GROUPS else of_hydra
-    return f"{group}={value}: must be one of {', '.join(names)}{_closest(value, names)}"
+    use = CHOICES.get(group, {}).get(value.lower())
+    return f"{group}={value}: must be one of {', '.join(names)}{f'; use {use}' if use else _closest(value, names)}"
 
 
 def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str:
@@ -81,7 +87,7 @@ def describe(model: type[BaseModel], error: ValidationError, prefix: str) -> str
             expected += f" or {_expectation(other).removeprefix('should be ')}"
     if first["type"] == "missing":
         return f"{prefix}{key}: missing"
-    return f"{prefix}{key}={first['input']}: {expected}"
+    return f"{prefix}{key}={'null' if first['input'] is None else first['input']}: {expected}"
 
 
 def unknown_key(key: str, known: Known) -> str:
@@ -89,18 +95,33 @@ def unknown_key(key: str, known: Known) -> str:
     if owner := _owner(key, known.chosen):
         return f"{key}: {owner}"
     if (found := counterpart(key)) and not key.startswith("hydra"):
-        use = " and ".join(found.keys)
-        remarks = [found.remark, *(_owner(k, known.chosen) for k in found.keys)]
-        return ", ".join([f"{key}: unknown key; use {use}", *filter(None, remarks)])
+        if found.keys == ("algo.hidden_sizes",):
+            found = HIDDEN_SIZES.get(known.chosen.get("network", ""), found)
+        return f"{key}: unknown key; use {_with_remarks(found, known.chosen)}"
+    names = {f"{group}.name" for group in NAMED}  # which only the group sets
     keys = [k for k in known.keys if key.startswith("hydra") or not k.startswith("hydra")]
-    last = key.rpartition(".")[2]  # perhaps only the group before it is missing or wrong
     elsewhere = [f"{group}.{name}" for group in known.chosen for name in keys_by_choice(group)]
-    same = [k for k in [*keys, *elsewhere] if k.rpartition(".")[2] == last and k != key]
-    if not same:
-        return f"{key}: unknown key{_closest(key, keys)}"
-    close = min(same, key=lambda k: k.count("."))
-    owner = _owner(close, known.chosen)
-    return f"{key}: unknown key; did you mean {close}" + (f", {owner}?" if owner else "?")
+    keys, elsewhere = ([k for k in some if k not in names] for some in (keys, elsewhere))
+    group, _, last = key.rpartition(".")  # perhaps only the group is missing or wrong
+    close = [k for k in [*keys, *elsewhere] if k.rpartition(".")[2] == last and k != key]
+    close.sort(key=lambda k: k.count("."))
+    if not close and group in NAMED:  # else the closest may be the group itself
+        keys = [k for k in keys if k.startswith(f"{group}.")]
+        close = _close(key, keys) or _close(key, [k for k in elsewhere if k.startswith(f"{group}.")])
+    elif not close:
+        close = _close(key, keys)
+    if not close:
+        return f"{key}: unknown key"
+    return f"{key}: unknown key; did you mean {_with_remarks(Counterpart((close[0],)), known.chosen)}?"
+
+
+def _with_remarks(found: Counterpart, chosen: Mapping[str, str]) -> str:
+    """The keys, and which choice has them if it is another than the chosen ones."""
+    given = dict(key.split("=") for key in found.keys if "=" in key)
+    owners = dict.fromkeys(_owner(key, {**chosen, **given}) for key in found.keys)
+    if len(found.keys) > 1 and len(owners) == 1:
+        owners = {owner.replace("a key of", "keys of", 1): None for owner in owners}
+    return ", ".join([" and ".join(found.keys), *filter(None, [found.remark, *owners])])
 
 
 def _missing(path: str, options: Sequence[str], folders: Sequence[Path]) -> str:
@@ -135,6 +156,10 @@ def _expectation(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).replace("Input should be", "should be")
 
 
+def _close(word: str, known: Iterable[str]) -> list[str]:
+    return [other for other in difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.6) if other != word]
+
+
 def _closest(word: str, known: Iterable[str]) -> str:
-    close = [other for other in difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.6) if other != word]
+    close = _close(word, known)
     return f"; did you mean {close[0]}?" if close else ""

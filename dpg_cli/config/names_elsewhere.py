@@ -1,4 +1,4 @@
-"""Names of keys in other programs: CleanRL, stable-baselines3, its RL Zoo, Spinning Up, TD3.py, Tianshou and others.
+"""Names of keys in other programs: CleanRL, stable-baselines3, its RL Zoo, Spinning Up, TD3.py, SimBa and others.
 
 None of them sets anything here. A message about an unknown key names the keys to use.
 """
@@ -10,7 +10,7 @@ class Counterpart(NamedTuple):
     """The keys to use in place of a name.
 
     Attributes:
-        keys: at least one.
+        keys: at least one. A key may have a value, such as `replay=lap`.
         remark: how their values differ from the name's, or what they look like; may be empty.
     """
 
@@ -34,7 +34,14 @@ TABLE = (
     ("soft_tau soft_target_tau critic_target_tau target_tau", "algo.tau", ""),
     ("batch mini_batch_size minibatch_size", "algo.batch_size", ""),
     ("net_arch hidden_dim hidden_size hidden_layers num_cells hid ac_kwargs", "algo.hidden_sizes", "such as [256,256]"),
-    ("policy_kwargs", "algo.hidden_sizes", "such as [256,256]"),
+    ("policy_kwargs hidden_sizes", "algo.hidden_sizes", "such as [256,256]"),
+    ("simba use_simba", "network=simba", ""),
+    ("num_blocks n_blocks", "network.actor_blocks network.critic_blocks", ""),
+    ("actor_num_blocks", "network.actor_blocks", ""),
+    ("critic_num_blocks", "network.critic_blocks", ""),
+    ("actor_hidden_dim", "network.actor_size", ""),
+    ("critic_hidden_dim", "network.critic_size", ""),
+    ("layer_norm layernorm use_layer_norm use_layernorm use_ln", "network=layer_norm", "or network=simba"),
     ("policy_freq policy_frequency policy_update_freq", "algo.policy_delay", ""),
     ("actor_update_freq update_actor_freq", "algo.policy_delay", ""),
     ("target_noise target_policy_noise target_sigma", "algo.policy_noise", ""),
@@ -48,12 +55,14 @@ TABLE = (
         "algo.target_copy_every",
         "",
     ),
-    ("prioritized_replay per use_per prioritized", "replay", "such as lap"),
-    ("prioritized_replay_alpha per_alpha", "replay.alpha", "of replay=lap"),
+    ("prioritized_replay per use_per prioritized lap use_lap", "replay=lap", ""),
+    ("prioritized_replay_alpha per_alpha", "replay=lap replay.alpha", ""),
     ("torch_compile compile_mode jit", "compile", ""),
     ("normalize norm_obs normalize_observations obs_norm", "algo.normalize_obs", ""),
     ("expl_noise exploration_noise noise_std act_noise sigma ou_sigma std stddev", "noise.scale", ""),
     ("action_noise noise_type", "noise noise.scale", ""),
+    ("noise_color color noise_beta", "noise=colored noise.beta", ""),
+    ("pink pink_noise", "noise=pink", ""),
     ("ou_theta", "noise.theta", ""),
     ("ou_dt", "noise.dt", ""),
     ("start_steps start_timesteps warmup warmup_steps seed_steps num_seed_steps", "random_steps", ""),
@@ -64,7 +73,8 @@ TABLE = (
     ("num_steps train_steps num_train_steps total_env_steps total_frames steps", "total_steps", ""),
     ("epochs epoch n_epochs steps_per_epoch step_per_epoch", "total_steps", "of all epochs together"),
     ("replay_size memory_size replay_buffer_size max_replay_size buffer_limit", "buffer_size", ""),
-    ("buffer_capacity replay_capacity replay_buffer_capacity capacity", "buffer_size", ""),
+    ("buffer_capacity replay_capacity replay_buffer_capacity capacity replay.size replay.max_size", "buffer_size", ""),
+    ("offline dataset_path dataset_name dataset_id", "dataset=RUN_DIR", "or dataset=minari:NAME"),
     ("optimize_memory_usage", "share_next_obs", ""),
     ("handle_timeout_termination", "truncation_bootstraps", ""),
     ("env_id env_name env.name gym_id environment task", "env", ""),
@@ -85,6 +95,7 @@ TABLE = (
     ("save_dir output_dir out_dir run_dir", "hydra.run.dir", ""),
     ("load_model load trained_agent checkpoint_path", "resume", "which takes a run folder"),
 )
+CHOICES = {"replay": {"per": "lap", "prioritized": "lap", "prioritised": "lap"}}  # names elsewhere, by group
 _COUNTERPARTS = {
     name: Counterpart(tuple(keys.split()), remark) for names, keys, remark in TABLE for name in names.split()
 }

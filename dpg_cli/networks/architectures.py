@@ -147,7 +147,7 @@ def _simba_layers(inputs: int, size: int, blocks: int, outputs: int) -> list[Lay
 
 
 def _simba_block(name: str, size: int) -> Residual:
-    """H + W₂ relu(W₁ LN(h)), four times as wide inside."""
+    """A residual block, h + W₂ relu(W₁ LN(h)), four times as wide inside."""
     return Residual(
         (
             LayerNorm(f"{name}.norm", size),

@@ -92,17 +92,20 @@ def group(runs: Iterable[Run], by: Sequence[str]) -> list[Group]:
 
     Args:
         runs: at least one.
-        by: keys of the config that make groups; empty for all that matter.
+        by: keys of the config that make groups, where `algo` is `algo.name`; empty for all that matter.
 
     Raises:
-        UserError: `by` has a key that no run has.
+        UserError: `by` has a key that no run has, or one twice.
     """
     found: dict[Hashable, list[Run]] = defaultdict(list)
     runs = list(runs)
     known = {key for run in runs for key in run.settings}
+    given, by = by, [f"{key}.name" if f"{key}.name" in known else key for key in by]
+    if len(set(by)) < len(by):
+        raise UserError(f"by={','.join(given)}: has an item twice")
     for key in by:
         if key not in known:
-            close = [f"{key}.name"] if f"{key}.name" in known else difflib.get_close_matches(key, known, n=1)
+            close = difflib.get_close_matches(key, known, n=1)
             raise UserError(f"by={key}: no run has this setting" + (f"; did you mean {close[0]}?" if close else ""))
     for run in runs:
         found[run.env_id, run.part, run.evaluated, run.offline, _identity(run, by)].append(run)

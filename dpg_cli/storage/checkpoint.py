@@ -280,7 +280,7 @@ def load(run: Path, step: int, most: int = sys.maxsize) -> Loaded:
             raise ValueError(f"{size} of {added} transitions")
         if size and not any((run / "replay" / name).exists() for name in manifest["shards"]):
             reason = f"{run / 'replay'} is missing" if manifest["shards"] else "checkpoint.replay=false kept no replay"
-            raise NoReplayError(f"{run}: cannot be resumed: {reason}; it can still be evaluated", step)
+            raise NoReplayError(f"{run}: cannot be resumed: {reason}; {_uses(run)}", step)
         transitions = transitions_on_disk.check(run / "replay", manifest["shards"], added, size)
     except (NoReplayError, OldFormatError):
         raise
@@ -307,7 +307,12 @@ def check_format(run: Path) -> None:
 def _check_format(run: Path, manifest: Mapping[str, Any]) -> None:
     if manifest.get("format", 1) != FORMAT:
         version = f"a version of dpg-cli {_other_version(manifest)}"
-        raise OldFormatError(f"{run}: cannot be resumed: {version}; it can still be evaluated")
+        raise OldFormatError(f"{run}: cannot be resumed: {version}; {_uses(run)}")
+
+
+def _uses(run: Path) -> str:
+    """What can be done with a run that cannot be resumed."""
+    return f"it can still be evaluated, exported and reported, and init={run} starts a new run with its networks"
 
 
 def _other_version(manifest: Mapping[str, Any]) -> str:

@@ -258,6 +258,18 @@ def test_keys_that_another_key_makes_useless_are_noted(train):
     assert "note: algo.hidden_sizes=[9] has no effect with network=simba\n" in out
     assert "note: algo.tau=0.5 has no effect with algo.target_copy_every=4\n" in out
     assert "has no effect" not in train(TOY, *SMALL, "algo.target_copy_every=4", "hydra.run.dir=other")[1]
+    out = train(TOY, *SMALL, "noise.final_scale=0.05", "hydra.run.dir=constant")[1]
+    assert "note: noise.final_scale=0.05 has no effect with noise.decay_steps=null\n" in out
+    decaying = ["noise.final_scale=0.05", "noise.decay_steps=50"]
+    assert "has no effect" not in train(TOY, *SMALL, *decaying, "hydra.run.dir=decaying")[1]
+
+
+@pytest.mark.parametrize(("given", "updates"), [((), 50), (("updates_per_step=0.5",), 25)])
+def test_targets_that_are_never_copied_are_noted(train, given, updates):
+    last, never = (f"algo.target_copy_every={number // 2 * 2}" for number in (updates, updates + 2))
+    assert "never change" not in train(TOY, *SMALL, *given, last, "hydra.run.dir=a")[1]
+    note = f"note: {never}: the targets never change, since this run makes {updates} updates\n"
+    assert note in train(TOY, *SMALL, *given, never, "hydra.run.dir=b")[1]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +301,7 @@ def test_keys_that_another_key_makes_useless_are_noted(train):
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun: unknown flag"),
         (["noise=colored", "noise.beta=5"], "noise.beta=5: should be less than or equal to 4"),
         (["noise={a:1}"], "noise={a:1}: must be one of colored, gaussian, none, ou, pink"),
-        (["experiment={a:1}"], "experiment={a:1}: must be one of ddpg_notes, "),
+        (["experiment={a:1}"], "experiment={a:1}: must be one of d4pg_acme, "),
         (["hydra/launcher=[[1]]"], "hydra/launcher=[[1]]: must be one of basic, local"),
         (["-m", "hydra/launcher=nonsense"], "hydra/launcher=nonsense: must be one of basic, local"),
         (["-m", "algo.actor_lr=interval(0,1)"], "algo.actor_lr=interval(0,1): has no list of values"),
@@ -419,7 +431,7 @@ def test_a_folder_of_ones_own_files(train, tmp_path):
     assert "gaussian, loud, none, ou" in out
     assert "swing" in out
     assert "id: Pendulum-v1" in train(*given, "env=swing", "--cfg", "job", "--resolve")[1]
-    assert "must be one of colored, gaussian, loud, none, ou, pink; did you mean loud?" in train(*given, "noise=lod")[2]
+    assert "loud, none, ou, pink, random_scale; did you mean loud?" in train(*given, "noise=lod")[2]
     assert "--config-dir has env=swing" in train(*given, "env=swnig")[2]
     assert "--config-dir=nowhere: no such folder" in train("--config-dir", "nowhere")[2]
 

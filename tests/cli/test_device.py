@@ -9,7 +9,7 @@ from test_trainer import composed
 from dpg_cli.captured_learner import CapturedLearner
 from dpg_cli.cli import device, job, memory
 from dpg_cli.cli.device import CPU, choose, named_device
-from dpg_cli.cli.learners import new_algorithm, new_learner
+from dpg_cli.cli.learners import network_sizes, new_algorithm, new_learner
 from dpg_cli.errors import UserError
 from dpg_cli.learner import Learner
 from dpg_cli.replay import Replay
@@ -314,6 +314,32 @@ def test_too_large_a_replay_is_refused_with_what_would_fit(monkeypatch):
     monkeypatch.setattr(memory, "free_gpu_memory", lambda device: 2**29)
     with pytest.raises(UserError, match=r"device=cuda: 0.5 GiB of its memory are free, and 1 GiB is needed in"):
         memory.check_memory(config, 17, 6, torch.device("cuda"))
+
+
+def test_the_projection_of_d4pg_is_counted():
+    one, two = (memory.update_bytes(composed("algo=d4pg", f"algo.num_atoms={n}"), 17, 6) for n in (100, 200))
+    outputs = memory.LAYERS_KEPT * 100  # of the critic's last layer
+    assert two - one == 4 * 4 * (200**2 - 100**2 + outputs)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["algo.hidden_sizes=[256,256]"], "algo.hidden_sizes=[256, 256]"),
+        (["network=simba", "network.critic_size=7"], "network.critic_size=7"),
+        (["network=layer_norm", "network.actor_sizes=[7]"], "network.actor_sizes=[7]"),
+        (
+            ["algo=td7", "algo.embedding_size=7", "algo.hidden_sizes=[7]"],
+            "algo.hidden_sizes=[7], algo.embedding_size=7",
+        ),
+        (
+            ["algo=td7", "algo.hidden_sizes=[256,256]"],
+            "algo.hidden_sizes=[256, 256], algo.encoder_sizes=[256, 256], algo.embedding_size=256",
+        ),
+    ],
+)
+def test_the_sizes_that_were_changed_are_named(given, named):
+    assert network_sizes(composed(*given)) == named
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

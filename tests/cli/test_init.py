@@ -11,6 +11,9 @@ from commands import SMALL, TOY
 from oracle import differences, members
 from safetensors.torch import load_file, save_file
 
+from dpg_cli.cli.learners import new_algorithm
+from dpg_cli.cli.stored_networks import misfit
+from dpg_cli.config import compose, validate
 from dpg_cli.storage import checkpoint
 from dpg_cli.storage.checkpoint_folder import checksum
 from dpg_cli.storage.shards import described
@@ -132,17 +135,77 @@ def test_seed_k_starts_from_seed_k_or_all_from_a_single_run(train, finished, tmp
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("algo.hidden_sizes=[9]", "actor layer 1 has shape (2, 8), this run's has (2, 9)"),
-        ("algo.hidden_sizes=[8,8]", "actor has 2 layers, this run's has 3; algo.hidden_sizes differs"),
-        ("network=simba", "actor is that of network=mlp, this run's of network=simba; use network=mlp"),
-        ("algo=ddpg", "critic layer 1 has shape (2, 3, 8), this run's has (1, 3, 8)"),
-        ("env=Pendulum-v1", "actor layer 1 has shape (2, 8), this run's has (3, 8)"),
-        ("algo.normalize_obs=true", "actor has no normaliser, this run's has one; use algo.normalize_obs=false"),
+        ("algo.hidden_sizes=[9]", "these networks need algo.hidden_sizes=[8]; this run has [9]"),
+        ("algo.hidden_sizes=[8,9]", "these networks need algo.hidden_sizes=[8]; this run has [8,9]"),
+        ("network=simba", "these networks need network=mlp; this run has network=simba"),
+        ("algo=ddpg", "these networks have 2 critics, this run has 1; use algo=td3 algo.hidden_sizes=[8]"),
+        ("algo.num_critics=1", "these networks need algo.num_critics=2; this run has 1"),
+        ("algo.critic_action_layer=2", "these networks need algo.critic_action_layer=1; this run has 2"),
+        (
+            "env=Pendulum-v1",
+            "these networks are for observations of size 2 and actions of size 1; env=Pendulum-v1 has 3 and 1",
+        ),
+        ("algo.normalize_obs=true", "these networks need algo.normalize_obs=false; this run has true"),
+        (
+            "algo=td7",
+            "these networks need algo=td3 network=mlp algo.hidden_sizes=[8]; this run has algo=td7 network=mlp",
+        ),
     ],
 )
 def test_a_mismatch_is_named_before_anything_is_written(train, finished, tmp_path, given, message):
     finished(*RUN, "algo=td3")
     assert refused(train, tmp_path, given) == f"dpg-train: init={tmp_path / 'run'}: {message}"
+
+
+SIMBA = ["network=simba", "network.actor_size=4", "network.critic_size=4"]
+LAYER_NORM = ["network=layer_norm", "network.actor_sizes=[4]", "network.critic_sizes=[4,5]"]
+TD7 = ["algo=td7", "algo.encoder_sizes=[8]", "algo.embedding_size=4"]
+D4PG = ["algo=d4pg", "algo.v_min=-10", "algo.v_max=10", *LAYER_NORM]
+
+
+@pytest.mark.parametrize(
+    ("stored", "own", "message"),
+    [
+        (
+            [*SIMBA, "network.critic_blocks=2"],
+            SIMBA,
+            "these networks need network.critic_blocks=2; this run has 1",
+        ),
+        (
+            [*SIMBA, "network.actor_blocks=2"],
+            [*SIMBA, "network.critic_size=5"],
+            "these networks need network.actor_blocks=2 network.critic_size=4; this run has 1 and 5",
+        ),
+        (
+            LAYER_NORM,
+            [*LAYER_NORM, "network.critic_sizes=[4]"],
+            "these networks need network.critic_sizes=[4,5]; this run has [4]",
+        ),
+        (SIMBA, [], "these networks need network=simba network.actor_size=4 network.critic_size=4; this run has "),
+        (TD7, [*TD7, "algo.embedding_size=5"], "these networks need algo.embedding_size=4; this run has 5"),
+        (TD7, [*TD7, "algo.encoder_sizes=[8,8]"], "these networks need algo.encoder_sizes=[8]; this run has [8,8]"),
+        (TD7, ["algo=td3"], "these networks need algo=td7 network=mlp algo.hidden_sizes=[8] algo.encoder_sizes=[8] "),
+        (D4PG, [*D4PG, "algo.num_atoms=21"], "these networks need algo.num_atoms=51; this run has 21"),
+        (
+            D4PG,
+            ["algo=td3"],
+            "these networks need algo=d4pg network=layer_norm network.actor_sizes=[4] network.critic_sizes=[4,5]; "
+            "this run has algo=td3 network=mlp",
+        ),
+        (["algo=ddpg"], [*D4PG], "these networks need algo=ddpg network=mlp algo.hidden_sizes=[8]; this run has "),
+        (["algo=ddpg"], ["algo=td3"], "these networks need algo.num_critics=1; this run has 2"),
+    ],
+)
+def test_the_settings_that_the_networks_need_are_named(stored, own, message):
+    """Without a training: the message follows from the networks alone."""
+
+    def networks(given):
+        checked = validate(compose([TOY, *SMALL, *given]))
+        return checked, new_algorithm(checked, 2, 1, torch.device("cpu")).networks_state(0)
+
+    (_, given), (config, needed) = networks(stored), networks(own)
+    assert (misfit(config, needed, given) or "").startswith(message)
+    assert misfit(networks(stored)[0], given, given) is None
 
 
 def test_a_checkpoint_without_critics_is_refused(train, finished, tmp_path):

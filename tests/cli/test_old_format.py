@@ -25,7 +25,10 @@ SAME = ["env=Pendulum-v1", "algo.hidden_sizes=[8]", "algo.batch_size=4", "total_
 SAME += ["eval.every=20", "eval.episodes=2", "checkpoint.every=15", "log.every=10", "threads=1"]
 SAME += ["env.max_episode_steps=10", "algo.normalize_obs=true"]
 WHY = "a version of dpg-cli before this one wrote it: its replay does not know where episodes end"
-REASON = f"{WHY}; it can still be evaluated"
+
+
+def reason(run, why=WHY):
+    return f"{why}; it can still be evaluated, exported and reported, and init={run} starts a new run with its networks"
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def contents(folder):
 @pytest.mark.parametrize("more", [[], ["total_steps=40"], ["eval.every=10"]])
 def test_it_is_not_resumed(run, train, more):
     before = contents(run)
-    assert train("resume=run", *more) == (2, "", f"dpg-train: resume={run}: cannot be resumed: {REASON}\n")
+    assert train("resume=run", *more) == (2, "", f"dpg-train: resume={run}: cannot be resumed: {reason(run)}\n")
     assert contents(run) == before
 
 
@@ -54,7 +57,7 @@ def test_a_sweep_with_such_a_job_is_not_extended(run, train, tmp_path):
     run.rename(sweep / "1")
     assert "all 2 jobs are done" in train("resume=sweep")[1]
     before = contents(sweep)
-    message = f"dpg-train: resume={sweep}: job 1: {sweep}/1: cannot be resumed: {REASON}\n"
+    message = f"dpg-train: resume={sweep}: job 1: {sweep}/1: cannot be resumed: {reason(sweep / '1')}\n"
     assert train("resume=sweep", "total_steps=40") == (2, "", message)
     assert contents(sweep) == before
 
@@ -66,7 +69,7 @@ def test_a_sweep_with_such_a_job_of_several_seeds(run, train, tmp_path):
     run.rename(member)
     code, out, err = train("resume=sweep", "total_steps=40")
     assert (code, out) == (2, "")
-    assert f"job 1: {member}: cannot be resumed: {REASON}" in err
+    assert f"job 1: {member}: cannot be resumed: {reason(member)}" in err
 
 
 def test_a_later_version_is_named_as_such(run, train):
@@ -74,7 +77,7 @@ def test_a_later_version_is_named_as_such(run, train):
     manifest = json.loads(path.read_text()) | {"format": FORMAT + 1}
     del manifest["checksum"]
     path.write_text(json.dumps(manifest | {"checksum": checksum(manifest)}))
-    message = "cannot be resumed: a version of dpg-cli after this one wrote it; it can still be evaluated"
+    message = f"cannot be resumed: {reason(run, 'a version of dpg-cli after this one wrote it')}"
     assert train("resume=run", "total_steps=40") == (2, "", f"dpg-train: resume={run}: {message}\n")
 
 

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from commands import SMALL, TOY
 
 from dpg_cli import config
-from dpg_cli.cli import disk
+from dpg_cli.cli import disk, memory
 from dpg_cli.errors import UserError
 from dpg_cli.storage.atomic import Disk
 
@@ -49,7 +50,7 @@ def test_no_more_is_ever_stored(train, tmp_path, monkeypatch, keep):
 
 
 def test_it_is_said_if_it_is_much(train, monkeypatch):
-    note = "note: the replay will take up to 0.0 MB on disk; checkpoint.replay=false keeps none, but such a run cannot "
+    note = "note: the replay will take up to 0.0 MB on disk; checkpoint.replay=false keeps no replay, but "
     assert note not in train(TOY, *SMALL, "hydra.run.dir=a")[1]
     monkeypatch.setattr(disk, "NOTED", 100)
     assert note in train(TOY, *SMALL, "hydra.run.dir=b")[1]
@@ -83,6 +84,39 @@ def test_what_a_resumed_run_has_stored_is_not_counted_twice(train, finished, mon
     code, _, err = train("resume=run", "total_steps=900", "trust=true")
     assert code == 2
     assert "and already has 0.0 MB, and 0.0 MB are free" in err
+
+
+def test_the_series_of_the_noise_are_counted(train, tmp_path, monkeypatch):
+    pink = checked("noise=pink", "num_envs=1000", "total_steps=1e5", "checkpoint.keep=1")
+    series = 8 * 1000 * 1000 * 6  # HalfCheetah's time limit is 1,000 steps
+    assert memory.series_bytes(pink, 6) == series
+    assert disk.noise_bytes(pink, 6) == 2 * series
+    short = pink.model_copy(update={"env": pink.env.model_copy(update={"max_episode_steps": 10})})
+    assert memory.series_bytes(short, 6) == series / 100
+    assert memory.series_bytes(checked("num_envs=1000"), 6) == 0
+    assert disk.disk_note(pink, 17, 6) is None
+    many = checked("noise=pink", "num_envs=20_000", "total_steps=1e5")
+    assert disk.disk_note(many, 17, 6) == "the checkpoints will take up to 2.9 GB on disk for the series of noise=pink"
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 10**9)
+    with pytest.raises(UserError, match=r"noise=pink, num_envs=20000: the checkpoints take up to 2\.9 GB on disk for"):
+        disk.check_disk(many, 17, 6, tmp_path)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
+    with pytest.raises(
+        UserError, match=r"noise=pink, num_envs=20000: not enough memory for the noise: its series take"
+    ):
+        memory.check_memory(many, 17, 6, torch.device("cpu"))
+    memory.check_memory(many.model_copy(update={"num_envs": 5000}), 17, 6, torch.device("cpu"))
+
+
+def test_the_series_of_a_checkpoint_are_as_large_as_counted(train, tmp_path):
+    limit = "env.max_episode_steps=500"
+    for noise in ("gaussian", "pink"):
+        given = [limit, "checkpoint.keep=1", "num_envs=2", f"noise={noise}", f"hydra.run.dir={noise}"]
+        assert train(TOY, *SMALL, *given)[0] == 0
+    plain, pink = (
+        (tmp_path / noise / "checkpoints/step_000000060/state.safetensors") for noise in ("gaussian", "pink")
+    )
+    assert 0 <= pink.stat().st_size - plain.stat().st_size - 8 * 2 * 500 < 1000
 
 
 def test_room_is_looked_for_where_the_folder_will_be(tmp_path):

@@ -299,7 +299,8 @@ def test_a_run_without_its_replay_says_what_is_missing(train, evaluate, finished
     code, _, err = train("resume=run", "total_steps=95", "trust=true")
     assert (code, err) == (
         2,
-        f"dpg-train: resume={run}: cannot be resumed: {run}/replay is missing; it can still be evaluated\n",
+        f"dpg-train: resume={run}: cannot be resumed: {run}/replay is missing; it can still be evaluated, exported and "
+        f"reported, and init={run} starts a new run with its networks\n",
     )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
     assert evaluate("run=run", "trust=true")[0] == 0

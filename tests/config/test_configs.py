@@ -212,6 +212,7 @@ def test_a_stored_config_is_data():
         ("algo.discount=nan", "algo.discount=nan: should be a finite number"),
         ("seed=-5", "seed=-5: should be greater than or equal to 0"),
         ("seed=true", "seed=True: should be a valid integer"),
+        ("algo.n_steps=null", "algo.n_steps=null: should be a valid integer"),
         ("device=gpu", "device=gpu: should be auto, cpu, cuda or cuda:N"),
         ("threads=many", "threads=many: should be 'auto' or a valid integer"),
         ("env_threads=many", "env_threads=many: should be 'auto' or a valid integer"),

@@ -56,6 +56,48 @@ def test_wherever_it_stands(override):
     assert message(override) == f"{override.lstrip('+')[:-2]}: unknown key; use algo.discount"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["network.size=1"],
+            "network.size: unknown key; did you mean network.actor_size, a key of network=simba, not of ",
+        ),
+        (["network.nmae=1"], "network.nmae: unknown key"),
+        (["network=simba", "network.size=1"], "network.size: unknown key; did you mean network.actor_size?"),
+        (["replay.size=1"], "replay.size: unknown key; use buffer_size"),
+        (["replay.capacity=1"], "replay.capacity: unknown key; use buffer_size"),
+        (["network.hidden_sizes=1"], "network.hidden_sizes: unknown key; use algo.hidden_sizes, such as [256,256]"),
+        *[
+            (["network=simba", f"{name}=1"], f"{name}: unknown key; use network.actor_size and network.critic_size")
+            for name in ("network.hidden_dim", "algo.hidden_dim", "network.hidden_sizes")
+        ],
+        (["network=layer_norm", "hidden_dim=1"], "use network.actor_sizes and network.critic_sizes, such as [256,256]"),
+        (["network=simba", "network.num_blocks=1"], "use network.actor_blocks and network.critic_blocks"),
+        (["num_blocks=1"], "and network.critic_blocks, keys of network=simba, not of network=mlp"),
+        (
+            ["network=simba", "algo.critic_num_blocks=1"],
+            "algo.critic_num_blocks: unknown key; use network.critic_blocks",
+        ),
+        (["critic_hidden_dim=1"], "use network.critic_size, a key of network=simba, not of network=mlp"),
+        (["network=simba", "network.actor_hidden_dim=1"], "use network.actor_size"),
+        (["layer_norm=true"], "layer_norm: unknown key; use network=layer_norm, or network=simba"),
+        (["algo.use_layernorm=true"], "use network=layer_norm, or network=simba"),
+        (["simba=true"], "simba: unknown key; use network=simba"),
+        (["lap=true"], "lap: unknown key; use replay=lap"),
+        (["per=true"], "per: unknown key; use replay=lap"),
+        (["noise_color=1"], "noise_color: unknown key; use noise=colored and noise.beta"),
+        (["noise.color=1"], "noise.color: unknown key; use noise=colored and noise.beta"),
+        (["offline=true"], "offline: unknown key; use dataset=RUN_DIR, or dataset=minari:NAME"),
+        (["replay=per"], "replay=per: must be one of lap, uniform; use lap"),
+    ],
+)
+def test_a_suggestion_can_be_used_as_it_is(overrides, expected):
+    answer = message(*overrides)
+    assert expected in answer
+    assert ".name" not in answer
+
+
 def test_names_are_found_in_any_spelling():
     assert counterpart("Learning-Rate") == counterpart("learning_rate")
     assert counterpart("nonsense") is None
@@ -64,10 +106,12 @@ def test_names_are_found_in_any_spelling():
 def test_every_key_of_the_table_exists_and_no_name_does():
     own = validate(compose([])).model_dump()
     nested = {f"{group}.{name}" for group in own if isinstance(own[group], dict) for name in own[group]}
-    nested |= {f"{group}.{name}" for group in ("noise", "replay") for name in keys_by_choice(group)}
+    nested |= {f"{group}.{name}" for group in ("network", "noise", "replay") for name in keys_by_choice(group)}
     known = {*own, *nested, "experiment", "resume", "hydra.run.dir", "env.kwargs.NAME"}
     for name, found in names_elsewhere._COUNTERPARTS.items():
-        assert set(found.keys) <= known, name
+        assert {key.partition("=")[0] for key in found.keys} <= known, name
+        for group, choice in (key.split("=") for key in found.keys if "=" in key):
+            assert group == "dataset" or choice in choices(group)
         assert name not in known
 
 

@@ -208,7 +208,8 @@ def test_an_export_needs_only_what_the_policy_says_about_itself(place, export, n
 def test_networks_that_no_machine_holds_are_rejected_before_they_take_memory(place, train, sizes):
     given = ["env=Toy/Reach-v0", *SMALL, "network=simba", *f"network.{sizes}".split(), "hydra.run.dir=new"]
     error = rejected(place, lambda *_: None, lambda: train(*given))
-    assert error.startswith("dpg-train: network.actor_size=")
+    assert error.startswith(f"dpg-train: network.{sizes.partition('=')[0]}=")
+    assert "network.actor_blocks" not in error  # which is at its default
     assert "not enough memory for these networks" in error
     assert not (place / "new").exists()
 

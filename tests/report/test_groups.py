@@ -102,6 +102,7 @@ def test_by_names_the_keys_and_a_seed_still_counts_once(tmp_path):
     (only,) = groups_of(tmp_path, "algo.name", "noise.name")
     assert (only.name, only.seeds, only.mixed) == ("td3, noise=gaussian", (0, 1), ("algo.tau",))
     assert only.returns[:, -1].tolist() == [15, 40]
+    assert names_of(tmp_path, "algo") == names_of(tmp_path, "algo.name")
     with pytest.raises(UserError, match=r"by=algo.nam: no run has this setting; did you mean algo.name\?"):
         groups_of(tmp_path, "algo.nam")
 
