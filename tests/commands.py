@@ -5,7 +5,8 @@ import json
 TOY = "env=toy_envs:Toy/Reach-v0"
 SMALL = ["algo.hidden_sizes=[8]", "algo.batch_size=4", "total_steps=60", "random_steps=10", "eval.every=20"]
 SMALL += ["eval.episodes=2", "checkpoint.every=30", "log.every=20", "threads=1"]
-EVERY_STEP = {"td7": ["algo.policy_checkpoints=false"]}  # what lets an algorithm learn after each step
+# What lets an algorithm learn after each step, with small networks.
+EVERY_STEP = {"td7": ["algo.policy_checkpoints=false", "algo.encoder_sizes=[16]", "algo.embedding_size=8"]}
 
 
 def lines(path):

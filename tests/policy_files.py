@@ -19,7 +19,11 @@ RUNS = {
     "normalize_obs": [TOY, "algo.normalize_obs=true"],
     "float64": [TOY, "precision=float64", "algo.normalize_obs=true"],
     "one layer": [TOY, "algo.hidden_sizes=[]"],
-    **{f"algo={name}": [TOY, f"algo={name}"] for name in ALGORITHMS if name not in ("ddpg", "td3")},
+    **{
+        f"algo={name}": [TOY, f"algo={name}"]
+        for name, own in ALGORITHMS.items()
+        if name not in ("ddpg", "td3") and not own.offline_only
+    },
 }
 
 

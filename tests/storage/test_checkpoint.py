@@ -304,10 +304,11 @@ def test_the_loaded_policy_acts_exactly_as_the_saved_one(tmp_path, name, dtype, 
     obs = observations()
     algorithm.observe(obs)
     put(tmp_path, 5, algorithm.policy_state(0), keep=1)
-    action = load_policy(tmp_path, "5", name=name, dtype=dtype, normalize_obs=normalize_obs).act(obs)
-    np.testing.assert_array_equal(action, algorithm.act(obs))
-    other = make_algorithm(name, dtype=dtype)
-    assert np.array_equal(action, other.act(obs)) is not normalize_obs
+    loaded = load_policy(tmp_path, "5", name=name, dtype=dtype, normalize_obs=normalize_obs)
+    action = loaded.act_to_evaluate(obs)
+    np.testing.assert_array_equal(action, algorithm.act_to_evaluate(obs))
+    other = make_algorithm(name, dtype=dtype, normalize_obs=False)
+    assert np.array_equal(action, other.act_to_evaluate(obs)) is not normalize_obs
 
 
 @pytest.mark.parametrize("normalize_obs", [False, True])
