@@ -47,16 +47,18 @@ def pairs(choice):
     return set(itertools.combinations(choice.items(), 2))
 
 
-def pairwise():
-    """Few combinations in which every two choices meet."""
-    chosen, left = [], set().union(*map(pairs, EVERY))
+def pairwise(given):
+    """Few of the combinations, in which every two choices meet."""
+    chosen, left = [], set().union(*map(pairs, given))
     while left:
-        chosen.append(max(EVERY, key=lambda choice: len(pairs(choice) & left)))
+        chosen.append(max(given, key=lambda choice: len(pairs(choice) & left)))
         left -= pairs(chosen[-1])
     return chosen
 
 
-PAIRS = [*zip(pairwise(), itertools.cycle(WAYS))]
+PAIRS = [*zip(pairwise(EVERY), itertools.cycle(WAYS))]
+# Noise is drawn on the host, for each seed alone: it meets the others where runs are resumed.
+PINK = [*zip(pairwise([choice for choice in EVERY if choice["noise"] == "pink"]), itertools.cycle(WAYS))]
 FEW = list({(choice["algo"], choice["network"]): choice for choice, _ in PAIRS}.values())
 
 
@@ -106,7 +108,7 @@ def test_it_learns_and_its_checkpoint_loads(tmp_path, choice):
         assert optimizer.count > 0, name
 
 
-@pytest.mark.parametrize(("choice", "way"), PAIRS, ids=named)
+@pytest.mark.parametrize(("choice", "way"), PINK, ids=named)
 def test_a_seed_is_the_same_run_alone_and_beside_others(tmp_path, choice, way):
     given = [*overrides(choice), *way, "num_envs=2", "precision=float64", "total_steps=40"]
     together = Run(tmp_path / "together", *given, "num_seeds=2", "seed=4")
@@ -132,7 +134,7 @@ def test_a_stopped_run_resumes_exactly(tmp_path, choice, way):
     assert states(resumed) == states(whole)
 
 
-@pytest.mark.parametrize("choice", [choice for choice, _ in PAIRS], ids=named)
+@pytest.mark.parametrize("choice", [choice for choice, _ in PINK], ids=named)
 def test_captured_learning_is_the_ordinary_loop(tmp_path, monkeypatch, choice):
     given = [*ALIKE, *overrides(choice), "num_seeds=2", "total_steps=40", "checkpoint.every=40"]
     with monkeypatch.context() as patch:

@@ -93,10 +93,9 @@ def test_a_stopped_run_resumes_exactly(tmp_path):
     "given",
     [
         ["hydra.run.dir=run"],
-        ["-m", "seed=0,1", "hydra.sweep.dir=run"],
         ["-m", "seed=0,1", "hydra.sweep.dir=run", "hydra/launcher=local"],
     ],
-    ids=["run", "sweep", "local sweep"],
+    ids=["run", "sweep"],
 )
 def test_without_a_compiler_nothing_is_written(tmp_path, given):
     """In a process of its own, since torch remembers the compiler that it has found."""

@@ -221,13 +221,12 @@ WHOLE = re.compile(r"[\d,]+ of 1,000,000 steps +[\d,]+ steps/s +[\d:]+ left\s+la
 COMMAND = [sys.executable, "-c", "from dpg_cli.cli.train import main; main()"]
 
 
-@pytest.mark.parametrize("columns", [80, 120])
-def test_a_stopped_run_leaves_nothing_of_the_panel_on_the_screen(tmp_path, columns):
-    """Ctrl-C in a real terminal, which shows "^C", before and after a resume."""
+def test_a_stopped_run_leaves_nothing_of_the_panel_on_the_screen(tmp_path):
+    """Ctrl-C in a real terminal, which shows "^C", before and after a resume in a wider one."""
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
     environment["TERM"] = "xterm"
     new = ["env=Pendulum-v1", *SMALL[:2], "total_steps=1e6", "buffer_size=1000", "eval.every=500", "eval.episodes=1"]
-    for arguments in ([*new, "hydra.run.dir=run"], ["resume=run"]):
+    for columns, arguments in ((80, [*new, "hydra.run.dir=run"]), (120, ["resume=run"])):
         with Terminal([*COMMAND, *arguments], columns, cwd=tmp_path, env=environment) as terminal:
             terminal.read_until(lambda shown=terminal.lines: WHOLE.search("\n".join(shown())))
             terminal.type(b"\x03")
