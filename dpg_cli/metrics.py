@@ -42,6 +42,7 @@ LAYOUT = {
     "value": {
         "Q and its target": ["Multiline", ["value/q_mean", "value/target_mean"]],
         "bias": ["Multiline", ["value/bias"]],
+        "targets beyond v_min and v_max": ["Multiline", ["value/clipped_targets"]],
     },
     "learning": {
         "losses": ["Multiline", ["loss/critic", "loss/actor", "loss/encoder"]],

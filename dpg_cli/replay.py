@@ -306,9 +306,10 @@ class Replay:
     def _draw(self, batch_size: int) -> Tensor:
         """The places of a sample, `(S, B)`."""
         if self.priorities is None:
-            draws = [torch.randint(self.size, (batch_size,), generator=g) for g in self.generators]
+            draws = [torch.randint(self.size, (batch_size,), generator=g, device=g.device) for g in self.generators]
         else:
-            draws = [torch.rand(batch_size, generator=g, dtype=torch.float64) for g in self.generators]
+            number = torch.float64
+            draws = [torch.rand(batch_size, generator=g, dtype=number, device=g.device) for g in self.generators]
         drawn = draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
         drawn = drawn.to(self._rows.device)
         self._sampled = drawn if self.priorities is None else self.priorities.find(drawn)
