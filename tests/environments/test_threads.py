@@ -193,9 +193,10 @@ def test_a_signal_while_threads_are_waited_for(new_threads):
 
     def work(part):
         if part[0] == 1:
-            # To the thread that waits: the system may give a signal of the process to any thread.
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            assert interrupted.wait(TIMEOUT)
+            # To the thread that waits: the system may give a signal of the process to any thread. Python notices a
+            # signal that comes just before a wait only after it.
+            while not interrupted.wait(1.0):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         threads.run("training", work, range(2))
