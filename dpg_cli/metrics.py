@@ -193,7 +193,7 @@ class Recorder:
         config: the resolved config, for the HParams tab and as text.
         name: of the run in the HParams tab, where runs with the same name would share a row.
         sizes: `sizes()` at the checkpoint to resume from; everything written later is cut. None for a new run.
-        offline: whether steps are updates, which TensorBoard's texts then say.
+        offline: whether steps are updates. TensorBoard's texts then say so.
 
     Raises:
         UserError: `sizes` or a curve is invalid.

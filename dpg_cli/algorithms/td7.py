@@ -67,6 +67,8 @@ class TD7(Algorithm):
     def _check(self) -> None:
         if not isinstance(self._architecture, Mlp):
             raise ValueError("name=td7: it has networks of its own; use network=mlp")
+        if not self.hidden_sizes:
+            raise ValueError("hidden_sizes=[]: must hold at least one size with td7")
         if self.critic_action_layer != 1:
             raise ValueError(f"critic_action_layer={self.critic_action_layer}: must be 1 with td7")
         if self.target_copy_every is None:

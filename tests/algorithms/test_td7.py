@@ -238,6 +238,7 @@ def test_with_a_data_set_there_are_no_policy_checkpoints():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"hidden_sizes": []}, "must hold at least one size"),
         ({"critic_action_layer": 2}, "critic_action_layer=2: must be 1"),
         ({"target_copy_every": None}, "target_copy_every=null: must be a number"),
     ],

@@ -61,7 +61,7 @@ ATTACKS = {
     "cuts that are none": entry("replay", "cuts", value="text"),
     "10³⁰ transitions": tree(lambda state: state["replay"].update(added=10**30, size=10**30)),
     "no replay": tree(lambda state: state.pop("replay")),
-    "a config that is none": config(algo=None),
+    "a config whose algorithm is null": config(algo=None),
     "a data set of its own": config(dataset="/\x1b]0;owned\x07"),
 }
 
