@@ -201,7 +201,15 @@ class Bookkeeper:
             raise UserError(f"the checkpoint of {where} cannot be resumed: {error}") from error
 
     def restore(self, states: Sequence[Mapping[str, Any]], step: int) -> None:
-        """Restore its own part of checkpoints, one per member."""
+        """Restore its own part of checkpoints, one per member.
+
+        Raises:
+            ValueError: a number of the learner is not finite.
+        """
+        for state in states:
+            for name, part in state["algorithm"].items():
+                if not all_finite(part):
+                    raise ValueError(f"{name} is not finite")
         self.outcome.step = step
         self.outcome.evaluations = [[(int(at), float(mean)) for at, mean in state["evaluations"]] for state in states]
         for returns, state in zip(self.last_returns, states, strict=True):
@@ -209,19 +217,25 @@ class Bookkeeper:
         self.evaluation_due = bool(states[0]["evaluation_due"])
 
     def begin(self) -> None:
-        """Save a new run, and make the first evaluation, or one that an interruption has left."""
+        """Save a new run and make its first evaluation, or do what an interruption has left to do."""
         outcome = self.outcome
         if self._start is None:
             self.save(0)
         self._progress.started(outcome.step, outcome.evaluations)
-        due = self.evaluation_due
-        if due:
+        unfinished, due = self._learner.unfinished, self.evaluation_due
+        if unfinished:
+            self._learner.catch_up(self._stop)
+            outcome.interrupted = self._learner.unfinished
+            if not outcome.interrupted and self._crossed(self._strides.log_every, outcome.step):
+                self._record(outcome.step)
+        if due and not outcome.interrupted:
             self._evaluate(outcome.step)
-        if outcome.interrupted:  # the checkpoint at the start already says that it is due
+        self.evaluation_due = due and outcome.interrupted
+        if outcome.interrupted and not unfinished:  # the checkpoint at the start already says that it is due
             return
-        self.evaluation_due = False
-        # At `total_steps` no step follows that would save this evaluation.
-        if self._start is not None and due and outcome.step >= self._strides.total_steps:
+        # At `total_steps` no step follows that would save this.
+        complete = outcome.step >= self._strides.total_steps
+        if outcome.interrupted or (self._start is not None and (due or unfinished) and complete):
             self.save(outcome.step)
 
     def passed(self, step: int) -> bool:
@@ -232,9 +246,10 @@ class Bookkeeper:
         """
         outcome, strides = self.outcome, self._strides
         outcome.step = step
+        unfinished = self._learner.unfinished
         complete = step >= strides.total_steps
-        outcome.interrupted = self._stop() and not complete
-        if self._crossed(strides.log_every, step):
+        outcome.interrupted = unfinished or (self._stop() and not complete)
+        if self._crossed(strides.log_every, step) and not unfinished:
             self._record(step)
         self.evaluation_due = self._crossed(strides.eval_every, step)
         if self.evaluation_due and not outcome.interrupted:

@@ -78,12 +78,19 @@ class CapturedLearner(Learner):
             self._observe = self._captured(lambda: normalizer.update(obs), algorithm, self._staging)
 
     def learn(
-        self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool, ended: Sequence[Episode] = ()
+        self,
+        step: Step,
+        *,
+        observed: np.ndarray,
+        updates: int,
+        acts_next: bool,
+        ended: Sequence[Episode] = (),
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """As `Learner.learn`. The next action is requested once no remaining update changes the policy."""
         algorithm = self.algorithm
-        updates = algorithm.updates_now(updates, [episode.episode_return for episode in ended])
-        numbers = range(algorithm.updates + 1, algorithm.updates + 1 + updates)
+        algorithm.owed = algorithm.updates_now(updates, [episode.episode_return for episode in ended])
+        numbers = range(algorithm.updates + 1, algorithm.updates + 1 + algorithm.owed)
         last_change = max((n for n in numbers if algorithm.changes_policy(n)), default=None)
         self._staging.load(*step.in_a_row(), observed)
         if self._observe is not None:
@@ -94,8 +101,11 @@ class CapturedLearner(Learner):
         self.replay.inserted()
         for n in numbers:
             self.update_once()
+            algorithm.owed -= 1
             if acts_next and n == last_change:
                 self._policy.run()
+            if self.unfinished and stop():
+                return
         self._asked = acts_next
 
     def update_once(self) -> None:

@@ -1,7 +1,7 @@
 """Learning and acting for the training loop, one operation at a time."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -29,8 +29,20 @@ class Learner:
     def prepare(self) -> None:
         """Prepare to learn and act. Call it before anything is stored or restored."""
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a stop has left updates to make, by `catch_up`."""
+        return self.algorithm.owed > 0
+
     def learn(
-        self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool, ended: Sequence[Episode] = ()
+        self,
+        step: Step,
+        *,
+        observed: np.ndarray,
+        updates: int,
+        acts_next: bool,
+        ended: Sequence[Episode] = (),
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Store one step of E environments, and make updates.
 
@@ -40,11 +52,20 @@ class Learner:
             updates: how many updates are due for this step.
             acts_next: whether `act(observed)` comes next.
             ended: the episodes that the step ended.
+            stop: as for `catch_up`.
         """
         self.replay.add(*step)
         self.algorithm.observe(observed)
-        for _ in range(self.algorithm.updates_now(updates, [episode.episode_return for episode in ended])):
+        self.algorithm.owed = self.algorithm.updates_now(updates, [episode.episode_return for episode in ended])
+        self.catch_up(stop)
+
+    def catch_up(self, stop: Callable[[], bool]) -> None:
+        """Make the updates that are owed, until `stop` returns True between two of them."""
+        while self.algorithm.owed:
             self.update_once()
+            self.algorithm.owed -= 1
+            if self.unfinished and stop():
+                return
 
     def update_once(self) -> None:
         """Make one update."""

@@ -1,7 +1,7 @@
 """Members that learn at different times, such as at the ends of their own episodes: each is a learner of its own."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -32,15 +32,32 @@ class SeparateLearner(Learner):
         for own in self._learners:
             own.prepare()
 
+    @property
+    def unfinished(self) -> bool:
+        """See `Learner.unfinished`."""
+        return any(own.unfinished for own in self._learners)
+
     def learn(
-        self, step: Step, *, observed: np.ndarray, updates: int, acts_next: bool, ended: Sequence[Episode] = ()
+        self,
+        step: Step,
+        *,
+        observed: np.ndarray,
+        updates: int,
+        acts_next: bool,
+        ended: Sequence[Episode] = (),
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """See `Learner.learn`."""
         for member, own in enumerate(self._learners):
             its_step = Step(*(part[member : member + 1] for part in step))
             its_ended = [episode for episode in ended if episode.member == member]
             its_observed = observed[member : member + 1]
-            own.learn(its_step, observed=its_observed, updates=updates, acts_next=acts_next, ended=its_ended)
+            own.learn(its_step, observed=its_observed, updates=updates, acts_next=acts_next, ended=its_ended, stop=stop)
+
+    def catch_up(self, stop: Callable[[], bool]) -> None:
+        """See `Learner.catch_up`."""
+        for own in self._learners:
+            own.catch_up(stop)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """See `Learner.act`."""

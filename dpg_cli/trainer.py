@@ -127,7 +127,12 @@ def train(
             updates = updates_due(step) - updates_due(step - num_envs)
             acts_next = random_steps <= step < total_steps
             learner.learn(
-                Step(*transition), observed=environments.obs, updates=updates, acts_next=acts_next, ended=episodes
+                Step(*transition),
+                observed=environments.obs,
+                updates=updates,
+                acts_next=acts_next,
+                ended=episodes,
+                stop=stop,
             )
             keeper.watch.updates += updates
             keeper.watch.steps += num_envs

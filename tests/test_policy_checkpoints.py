@@ -54,6 +54,31 @@ def test_a_stopped_run_resumes_exactly(tmp_path, num_seeds, stop_at):
     assert states(resumed) == states(whole)
 
 
+@pytest.mark.parametrize(
+    ("keys", "updates"),
+    [
+        ([], [11, 12]),  # twice in the same burst
+        (["num_seeds=2"], [11]),
+        (["log.every=1", "eval.every=1"], [3]),  # a record and an evaluation are due after the burst
+        (["total_steps=40"], [29]),  # in the burst after the last step
+    ],
+)
+def test_a_run_stopped_between_updates_resumes_exactly(tmp_path, keys, updates):
+    given = [*TD7, *KEYS, *keys]
+    whole, step = Run(tmp_path / "whole", *given), None
+    for number in updates:
+        stopped = Run(tmp_path / "parts", *given, stop=lambda run, number=number: run.updates >= number, start=step)
+        assert stopped.outcome.interrupted
+        assert stopped.training.algorithm.updates == number
+        assert stopped.training.learner.unfinished
+        step = stopped.outcome.step
+    resumed = Run(tmp_path / "parts", *given, start=step)
+    for member in range(len(whole.folders)):
+        assert resumed.lines("evaluations.jsonl", member) == whole.lines("evaluations.jsonl", member)
+        assert records(resumed, member) == records(whole, member)
+    assert states(resumed) == states(whole)
+
+
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_captured_learning_is_the_ordinary_loop(tmp_path, monkeypatch, num_seeds):
     given = [*ALIKE, *TD7, f"num_seeds={num_seeds}", "total_steps=40", "checkpoint.every=40"]

@@ -54,7 +54,7 @@ class Watcher:
 class Run:
     """Train in a temporary folder and keep everything."""
 
-    def __init__(self, tmp_path, *overrides, stop_at=None, start=None):
+    def __init__(self, tmp_path, *overrides, stop_at=None, stop=None, start=None):
         self.config = c = composed(*overrides)
         self.training = build(c)
         self.folders = [tmp_path / f"{seed}" for seed in self.training.environments.seeds]
@@ -81,7 +81,7 @@ class Run:
                 writers,
                 loaded,
                 progress=self.watcher,
-                stop=lambda: stop_at in self.watcher.steps,
+                stop=lambda: stop(self) if stop else stop_at in self.watcher.steps,
             )
         finally:
             for recorder in recorders:

@@ -80,6 +80,8 @@ class Algorithm:
 
     Attributes:
         learns_offline: the argument `offline`.
+        updates: made so far.
+        owed: updates that are still to be made for the last step of the environments.
     """
 
     offline_only: ClassVar[bool] = False  # whether it only makes sense with a data set
@@ -136,7 +138,7 @@ class Algorithm:
         self._shared: tuple[Sequence[torch.Generator], Numbers, Normalizer | None]
         self._shared = (self._starts, self._numbers, self._normalizer)
         self.member_state: dict[str, Tensor] = {}  # further tensors, (S, ...)
-        self.updates = 0
+        self.updates = self.owed = 0
         self.declare()
 
     def declare(self) -> None:
@@ -323,7 +325,7 @@ class Algorithm:
                 "count": optimizer.count,
             }
         state["member_state"] = {name: tensor[member] for name, tensor in self.member_state.items()}
-        return state | {"updates": self.updates, "random": self.generators[member].get_state()}
+        return state | {"updates": self.updates, "owed": self.owed, "random": self.generators[member].get_state()}
 
     def static_tensors(self) -> list[Tensor]:
         """Every tensor that acting and updates read or write and that persists between them."""
@@ -346,7 +348,7 @@ class Algorithm:
         """Restore states from `state()`, one per member.
 
         Raises:
-            ValueError: a tensor has another shape.
+            ValueError: a tensor has another shape, or a count is negative.
         """
         self.load_networks(states)
         with torch.no_grad():
@@ -359,7 +361,9 @@ class Algorithm:
             for name, tensor in self.member_state.items():
                 for member, state in enumerate(states):
                     _restore(tensor[member], state["member_state"][name])
-        self.updates = states[0]["updates"]
+        self.updates, self.owed = states[0]["updates"], states[0]["owed"]
+        if min(self.updates, self.owed) < 0:
+            raise ValueError(f"updates={self.updates}, owed={self.owed}: must not be negative")
         for generator, state in zip(self.generators, states, strict=True):
             restore_generator(generator, state["random"], self.updates)
 

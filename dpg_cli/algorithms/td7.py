@@ -202,6 +202,14 @@ class TD7(Algorithm):
         """With policy checkpoints members learn when their episodes end."""
         return self.policy_checkpoints and not self.learns_offline
 
+    def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """See `Algorithm.load_state`."""
+        super().load_state(states)
+        for name in ("due", "episodes") if self.separate else ():
+            numbers = self.member_state[name]
+            if not ((numbers >= 0) & (numbers < LIMIT) & (numbers == numbers.floor())).all():
+                raise ValueError(f"{name} must be a count, got {numbers.flatten().tolist()}")
+
     @torch.no_grad()
     def updates_now(self, due: int, episode_returns: Sequence[float]) -> int:
         """The policy stays the same for a window of episodes, then all updates follow at once (Algorithm 2).
