@@ -93,14 +93,14 @@ def networks(run, member=0):
 
 @pytest.mark.parametrize("choice", EVERY, ids=named)
 def test_it_learns_and_its_checkpoint_loads(tmp_path, choice):
-    steps = ["total_steps=40", "checkpoint.keep=9", "eval.every=40", "algo.target_copy_every=6"]
+    steps = ["total_steps=25", "checkpoint.keep=9", "eval.every=40", "eval.episodes=1", "algo.target_copy_every=6"]
     run = Run(tmp_path, *overrides(choice), *steps)
     algorithm, folder = run.training.algorithm, run.folders[0]
-    assert run.updates == 30
+    assert run.updates == 15
     assert all_finite(algorithm.state(0))
     assert all(math.isfinite(value) for record in records(run) for value in record.values())
     fresh, loaded = (new_algorithm(run.config, 2, 1, CPU) for _ in range(2))
-    loaded.load_state([checkpoint.load(folder, 40).state["algorithm"]])
+    loaded.load_state([checkpoint.load(folder, 25).state["algorithm"]])
     for name, network in algorithm.networks().items():
         assert torch.equal(network.flat, loaded.networks()[name].flat), name
         assert not torch.equal(network.flat, fresh.networks()[name].flat), name

@@ -9,7 +9,7 @@ from dpg_cli.config.defaults import completed
 from dpg_cli.report import tables
 from dpg_cli.report.contents import build
 from dpg_cli.report.runs import find, read
-from dpg_cli.report.statistics import interval
+from dpg_cli.report.statistics import difference, interval
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
@@ -114,3 +114,28 @@ def test_inverted_pendulum():
         best = int(own.argmax())
         cells = f"{own[best]:.1f} | {steps[best]:,} | {own[-1]:.1f} | {own[-3:].mean():.1f}"
         assert f"| {seed} | {cells} |" in PAGE
+
+
+def last10(name):
+    """The mean of each seed's last ten evaluations."""
+    _, returns = curves(name)
+    return returns[:, -10:].mean(axis=1)
+
+
+def cells(own, other=None):
+    """`1 | 2 | 3 | 2 ± 1 | +1 [0, 2]`: by seed, the mean, and the difference from another group of the same seeds."""
+    found = [*(f"{value:.0f}" for value in own), f"{own.mean():.0f} ± {own.std():.0f}"]
+    if other is not None:
+        gain = difference(dict(enumerate(own)), dict(enumerate(other)))
+        found.append(f"{gain.value:+.0f} [{round(gain.low)}, {round(gain.high)}]")
+    return " | ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("n_steps", "`algo.n_steps=3`"), ("lap", "`replay=lap`"), ("pink", "`noise=pink`"), ("all", "all three")],
+)
+def test_the_switches_on_hopper(name, label):
+    assert f"| `algo=td3` | {cells(last10('hopper/td3'))} | | {spread('hopper/td3', 100_000)} |" in PAGE
+    gained = cells(last10(f"hopper/{name}"), last10("hopper/td3"))
+    assert f"| {label} | {gained} | {spread(f'hopper/{name}', 100_000)} |" in PAGE

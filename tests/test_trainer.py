@@ -243,12 +243,12 @@ def parameters(run, member):
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 def test_seed_k_beside_others_is_seed_k_alone(tmp_path, algo):
     """In float64, after 200 updates on a real environment, exploration and the ends of episodes among them."""
-    overrides = ["env=HalfCheetah-v4", f"algo={algo}", "algo.hidden_sizes=[32,32]", "algo.batch_size=16"]
+    overrides = ["env=HalfCheetah-v4", f"algo={algo}", "algo.hidden_sizes=[16,16]", "algo.batch_size=16"]
     overrides += ["precision=float64", "total_steps=260", "random_steps=40", "learning_starts=60", "eval.every=200"]
     overrides += ["env.max_episode_steps=70", *EVERY_STEP.get(algo, [])]
-    together = Run(tmp_path / "together", "num_seeds=3", "seed=4", *overrides)
+    together = Run(tmp_path / "together", "num_seeds=2", "seed=4", *overrides)
     assert together.updates == 200
-    for member, seed in enumerate((4, 5, 6)):
+    for member, seed in enumerate((4, 5)):
         alone = Run(tmp_path / f"alone_{seed}", f"seed={seed}", *overrides)
         np.testing.assert_allclose(together.stored()[member], alone.stored()[0], rtol=1e-9, atol=1e-9)
         for beside, own in zip(parameters(together, member), parameters(alone, 0), strict=True):
@@ -327,7 +327,7 @@ def whole_run(tmp_path_factory):
     return functools.cache(lambda *overrides: Run(tmp_path_factory.mktemp("whole"), *overrides))
 
 
-@pytest.mark.parametrize("stop_at", [1, 12, 25, 41])
+@pytest.mark.parametrize("stop_at", [1, 25, 41])
 @pytest.mark.parametrize("env", ["env=toy_envs:Toy/Reach-v0", "env=HalfCheetah-v4", "env=Ant-v4", "env=Pendulum-v1"])
 @pytest.mark.parametrize("others", [["algo=ddpg", "noise=ou"], ["algo=td3", "num_envs=2", "algo.normalize_obs=true"]])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, whole_run, stop_at, env, others):

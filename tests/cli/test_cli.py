@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import re
@@ -60,9 +61,11 @@ def test_a_reader_may_leave(command, flag):
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
-@pytest.mark.parametrize("algo", [name for name, own in ALGORITHMS.items() if not own.offline_only])
-@pytest.mark.parametrize("noise", choices("noise"))
-def test_every_algorithm_trains_with_every_noise(train, tmp_path, algo, noise):
+ONLINE = [name for name, own in ALGORITHMS.items() if not own.offline_only]
+
+
+@pytest.mark.parametrize(("noise", "algo"), [*zip(choices("noise"), itertools.cycle(ONLINE))])
+def test_every_algorithm_and_every_noise_trains(train, tmp_path, algo, noise):
     code, _out, err = train(TOY, f"algo={algo}", f"noise={noise}", *SMALL, "hydra.run.dir=run")
     assert (code, err) == (0, "")
     assert lines(tmp_path / "run" / "evaluations.jsonl")[-1]["step"] == 60
