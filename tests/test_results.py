@@ -139,3 +139,11 @@ def test_the_switches_on_hopper(name, label):
     assert f"| `algo=td3` | {cells(last10('hopper/td3'))} | | {spread('hopper/td3', 100_000)} |" in PAGE
     gained = cells(last10(f"hopper/{name}"), last10("hopper/td3"))
     assert f"| {label} | {gained} | {spread(f'hopper/{name}', 100_000)} |" in PAGE
+
+
+@pytest.mark.parametrize("env", ["Ant-v4", "Walker2d-v4"])
+def test_simba_beside_ddpg(env):
+    ddpg, simba = (f"simba/{env}_{name}" for name in ("ddpg", "simba_ddpg"))
+    assert f"| {env}, `algo=ddpg` | {cells(last10(ddpg))} | | {spread(ddpg, 50_000)} |" in PAGE
+    gained = cells(last10(simba), last10(ddpg))
+    assert f"| {env}, `experiment=simba_ddpg` | {gained} | {spread(simba, 50_000)} |" in PAGE

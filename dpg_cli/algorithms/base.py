@@ -109,6 +109,7 @@ class Algorithm:
     offline: InitVar[bool] = False
 
     initial: ClassVar[Mapping[str, str]] = MappingProxyType({})  # names of networks that start as copies of others
+    inherited: ClassVar[tuple[str, ...]] = ()  # what of `member_state` goes with the networks to another run
 
     def __post_init__(
         self,
@@ -310,10 +311,12 @@ class Algorithm:
 
     def networks_state(self, member: int) -> dict[str, dict[str, Tensor]]:
         """The networks' part of `state(member)`: tensors by network and name, without a member axis."""
-        return {
+        networks = {
             name: {key: _of_member(tensor, member) for key, tensor in network.tensors().items()}
             for name, network in self.networks().items()
         }
+        inherited = {name: self.member_state[name][member] for name in self.inherited}
+        return networks | ({"member_state": inherited} if inherited else {})
 
     def state(self, member: int) -> dict[str, Any]:
         """The state of one member, from which learning resumes exactly; tensors have no member axis."""
@@ -343,6 +346,9 @@ class Algorithm:
             for key, tensor in network.tensors().items():
                 for member, state in enumerate(states):
                     _restore(_of_member(tensor, member), state[name][key])
+        for name in self.inherited:
+            for member, state in enumerate(states):
+                _restore(self.member_state[name][member], state["member_state"][name])
 
     def load_state(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Restore states from `state()`, one per member.

@@ -29,6 +29,12 @@ class TD7(Algorithm):
     initial: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"checkpoint_actor": "actor", "checkpoint_encoder": "fixed_encoder"}
     )
+    inherited: ClassVar[tuple[str, ...]] = (
+        "low",
+        "high",
+        "lowest",
+        "highest",
+    )  # bounds of what the critics have learned
 
     encoder_lr: Positive
     encoder_sizes: list[Count]
@@ -216,30 +222,28 @@ class TD7(Algorithm):
 
         If the worst return of the window is not worse than that of the checkpoint, this policy becomes the checkpoint.
         Otherwise the window ends early. A window is one episode long until `checkpoint_start` updates have been made,
-        then `checkpoint_episodes`.
+        then `checkpoint_episodes`. With several environments it is longer where episodes end at the same step.
         """
         if not self.separate:
             return due
         state = self.member_state
         state["due"] += due
-        updates = 0
-        for episode_return in episode_returns:
-            if self.updates + updates + int(state["due"]) == 0:  # still random actions
-                continue
-            state["episodes"] += 1
-            state["worst"].clamp_(max=episode_return)
-            length = self.checkpoint_episodes if self.updates > self.checkpoint_start else 1
-            worse = bool(state["worst"] < state["best_worst"])
-            if not worse and state["episodes"] < length:
-                continue
-            if not worse:
-                state["best_worst"].copy_(state["worst"])
-                self.checkpoint_actor.flat.copy_(self.actor.flat)
-                self.checkpoint_encoder.flat.copy_(self.fixed_encoder.flat)
-            updates += int(state["due"])
-            state["due"].zero_()
-            state["episodes"].zero_()
-            state["worst"].fill_(LIMIT)
+        if not episode_returns or self.updates + int(state["due"]) == 0:  # without updates actions are still random
+            return 0
+        state["episodes"] += len(episode_returns)
+        state["worst"].clamp_(max=min(episode_returns))
+        length = self.checkpoint_episodes if self.updates > self.checkpoint_start else 1
+        worse = bool(state["worst"] < state["best_worst"])
+        if not worse and state["episodes"] < length:
+            return 0
+        if not worse:
+            state["best_worst"].copy_(state["worst"])
+            self.checkpoint_actor.flat.copy_(self.actor.flat)
+            self.checkpoint_encoder.flat.copy_(self.fixed_encoder.flat)
+        updates = int(state["due"])
+        state["due"].zero_()
+        state["episodes"].zero_()
+        state["worst"].fill_(LIMIT)
         if self.updates <= self.checkpoint_start < self.updates + updates:
             state["best_worst"] *= self.checkpoint_reset  # a longer window has a lower minimum
         return updates

@@ -52,20 +52,22 @@ def _about_updates(config: TrainConfig) -> list[str]:
 
 def _without_effect(config: TrainConfig) -> list[str]:
     """A line for each key that is not at its default and that another one makes useless."""
-    useless = (
-        {"algo.critic_action_layer": "network", "algo.hidden_sizes": "network"}
-        if config.network["name"] != "mlp"
-        else {}
-    )
-    if config.algo["target_copy_every"] is not None:
-        useless["algo.tau"] = "algo.target_copy_every"
-    default = defaults("algo", config.algo["name"])
+    algo, useless = config.algo, dict[str, str]()
+    if config.network["name"] != "mlp":
+        useless |= dict.fromkeys(("critic_action_layer", "hidden_sizes"), f"network={config.network['name']}")
+    if (every := algo["target_copy_every"]) is not None:
+        useless["tau"] = f"algo.target_copy_every={every}"
+    if "bc_weight" in algo and not config.offline:
+        useless["bc_weight"] = "dataset=null"
+    if algo.get("policy_checkpoints") is False:
+        of_checkpoints = ("checkpoint_episodes", "checkpoint_start", "checkpoint_reset")
+        useless |= dict.fromkeys(of_checkpoints, "algo.policy_checkpoints=false")
+    default = defaults("algo", algo["name"])
     lines = []
     for key, other in useless.items():
-        value = config.algo[key.removeprefix("algo.")]
-        if (tuple(value) if isinstance(value, list) else value) != default.get(key):
-            own = config.network["name"] if other == "network" else config.algo["target_copy_every"]
-            lines.append(f"{key}={value} has no effect with {other}={own}")
+        value = algo[key]
+        if (tuple(value) if isinstance(value, list) else value) != default.get(f"algo.{key}"):
+            lines.append(f"algo.{key}={value} has no effect with {other}")
     final, usual = config.noise.get("final_scale"), defaults("noise", config.noise["name"]).get("noise.final_scale")
     if final != usual and config.noise.get("decay_steps") is None and not config.offline:
         lines.append(f"noise.final_scale={final} has no effect with noise.decay_steps=null")

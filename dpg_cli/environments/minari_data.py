@@ -70,18 +70,19 @@ def _read(found: Any, name: str, env: FlatEnv, new_assembly: Callable[[int], Ass
         raise UserError(f"dataset=minari:{name}: has no transitions")
     assembly = new_assembly(count)
     for episode in found.iterate_episodes():
+        if not len(episode.rewards):
+            continue
         obs = flatten(episode.observations)
         action = np.asarray(episode.actions, np.float64).reshape(len(obs) - 1, -1)
         with np.errstate(divide="ignore", invalid="ignore"):
             scaled = np.where(half_range > 0, (action - low) / half_range - 1.0, 0.0)
         places = np.arange(assembly.filled, assembly.filled + len(action))
-        if len(places) and places[-1] >= count:
+        if places[-1] >= count:
             raise InvalidDataError(f"has more than the {count:,} transitions that it names")
-        if len(places):
-            assembly.begins(int(places[0]), whole=True)
-            ends = (np.asarray(flags, np.bool_) for flags in (episode.terminations, episode.truncations))
-            reward = np.asarray(episode.rewards, np.float64)
-            assembly.put(places, obs[:-1], assembly.clip(scaled), reward, obs[1:], *ends)
+        assembly.begins(int(places[0]), whole=True)
+        ends = (np.asarray(flags, np.bool_) for flags in (episode.terminations, episode.truncations))
+        reward = np.asarray(episode.rewards, np.float64)
+        assembly.put(places, obs[:-1], assembly.clip(scaled), reward, obs[1:], *ends)
     if assembly.filled != count:
         raise InvalidDataError(f"has {assembly.filled:,} transitions, and names {count:,}")
     env_ids = [] if found.env_spec is None else [str(found.env_spec.id)]

@@ -65,6 +65,7 @@ def write_folder(
     """
     name = folder_name(kind, step)
     temporary, folder = root / f".{name}.{os.getpid()}", root / name
+    replaced = root / f".{name}.replaced.{os.getpid()}"
     described_files = {file: described(data) for file, data in files.items()}
     manifest: dict[str, Any] = {"step": step, "files": described_files, "versions": dict(versions), **about}
     manifest["checksum"] = checksum(manifest)
@@ -78,13 +79,18 @@ def write_folder(
             disk.write(temporary / file, data)
         disk.write(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
         disk.sync_folder(temporary)
-        if folder.is_dir():  # left by an earlier try; a folder cannot be renamed onto one that is not empty
-            disk.remove(folder)
+        if replaces := folder.is_dir():  # a folder cannot be renamed onto one that is not empty
+            disk.rename(folder, replaced)
         disk.rename(temporary, folder)
         disk.sync_folder(root)
+        if replaces:
+            disk.remove(replaced)
     except OSError:
         with contextlib.suppress(OSError):
             disk.remove(temporary)
+        with contextlib.suppress(OSError):
+            if replaced.is_dir():
+                disk.rename(replaced, folder)
         raise
     return folder
 

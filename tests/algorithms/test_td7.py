@@ -224,8 +224,12 @@ def test_episodes_of_random_actions_do_not_count():
 
 def test_several_environments_of_a_seed():
     algorithm = make("td7", policy_checkpoints=True, **SIZES)
-    assert algorithm.updates_now(3, [4.0, 5.0]) == 3  # both episodes count; the updates follow once
-    assert algorithm.member_state["best_worst"].item() == 5
+    assert algorithm.updates_now(3, [5.0, 4.0, 6.0]) == 3  # all episodes of a step count; the updates follow once
+    assert algorithm.member_state["best_worst"].item() == 4
+    algorithm.actor.flat.detach().fill_(7)
+    assert algorithm.updates_now(3, [9.0, -500.0]) == 3
+    assert algorithm.member_state["best_worst"].item() == 4
+    assert not (algorithm.checkpoint_actor.flat == 7).any()
 
 
 def test_with_a_data_set_there_are_no_policy_checkpoints():

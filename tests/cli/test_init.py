@@ -85,6 +85,20 @@ def test_the_normaliser_keeps_its_statistics(train, tmp_path):
     assert after["normalizer.count"].item() == before["normalizer.count"].item() + 2  # its own first observations
 
 
+def test_td7_keeps_the_bounds_of_the_values(train, tmp_path):
+    """Without them its targets would be bounded by 0 until the first copy, and the critics would unlearn."""
+    td7 = [TOY, *SMALL, "algo=td7", "algo.encoder_sizes=[8]", "algo.embedding_size=4", "algo.target_copy_every=10"]
+    assert train(*td7, "hydra.run.dir=first")[0] == 0
+    assert train(*td7, "init=first", "total_steps=1", "hydra.run.dir=second")[0] == 0
+    before, after = (
+        checkpoint.load(tmp_path / run, step).state["algorithm"]["member_state"]
+        for run, step in (("first", 60), ("second", 0))
+    )
+    assert before["low"] < before["high"]
+    for name in ("low", "high", "lowest", "highest"):
+        assert torch.equal(after[name], before[name])
+
+
 def test_a_run_in_float32_may_start_one_in_float64(train, finished, tmp_path):
     finished(*RUN)
     assert train(*NEXT, "precision=float64")[0] == 0

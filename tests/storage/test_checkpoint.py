@@ -440,3 +440,25 @@ def test_the_policy_of_the_best_evaluation_is_no_state_of_an_algorithm(tmp_path)
     save_best(tmp_path, 10)
     with pytest.raises(UserError, match="lacks the critics"):
         checkpoint.newest_algorithm(tmp_path, 10**6)
+
+
+def test_a_second_checkpoint_of_a_step_replaces_the_first_only_once_it_is_written(tmp_path):
+    run = tmp_path / "run"
+    save(run, 5, seed=0, keep=1)
+
+    class Failing(Disk):
+        def rename(self, path, target):
+            if path.name == f".step_000000005.{os.getpid()}":
+                raise OSError(errno.EIO, "Input/output error", str(target))
+            super().rename(path, target)
+
+    own = checkpoint.Checkpoints(run, VERSIONS, 1, Failing())
+    state = {"replay": {"added": 0, "size": 0}}
+    with pytest.raises(DiskError, match="the previous one is intact"):
+        own.save(5, make_policy(1), state, np.empty((0, 3), np.float32), oldest=0)
+    stored = checkpoint.policy_tensors(checkpoint.find(run, "latest"))[0]
+    assert torch.equal(stored[WEIGHT], make_policy(0)[WEIGHT])
+    save(run, 5, seed=1, keep=1)
+    stored = checkpoint.policy_tensors(checkpoint.find(run, "latest"))[0]
+    assert torch.equal(stored[WEIGHT], make_policy(1)[WEIGHT])
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_000000005"]
