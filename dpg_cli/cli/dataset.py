@@ -108,6 +108,8 @@ def _sources(dataset: str) -> tuple[list[Path], str | None]:
     if any(item.startswith(MINARI) for item in items):
         if len(items) > 1:
             raise UserError(f"dataset={dataset}: takes run folders or one Minari data set")
+        if dataset == MINARI:
+            raise UserError("dataset=minari: names no data set; use dataset=minari:NAME")
         return [], dataset.removeprefix(MINARI)
     folders: list[Path] = []
     for root in map(Path, items):

@@ -263,6 +263,10 @@ def test_keys_that_another_key_makes_useless_are_noted(train):
     assert "has no effect" not in train(TOY, *SMALL, "algo.target_copy_every=4", "hydra.run.dir=other")[1]
     out = train(TOY, *SMALL, "noise.final_scale=0.05", "hydra.run.dir=constant")[1]
     assert "note: noise.final_scale=0.05 has no effect with noise.decay_steps=null\n" in out
+    td7 = ["algo=td7", "algo.bc_weight=0.5", "algo.policy_checkpoints=false", "algo.checkpoint_start=9"]
+    out = train(TOY, *SMALL, *td7, "algo.target_copy_every=4", "hydra.run.dir=td7")[1]
+    assert "note: algo.bc_weight=0.5 has no effect with dataset=null\n" in out
+    assert "note: algo.checkpoint_start=9 has no effect with algo.policy_checkpoints=false\n" in out
     decaying = ["noise.final_scale=0.05", "noise.decay_steps=50"]
     assert "has no effect" not in train(TOY, *SMALL, *decaying, "hydra.run.dir=decaying")[1]
 

@@ -203,6 +203,7 @@ def test_environments_take_their_places_one_after_another(two):
         (["dataset=run", "env=Pendulum-v1"], "run: an observation has 2 numbers, and 3 in Pendulum-v1"),
         (["dataset=run", "env=toy_envs:Toy/Parts-v0"], "an observation has 2 numbers, and 19 in Toy/Parts-v0"),
         (["dataset=run,minari:a/b-v0"], "takes run folders or one Minari data set"),
+        (["dataset=minari:"], "names no data set"),
         (["-m", "dataset=run,nowhere"], "nowhere: no such folder (with dataset=nowhere)"),
         (["-m", "algo.alpha=1,2"], "algo=td3_bc: learns offline"),
     ],
