@@ -107,10 +107,18 @@ class Strides:
 
 
 class Stopwatch:
-    """Speed since the last record, evaluations and checkpoints excluded."""
+    """Speed since the last record, evaluations and checkpoints excluded.
 
-    def __init__(self) -> None:
-        self.steps = self.updates = 0
+    Args:
+        updates: made so far.
+
+    Attributes:
+        steps: of the environments, which the loop counts.
+    """
+
+    def __init__(self, updates: float):
+        self.steps = 0
+        self._updates = updates
         self._excluded = 0.0
         self._start = time.perf_counter()
 
@@ -121,12 +129,12 @@ class Stopwatch:
         yield
         self._excluded += time.perf_counter() - start
 
-    def rates(self) -> dict[str, float]:
-        """Steps and updates per second."""
+    def rates(self, updates: float) -> dict[str, float]:
+        """Steps and updates per second, with `updates` made by now."""
         seconds = time.perf_counter() - self._start - self._excluded
         return {
             "perf/steps_per_second": self.steps / seconds,
-            "perf/updates_per_second": self.updates / seconds,
+            "perf/updates_per_second": (updates - self._updates) / seconds,
         }
 
 
@@ -151,7 +159,7 @@ class Bookkeeper:
     Attributes:
         outcome: what the training has come to.
         last_returns: of each member's last training episodes.
-        watch: measures the speed; the loop counts its steps and updates.
+        watch: measures the speed.
         saved: the step of the last checkpoint.
         evaluation_due: whether the evaluation of the last step is still to be made.
         training_lost: False once an environment has raised in an evaluation, which leaves the training's intact.
@@ -175,7 +183,7 @@ class Bookkeeper:
     ):
         self.outcome = Outcome([[] for _ in seeds], evaluated=evaluation_envs is not None)
         self.last_returns: list[deque[float]] = [deque(maxlen=LAST_EPISODES) for _ in seeds]
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(0)
         self.saved = -1 if start is None else start[0].step
         self.evaluation_due = start is None
         self.training_lost = True
@@ -221,6 +229,7 @@ class Bookkeeper:
         outcome = self.outcome
         if self._start is None:
             self.save(0)
+        self.watch = Stopwatch(self._learner.algorithm.updates)
         self._progress.started(outcome.step, outcome.evaluations)
         unfinished, due = self._learner.unfinished, self.evaluation_due
         if unfinished:
@@ -307,7 +316,8 @@ class Bookkeeper:
         return step // every > (step - self._stride) // every
 
     def _record(self, step: int) -> None:
-        rates = self.watch.rates()
+        updates = self._learner.algorithm.updates
+        rates = self.watch.rates(updates)
         if self._offline:
             del rates["perf/steps_per_second"]
         for recorder, seed, values in zip(self._recorders, self._seeds, self._learner.averages.take(), strict=True):
@@ -315,7 +325,7 @@ class Bookkeeper:
                 if not math.isfinite(value):
                     raise DivergedError(f"seed {seed}, {self._step} {step}: {tag} is not finite")
             recorder.scalars(step, values | rates)
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(updates)
 
     def _evaluations_at(self, step: int) -> list[Evaluation]:
         if self._evaluation_envs is None:

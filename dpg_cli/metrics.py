@@ -29,7 +29,7 @@ F = TypeVar("F", TextIO, "EventFile")
 
 METRICS, EVALUATIONS, EVENTS = "metrics.jsonl", "evaluations.jsonl", "events.out.tfevents.*"
 
-OFFLINE = "This run learns from a data set: every step on the x axis is one update, not an environment step."
+OFFLINE = "Every step on the x axis is one update, not an environment step."
 
 # TensorBoard's Custom Scalars tab, with related scalars side by side.
 LAYOUT = {
@@ -46,6 +46,7 @@ LAYOUT = {
     },
     "learning": {
         "losses": ["Multiline", ["loss/critic", "loss/actor", "loss/encoder"]],
+        "behaviour cloning": ["Multiline", ["loss/behavior_cloning"]],
         "gradient norms": ["Multiline", ["grad/critic_norm", "grad/actor_norm", "grad/encoder_norm"]],
     },
     "policy": {
@@ -193,7 +194,7 @@ class Recorder:
         config: the resolved config, for the HParams tab and as text.
         name: of the run in the HParams tab, where runs with the same name would share a row.
         sizes: `sizes()` at the checkpoint to resume from; everything written later is cut. None for a new run.
-        offline: whether steps are updates. TensorBoard's texts then say so.
+        dataset: what the run learns from offline. Steps are then updates, which TensorBoard's texts say.
 
     Raises:
         UserError: `sizes` or a curve is invalid.
@@ -207,9 +208,9 @@ class Recorder:
         name: str,
         sizes: Mapping[str, int] | None = None,
         *,
-        offline: bool = False,
+        dataset: str | None = None,
     ):
-        self._folder, self._offline = folder, offline
+        self._folder, self._dataset = folder, dataset
         self._files: list[TextIO | EventFile] = []
         try:
             with explaining(folder):
@@ -290,11 +291,10 @@ class Recorder:
         with explaining(self._events.path):
             self._events.add(hparams_pb(_flat(config), trial_id=name))
             self._events.add(summary.text("config", text), 0)  # type: ignore[no-untyped-call]
-            layout = {f"{title} (over updates)": own for title, own in LAYOUT.items()} if self._offline else LAYOUT
+            layout = {f"{title} (over updates)": own for title, own in LAYOUT.items()} if self._dataset else LAYOUT
             self._events.add(summary.custom_scalars(layout), 0)  # type: ignore[no-untyped-call]
-            if self._offline:
-                note = summary.text("offline", OFFLINE)  # type: ignore[no-untyped-call]
-                self._events.add(note, 0)
+            if self._dataset:
+                self._events.add(summary.text("offline", f"{self._dataset}\n\n{OFFLINE}"), 0)  # type: ignore[no-untyped-call]
             self._events.flush()
 
 

@@ -79,7 +79,6 @@ def train_offline(
     try:
         for update in range(outcome.step + 1, strides.total_steps + 1):
             learner.update_once()
-            keeper.watch.updates += 1
             progress.stepped(update, ())
             if keeper.passed(update):
                 return outcome

@@ -94,6 +94,10 @@ class _Algorithms:
     def __getattr__(self, name: str) -> Any:  # hyperparameters and sizes are the same for all
         return getattr(self._own[0], name)
 
+    @property
+    def updates(self) -> float:
+        return sum(each.updates for each in self._own) / len(self._own)
+
     def observe(self, obs: np.ndarray) -> None:
         for each, its_obs in zip(self._own, obs[:, None], strict=True):
             each.observe(its_obs)

@@ -134,7 +134,6 @@ def train(
                 ended=episodes,
                 stop=stop,
             )
-            keeper.watch.updates += updates
             keeper.watch.steps += num_envs
 
             averages.add_episodes(episodes)

@@ -29,6 +29,8 @@ class D4PG(Algorithm):
 
     def declare(self) -> None:
         """An actor and `num_critics` critics; the critics have a target, the actor only if it is used."""
+        if self.v_min >= self.v_max:
+            raise ValueError(f"v_min={self.v_min}: must be below v_max={self.v_max}")
         self._support = Expectation(self.v_min, self.v_max, self.num_atoms)
         atoms = self._support.atoms(torch.empty((), dtype=torch.float64)).to(self._dtype)
         if not (atoms.isfinite().all() and (atoms.diff() > 0).all()):

@@ -141,6 +141,7 @@ class TD7(Algorithm):
             if self.learns_offline:
                 cloning = (policy_action - action).square().mean(dim=(-2, -1))
                 actor_loss = actor_loss + self.bc_weight * policy_q.abs().mean(dim=(0, -1)).detach() * cloning
+                scalars["loss/behavior_cloning"] = cloning
             actor_norm = self.descend(self.actor_optimizer, actor_loss)
             scalars |= {
                 "loss/actor": actor_loss,

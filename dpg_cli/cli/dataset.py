@@ -114,7 +114,8 @@ def _sources(dataset: str) -> tuple[list[Path], str | None]:
     folders: list[Path] = []
     for root in map(Path, items):
         if not root.is_dir():
-            raise UserError(f"dataset={root}: no such folder")
+            hint = "; for Minari write minari:NAME" if str(root) == "minari" else ""
+            raise UserError(f"dataset={root}: no such folder{hint}")
         seeds = sorted(int(path.name[5:]) for path in root.glob("seed_*") if re.fullmatch(r"seed_\d+", path.name))
         folders += [root / f"seed_{seed}" for seed in seeds] or [root]
     for folder in folders:
@@ -135,7 +136,7 @@ def _of_runs(config: TrainConfig, folders: Sequence[Path], env: FlatEnv) -> Data
             stored = checkpoint.newest_transitions(folder, available_memory())
             for problem in stored.problems:
                 print(f"warning: {one_line(problem)}", file=sys.stderr)
-            _check_fields(stored.transitions.dtype, env)
+            _check_fields(stored.transitions.dtype, env, own.env.id if own.env.id != config.env.id else None)
         except UserError as error:
             raise UserError(f"dataset={folder}: {error}") from error
         found.append((folder, own, stored))
@@ -181,11 +182,12 @@ def _add(assembly: Assembly, num_envs: int, stored: checkpoint.Stored) -> None:
         assembly.cut(int(offset[cut % num_envs] + cut // num_envs))
 
 
-def _check_fields(dtype: np.dtype[Any], env: FlatEnv) -> None:
+def _check_fields(dtype: np.dtype[Any], env: FlatEnv, other: str | None) -> None:
     """Check that a shard holds transitions of the environment's sizes.
 
     Raises:
-        UserError: it does not; with both numbers if only the sizes differ.
+        UserError: it does not; with both numbers, and the `other` environment that the shard is of, if only the sizes
+            differ.
     """
     vectors: tuple[str, ...] = ("obs", "action", "next_obs")
     fields: Mapping[str, Any] = dtype.fields or {}
@@ -209,7 +211,8 @@ def _check_fields(dtype: np.dtype[Any], env: FlatEnv) -> None:
         (own,), (size,) = numbers[name].shape, space.shape or ()
         if own != size:
             env_id = env.spec.id if env.spec is not None else "the environment"
-            raise UserError(f"{what} has {own} numbers, and {size} in {env_id}")
+            use = "" if other is None else f"; use env={one_line(other)}"
+            raise UserError(f"{what} has {own} numbers, and {size} in {env_id}{use}")
 
 
 def _assembly(config: TrainConfig, count: int, env: FlatEnv) -> Assembly:

@@ -258,10 +258,11 @@ def _train(
                 rewind(path, own, Disk())
         recorders, checkpoints, versions = [], [], run_dir.versions()
         metadata = policy_metadata(config, training)
+        described = None if checked.dataset is None else checked.dataset.describe()
         for member, (path, own) in enumerate(zip(names.folders, starts, strict=True)):
             hyperparameters = config_of_member(config, member).model_dump()
             files = None if own is None else own.state["files"]
-            recorder = Recorder(path, hyperparameters, names.curves[member], files, offline=config.offline)
+            recorder = Recorder(path, hyperparameters, names.curves[member], files, dataset=described)
             opened.callback(recorder.close)
             recorders.append(recorder)
             keep, keep_replay = config.checkpoint.keep, config.checkpoint.replay

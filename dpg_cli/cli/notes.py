@@ -35,7 +35,17 @@ def notes(config: TrainConfig, training: Training | OfflineTraining, found: Find
         lines += _about_evaluations(config, example.spec.max_episode_steps)
     if (note := disk_note(config, *sizes(example))) is not None:
         lines.append(note)
-    return lines + _about_updates(config)
+    return lines + _about_updates(config) + _about_values(config)
+
+
+def _about_values(config: TrainConfig) -> list[str]:
+    """A line if the range of values is the default, which suits few environments."""
+    default = defaults("algo", config.algo["name"])
+    keys = ("v_min", "v_max")
+    if not all(key in config.algo and config.algo[key] == default.get(f"algo.{key}") for key in keys):
+        return []
+    given = " and ".join(f"algo.{key}={config.algo[key]:g}" for key in keys)
+    return [f"{given} suit rewards in [0, 1]; set them for {config.env.id} (docs/algorithms/d4pg.md)"]
 
 
 def _about_updates(config: TrainConfig) -> list[str]:

@@ -334,7 +334,7 @@ class EvaluationProgress:
         """Called after each step, with the steps of the longest episode."""
         if self._clock() - self._last_line >= EVALUATION_LINE_EVERY:
             self._last_line = self._clock()
-            say(f"{self._program}: {what}: {steps:,} steps")
+            say(f"{self._program}: {what}: {steps:,} {'step' if steps == 1 else 'steps'}")
 
 
 def print_summary(

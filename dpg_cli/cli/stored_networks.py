@@ -107,9 +107,8 @@ def misfit(config: TrainConfig, own: Mapping[str, Any], stored: Mapping[str, Any
             f"these networks are for observations of size {needs.obs_dim} and actions of size {needs.action_dim}; "
             f"env={config.env.id} has {has.obs_dim} and {has.action_dim}"
         )
-    return (
-        f"these networks need {use}; this run has {' and '.join(_text(value(key)) for key in keys)}" if keys else None
-    )
+    has_own = " ".join(f"{key}={_text(value(key))}" for key in keys)
+    return f"these networks need {use}; this run has {has_own}" if keys else None
 
 
 def _shapes(tensors: object) -> Shapes:

@@ -33,7 +33,7 @@ Examples
   dpg-train replay=lap algo.n_steps=3 noise=pink        TD3 with improvements, all of which are switches
   dpg-train -m algo=ddpg,td3 env=Pendulum-v1 'seed=range(5)'
   dpg-train -m hydra/launcher=local 'seed=range(10)'    several jobs at a time
-  dpg-train algo=td3_bc dataset=RUN_DIR                 learn offline, from a run's transitions
+  dpg-train algo=td3_bc env=Hopper-v4 dataset=RUN_DIR   learn offline, from a run's transitions
   dpg-train resume=RUN_DIR [total_steps=2e6]            resume a run exactly
   dpg-train resume=SWEEP_DIR                            run what is left of a sweep, with any launcher
   tensorboard --logdir outputs

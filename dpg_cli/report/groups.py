@@ -267,7 +267,10 @@ def _clash(values: Sequence[Value]) -> bool:
 
 
 def _telling_apart(firsts: Sequence[Run], differ: Sequence[str]) -> list[str]:
-    """All choices such as `noise=ou` that differ, and few further keys that tell apart the groups of one algorithm."""
+    """All choices such as `noise=ou` that differ, and few further keys that tell apart the groups of one algorithm.
+
+    `init`, too, counts as a choice: a run that starts from trained networks is another kind of training.
+    """
     values = {key: [text(value_of(run, key), exact=True) for run in firsts] for key in differ}
     places = [(run.env_id, run.part, run.evaluated, run.offline) for run in firsts]
 
@@ -279,7 +282,7 @@ def _telling_apart(firsts: Sequence[Run], differ: Sequence[str]) -> list[str]:
         return UNSET in values[key], len(key.rpartition(".")[2]) + max(map(len, values[key]))
 
     wanted = kinds(differ)
-    choices = [key for key in differ if key.endswith(".name") and kinds([key]) > kinds([])]
+    choices = [key for key in differ if (key == "init" or key.endswith(".name")) and kinds([key]) > kinds([])]
     chosen = list(choices)
     while kinds(chosen) < wanted:
         chosen.append(min(differ, key=lambda key: (-kinds([*chosen, key]), length(key))))
