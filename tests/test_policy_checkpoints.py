@@ -26,6 +26,8 @@ def test_updates_follow_the_end_of_an_episode(tmp_path):
     ends = [record["step"] for record in records(run) if "train/episode_length" in record and record["step"] > 10]
     assert changes(run) == ends[: len(changes(run))] != []
     assert run.updates == ends[-1] - 10
+    rates = {line["step"]: rate for line in run.lines("metrics.jsonl") if (rate := line.get("perf/updates_per_second"))}
+    assert [*rates] == changes(run)
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
@@ -69,7 +71,7 @@ def test_a_run_stopped_between_updates_resumes_exactly(tmp_path, keys, updates):
     for number in updates:
         stopped = Run(tmp_path / "parts", *given, stop=lambda run, number=number: run.updates >= number, start=step)
         assert stopped.outcome.interrupted
-        assert stopped.training.algorithm.updates == number
+        assert stopped.updates >= number
         assert stopped.training.learner.unfinished
         step = stopped.outcome.step
     resumed = Run(tmp_path / "parts", *given, start=step)

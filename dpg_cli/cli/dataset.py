@@ -114,7 +114,7 @@ def _sources(dataset: str) -> tuple[list[Path], str | None]:
     folders: list[Path] = []
     for root in map(Path, items):
         if not root.is_dir():
-            hint = "; for Minari write minari:NAME" if str(root) == "minari" else ""
+            hint = "; for Minari write minari:NAME" if root.name == "minari" else ""
             raise UserError(f"dataset={root}: no such folder{hint}")
         seeds = sorted(int(path.name[5:]) for path in root.glob("seed_*") if re.fullmatch(r"seed_\d+", path.name))
         folders += [root / f"seed_{seed}" for seed in seeds] or [root]

@@ -107,8 +107,10 @@ def misfit(config: TrainConfig, own: Mapping[str, Any], stored: Mapping[str, Any
             f"these networks are for observations of size {needs.obs_dim} and actions of size {needs.action_dim}; "
             f"env={config.env.id} has {has.obs_dim} and {has.action_dim}"
         )
-    has_own = " ".join(f"{key}={_text(value(key))}" for key in keys)
-    return f"these networks need {use}; this run has {has_own}" if keys else None
+    if not keys:
+        return None
+    has_own = [f"{key}={_text(value(key))}" for key in keys] if len(keys) > 1 else [_text(value(keys[0]))]
+    return f"these networks need {use}; this run has {' '.join(has_own)}"
 
 
 def _shapes(tensors: object) -> Shapes:

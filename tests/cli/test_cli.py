@@ -271,6 +271,13 @@ def test_keys_that_another_key_makes_useless_are_noted(train):
     assert "has no effect" not in train(TOY, *SMALL, *decaying, "hydra.run.dir=decaying")[1]
 
 
+def test_the_range_of_values_that_suits_few_environments_is_noted(train):
+    d4pg = [TOY, *SMALL, "algo=d4pg", "network.actor_sizes=[8]", "network.critic_sizes=[8]"]
+    note = "note: algo.v_min=-150 and algo.v_max=150 suit rewards in [0, 1]; set them for toy_envs:Toy/Reach-v0"
+    assert note in train(*d4pg, "hydra.run.dir=a")[1]
+    assert "rewards in" not in train(*d4pg, "algo.v_min=-20", "hydra.run.dir=b")[1]
+
+
 @pytest.mark.parametrize(("given", "updates"), [((), 50), (("updates_per_step=0.5",), 25)])
 def test_targets_that_are_never_copied_are_noted(train, given, updates):
     last, never = (f"algo.target_copy_every={number // 2 * 2}" for number in (updates, updates + 2))

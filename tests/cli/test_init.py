@@ -188,7 +188,8 @@ D4PG = ["algo=d4pg", "algo.v_min=-10", "algo.v_max=10", *LAYER_NORM]
         (
             [*SIMBA, "network.actor_blocks=2"],
             [*SIMBA, "network.critic_size=5"],
-            "these networks need network.actor_blocks=2 network.critic_size=4; this run has 1 and 5",
+            "these networks need network.actor_blocks=2 network.critic_size=4; "
+            "this run has network.actor_blocks=1 network.critic_size=5",
         ),
         (
             LAYER_NORM,

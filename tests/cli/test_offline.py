@@ -196,11 +196,15 @@ def test_environments_take_their_places_one_after_another(two):
     [
         ([], "algo=td3_bc: learns offline; add dataset=RUN_DIR or dataset=minari:NAME"),
         (["dataset=nowhere"], "nowhere: no such folder"),
+        (["dataset=minari"], "minari: no such folder; for Minari write minari:NAME"),
         (["dataset=."], "not a run folder: it has no config.yaml"),
         (["dataset=run,run"], "run: given twice"),
         (["dataset=run", "eval.episodes=0"], "eval.episodes=0: offline (dataset=) there are no training episodes"),
         (["dataset=run", "algo.batch_size=61"], "run: has 60 transitions, fewer than algo.batch_size=61"),
-        (["dataset=run", "env=Pendulum-v1"], "run: an observation has 2 numbers, and 3 in Pendulum-v1"),
+        (
+            ["dataset=run", "env=Pendulum-v1"],
+            "run: an observation has 2 numbers, and 3 in Pendulum-v1; use env=toy_envs:Toy/Reach-v0",
+        ),
         (["dataset=run", "env=toy_envs:Toy/Parts-v0"], "an observation has 2 numbers, and 19 in Toy/Parts-v0"),
         (["dataset=run,minari:a/b-v0"], "takes run folders or one Minari data set"),
         (["dataset=minari:"], "names no data set"),

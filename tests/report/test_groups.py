@@ -84,6 +84,12 @@ def test_two_keys_are_named_where_one_is_not_enough(tmp_path):
     }
 
 
+def test_the_networks_that_a_run_starts_from_are_always_named(tmp_path):
+    make_run(tmp_path / "a", [0, 1], init=None)
+    make_run(tmp_path / "b", [0, 1], init="bc", algo__normalize_obs=True)
+    assert [name for _, name in names_of(tmp_path)] == ["init=bc", "init=null"]
+
+
 def test_a_name_is_for_its_environment_and_a_label_for_all(tmp_path):
     make_run(tmp_path / "a", [0, 1], env="A-v0", algo__tau=0.1)
     make_run(tmp_path / "b", [0, 1], env="A-v0", algo__tau=0.2)
