@@ -147,3 +147,18 @@ def test_simba_beside_ddpg(env):
     assert f"| {env}, `algo=ddpg` | {cells(last10(ddpg))} | | {spread(ddpg, 50_000)} |" in PAGE
     gained = cells(last10(simba), last10(ddpg))
     assert f"| {env}, `experiment=simba_ddpg` | {gained} | {spread(simba, 50_000)} |" in PAGE
+
+
+@pytest.mark.parametrize("step", [50_000, 100_000])
+def test_td7(step):
+    steps, returns = curves("td7/each_step")
+    assert f"| {step:,} | {cells(returns[:, steps.index(step)])} | {spread('defaults', step)} |" in PAGE
+
+
+def test_learning_from_a_stopped_run():
+    behaviour, bc, td3 = (f"offline/{name}" for name in ("behaviour", "td3_bc", "td3"))
+    steps, (returns,) = curves(behaviour)
+    assert (steps[-1], round(returns[-1]), round(returns.max())) == (75_000, 3302, 3372)
+    for step in (25_000, 50_000, 75_000, 100_000):
+        assert f"| {step:,} | {spread(bc, step)} | {spread(td3, step)} |" in PAGE
+    assert f"| TD3+BC | {cells(last10(bc), last10(td3))} |\n| TD3 | {cells(last10(td3))} | |" in PAGE
