@@ -123,6 +123,7 @@ def test_a_seed_is_the_same_run_alone_and_beside_others(tmp_path, choice, way):
 def test_a_stopped_run_resumes_exactly(tmp_path, choice, way):
     """In the middle of an episode and of a policy delay. The same seed thus gives the same run, too."""
     given = [*overrides(choice), *way, "num_seeds=2", "num_envs=2", "learning_starts=11", "buffer_size=31"]
+    given += ["total_steps=44", "eval.episodes=1"]
     whole = Run(tmp_path / "whole", *given)
     first = Run(tmp_path / "parts", *given, stop_at=34)
     assert first.updates == 23
@@ -136,7 +137,7 @@ def test_a_stopped_run_resumes_exactly(tmp_path, choice, way):
 
 @pytest.mark.parametrize("choice", [choice for choice, _ in PINK], ids=named)
 def test_captured_learning_is_the_ordinary_loop(tmp_path, monkeypatch, choice):
-    given = [*ALIKE, *overrides(choice), "num_seeds=2", "total_steps=40", "checkpoint.every=40"]
+    given = [*ALIKE, *overrides(choice), "num_seeds=2", "total_steps=37", "checkpoint.every=37"]
     with monkeypatch.context() as patch:
         patch.setattr(learners, "Replay", ChoosingAsOnADevice)
         expected = Run(tmp_path / "ordinary", *given)

@@ -229,8 +229,9 @@ def test_the_layout_groups_the_tags(recorder, tmp_path):
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     charts = [set(chart.multiline.tag) for category in layout.category for chart in category.chart]
     shown = set().union(*charts)
-    # Without evaluations, of td7 and of d4pg.
-    assert shown <= TAGS | {"train/last_10_returns", "loss/encoder", "grad/encoder_norm", "value/clipped_targets"}
+    # Without evaluations, of td7, of d4pg and offline.
+    further = {"loss/encoder", "grad/encoder_norm", "value/clipped_targets", "loss/behavior_cloning"}
+    assert shown <= TAGS | further | {"train/last_10_returns"}
     assert TAGS - shown <= {"eval/return_std"}
     assert {"value/q_mean", "value/target_mean"} in charts
 

@@ -120,8 +120,8 @@ class FullStream:
 
 @pytest.mark.parametrize("error", WAYS, ids=lambda number: errno.errorcode[number])
 @pytest.mark.parametrize("file", ["metrics.jsonl", "evaluations.jsonl", "events.out.tfevents", "run.json", "train.log"])
-def test_a_file_that_takes_no_more_is_named(train, tmp_path, monkeypatch, file, error):
-    assert train(TOY, *SMALL, "hydra.run.dir=whole")[0] == 0
+def test_a_file_that_takes_no_more_is_named(train, trained, tmp_path, monkeypatch, file, error):
+    whole = trained(TOY, *SMALL)
     with monkeypatch.context() as patch:
         break_writes(patch, file, error)
         result = train(TOY, *SMALL, "hydra.run.dir=run")
@@ -131,7 +131,7 @@ def test_a_file_that_takes_no_more_is_named(train, tmp_path, monkeypatch, file, 
     failed(result, file, os.strerror(error), "bytes are free")
     assert leftovers(tmp_path / "run") == []
     assert train("resume=run", "trust=true")[0] == 0
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", whole)
 
 
 def break_writes(patch, file, error):
