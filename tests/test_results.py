@@ -161,4 +161,17 @@ def test_learning_from_a_stopped_run():
     assert (steps[-1], round(returns[-1]), round(returns.max())) == (75_000, 3302, 3372)
     for step in (25_000, 50_000, 75_000, 100_000):
         assert f"| {step:,} | {spread(bc, step)} | {spread(td3, step)} |" in PAGE
+    steps, returns = curves("offline/online")
+    for step in ("0, from TD3+BC", "5,000, before the first update", "10,000", "20,000", "50,000"):
+        at = returns[:, steps.index(int(step.split(", ")[0].replace(",", "")))]
+        assert f"| {step} | {cells(at)} |" in PAGE
     assert f"| TD3+BC | {cells(last10(bc), last10(td3))} |\n| TD3 | {cells(last10(td3))} | |" in PAGE
+
+
+def test_d4pg_on_pendulum():
+    name = "d4pg/Pendulum-v1"
+    steps, returns = curves(name)
+    for step in (2_000, 4_000, 20_000):
+        assert f"| {step:,} | {cells(returns[:, steps.index(step)])} |" in PAGE
+    assert f"| mean of the last ten evaluations | {cells(last10(name))} |" in PAGE
+    assert (returns[:, steps.index(4_000) :] >= -200).all()
