@@ -286,7 +286,7 @@ def test_learns_the_value_of_a_bandit_and_its_best_action(name):
     values = {"v_min": -2.0, "v_max": 0.5, "num_atoms": 11} if name == "d4pg" else {}
     algorithm = make(name, actor_lr=3e-3, critic_lr=3e-3, **sizes, **values)
     g = np.random.default_rng(0)
-    for _ in range(800 if name == "d4pg" else 1500):
+    for _ in range(800):
         action = torch.from_numpy(g.uniform(-1, 1, size=(1, 64, 1)))
         obs = torch.ones(1, 64, 1, dtype=torch.float64)
         reward = -((action - 0.3) ** 2).squeeze(-1)
