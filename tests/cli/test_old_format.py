@@ -50,6 +50,12 @@ def test_it_is_not_resumed(run, train, more):
     assert contents(run) == before
 
 
+def test_it_is_no_data_set(run, train):
+    code, out, err = train(*SAME, f"dataset={run}", "hydra.run.dir=offline")
+    assert (code, out, err) == (2, "", f"dpg-train: dataset={run}: {WHY}\n")
+    assert not (run.parent / "offline").exists()
+
+
 def test_a_sweep_with_such_a_job_is_not_extended(run, train, tmp_path):
     assert train("-m", *SAME, "seed=0,1", "hydra.sweep.dir=sweep")[0] == 0
     sweep = tmp_path / "sweep"
