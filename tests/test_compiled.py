@@ -227,7 +227,8 @@ def test_a_cache_that_cannot_be_written(monkeypatch):
 def test_an_update_by_descend_is_compiled_too(monkeypatch):
     """The form in which new algorithms are written."""
     monkeypatch.setattr(tiny_algorithms.TD3, "update", tiny_algorithms.plain_update)
-    ours, plain = learner(["algo=td3"], compiled=True), learner(["algo=td3"], compiled=False)
+    given = ["algo=td3", "algo.policy_delay=1"]
+    ours, plain = learner(given, compiled=True), learner(given, compiled=False)
     for step in steps(8):
         for each in (ours, plain):
             each.learn(step, observed=step.obs, updates=1, acts_next=False)
