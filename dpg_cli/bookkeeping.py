@@ -152,7 +152,8 @@ class Bookkeeper:
         state: the part of a member's checkpoint that only its training loop knows.
         start: the checkpoint to resume from, one per member; None for a new run.
         progress: is told of the start and of evaluations.
-        stop: called after every step; True ends the training early, with a checkpoint. An evaluation is abandoned.
+        stop: called after every step and between its updates; True ends the training early, with a checkpoint. An
+            evaluation is abandoned.
         stride: steps that are made at once.
         offline: whether steps are updates, made without training environments.
 
@@ -248,7 +249,7 @@ class Bookkeeper:
             self.save(outcome.step)
 
     def passed(self, step: int) -> bool:
-        """Do what is due after a step. A run stops and resumes only here.
+        """Do what is due after a step; where a stop has left some of its updates, only save.
 
         Returns:
             Whether the training ends early.

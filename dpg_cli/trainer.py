@@ -71,7 +71,8 @@ def train(
         checkpoints: one per member.
         start: the checkpoint to resume from, one per member; None for a new run.
         progress: is told of steps and evaluations.
-        stop: called after every step; True ends the training early, with a checkpoint. An evaluation is abandoned.
+        stop: called after every step and between its updates; True ends the training early, with a checkpoint. An
+            evaluation is abandoned.
 
     Returns:
         All evaluations, and the step at which the training ended.
