@@ -194,7 +194,7 @@ class Recorder:
         config: the resolved config, for the HParams tab and as text.
         name: of the run in the HParams tab, where runs with the same name would share a row.
         sizes: `sizes()` at the checkpoint to resume from; everything written later is cut. None for a new run.
-        dataset: what the run learns from offline. Steps are then updates, which TensorBoard's texts say.
+        dataset: description of an offline run's data set. TensorBoard shows it and says that steps are updates.
 
     Raises:
         UserError: `sizes` or a curve is invalid.
